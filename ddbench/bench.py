@@ -1,0 +1,213 @@
+"""A run spec made ready to run: names resolved, data loaded and split, network built."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddbench.catalog import Catalog
+from ddbench.data import DatasetInfo, ExampleSet, ImageSplits, normalise
+from ddbench.environment import data_dir, derive_seed, resolve_device
+from ddbench.errors import DdbenchError, PluginError
+from ddbench.options import Component
+from ddbench.protocols import Setting, get_protocol
+from ddbench.results import DatasetRecord
+from ddbench.spec import Choice, RunSpec, default_steps
+from ddbench.task import AdaptationTarget, Budget, Networks, Objective, Side, Task
+
+SMOKE_TRAIN, SMOKE_TEST = 50, 20
+"""Examples of each class that a smoke run keeps."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The components a spec names."""
+
+    method: Component
+    dataset: Component
+    network: Component
+    objective: Component
+    init: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A spec made ready to run: data loaded and split, network built, everything on its device."""
+
+    spec: RunSpec
+    parts: Parts
+    train: ExampleSet
+    setting: Setting
+    record: DatasetRecord
+    device: torch.device
+
+    def task(self, generator: torch.Generator) -> Task:
+        """What a method is given; its networks are drawn with `generator`."""
+        setting = self.setting
+        return Task(self.train, setting.objective, setting.networks("train", generator), setting.budget, self.train.info)
+
+
+def complete(spec: RunSpec, catalog: Catalog) -> tuple[RunSpec, Parts]:
+    """The spec with every default and option spelt out, and the components it names. Loads no data.
+
+    Raises `UsageError` for a name or option that does not exist.
+    """
+    get_protocol(spec.protocol)
+    method, method_choice = catalog.resolve("method", spec.method)
+    init: Callable[..., Any]
+    if spec.target is not None:
+        component, target = catalog.resolve("target", spec.target)
+        adaptation = component.call(target.options)
+        if not isinstance(adaptation, AdaptationTarget):
+            raise PluginError(f"target {target.name!r} returned {type(adaptation).__name__}, not an AdaptationTarget.")
+        spec = spec.model_copy(
+            update={
+                "target": target,
+                "dataset": Choice(name=adaptation.dataset),
+                "network": Choice(name=adaptation.network),
+                "init": target,
+            }
+        )
+        init = adaptation.sample
+        init_choice = target
+    else:
+        init_component, init_choice = catalog.resolve("init", spec.init)
+        init = _bound(init_component, init_choice)
+    dataset, dataset_choice = catalog.resolve("dataset", spec.dataset)
+    objective, objective_choice = catalog.resolve("objective", spec.objective)
+    network_choice = spec.network or Choice(name=dataset.facts.get("network", "mlp"))
+    network, network_choice = catalog.resolve("network", network_choice, info_from_facts(dataset))
+    images_per_class = spec.images_per_class or dataset.facts.get("images_per_class", 10)
+    done = spec.model_copy(
+        update={
+            "method": method_choice,
+            "dataset": dataset_choice,
+            "objective": objective_choice,
+            "network": network_choice,
+            "init": init_choice,
+            "images_per_class": images_per_class,
+            "steps": spec.steps or default_steps(images_per_class),
+        }
+    )
+    return done, Parts(method, dataset, network, objective, init)
+
+
+def info_from_facts(dataset: Component) -> DatasetInfo:
+    """What is known of a dataset before it is loaded."""
+    facts = dataset.facts
+    return DatasetInfo(
+        name=dataset.name,
+        classes=tuple(facts["classes"]),
+        sample_shape=tuple(facts["sample_shape"]),
+        mean=(0.0,),
+        std=(1.0,),
+        modality=facts.get("modality", "image"),
+        content_hash="",
+        partial=False,
+    )
+
+
+def load_data(spec: RunSpec, dataset: Component, *, download: bool) -> tuple[ExampleSet, ExampleSet]:
+    """Train and test examples of the spec's dataset, normalised. Raises `PluginError` when its plugin fails."""
+    try:
+        splits = dataset.call(spec.dataset.options, data_dir(), download)
+    except (DdbenchError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"dataset {dataset.name!r} ({dataset.distribution}) could not be loaded: {type(error).__name__}: {error}.",
+            "Run with -v for the traceback.",
+        ) from error
+    if not isinstance(splits, ImageSplits):
+        raise PluginError(f"dataset {dataset.name!r} returned {type(splits).__name__}, not ImageSplits.")
+    classes = tuple(dataset.facts["classes"])
+    return normalise(dataset.name, splits, classes, dataset.facts.get("modality", "image"))
+
+
+def split_validation(train: ExampleSet, share: float) -> tuple[ExampleSet, ExampleSet]:
+    """Train without the validation slice, and the slice: `share` of each class, the same whatever the run's seed."""
+    generator = torch.Generator().manual_seed(derive_seed("validation slice"))
+    kept, held_out = [], []
+    for label in range(len(train.info.classes)):
+        members = train.of_class(label)
+        members = members[torch.randperm(len(members), generator=generator)]
+        count = min(max(1, round(share * len(members))), max(0, len(members) - 1))
+        held_out.append(members[:count])
+        kept.append(members[count:])
+    return train[torch.cat(kept).sort().values], train[torch.cat(held_out).sort().values]
+
+
+def prepare(spec: RunSpec, parts: Parts, *, download: bool = True) -> Bench:
+    """Load the data and build the network. Raises `DdbenchError` when either cannot be had."""
+    device = resolve_device(spec.device)
+    everything, test = load_data(spec, parts.dataset, download=download)
+    train, validation = split_validation(everything, spec.validation)
+    if spec.smoke:
+        train = _first_of_each_class(train, max(SMOKE_TRAIN, spec.images_per_class or 0))
+        validation, test = _first_of_each_class(validation, SMOKE_TEST), _first_of_each_class(test, SMOKE_TEST)
+    info = train.info
+    with torch.random.fork_rng(devices=[]):
+        module = _built(parts.network, spec, info).to(device)
+    objective = parts.objective.call(spec.objective.options, info)
+    if not isinstance(objective, Objective):
+        raise PluginError(f"objective {spec.objective.name!r} returned {type(objective).__name__}, not an Objective.")
+    budget = Budget(spec.images_per_class or 1, spec.steps or 1, spec.epochs)
+
+    def networks(side: Side, generator: torch.Generator) -> Networks:
+        return Networks(module, parts.init, info, generator, side)
+
+    train, validation, test = train.to(device), validation.to(device), test.to(device)
+    record = DatasetRecord(
+        name=info.label,
+        content_hash=info.content_hash,
+        partial=info.partial,
+        train=len(train),
+        validation=len(validation),
+        test=len(test),
+    )
+    return Bench(spec, parts, train, Setting(module, validation, test, objective, budget, networks), record, device)
+
+
+def _bound(component: Component, choice: Choice) -> Callable[..., Any]:
+    """An init distribution with its options, whose own failures are told as the plugin's."""
+
+    def sample(*args: Any) -> Any:
+        try:
+            return component.call(choice.options, *args)
+        except (DdbenchError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"init {component.name!r} ({component.distribution}) raised {type(error).__name__}: {error}.",
+                "Run with -v for the traceback.",
+            ) from error
+
+    return sample
+
+
+def _built(component: Component, spec: RunSpec, info: DatasetInfo) -> nn.Module:
+    assert spec.network is not None
+    try:
+        module = component.call(spec.network.options, info)
+        if not isinstance(module, nn.Module):
+            raise PluginError(f"network {component.name!r} returned {type(module).__name__}, not an nn.Module.")
+        module.eval()
+        with torch.no_grad():
+            shape = tuple(module(torch.zeros(2, *info.sample_shape)).shape)
+    except (DdbenchError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"network {component.name!r} does not work on examples of shape {list(info.sample_shape)}: {error}.",
+            "Choose another with --network; `ddbench list networks` names them.",
+        ) from error
+    if shape != (2, len(info.classes)):
+        raise PluginError(f"network {component.name!r} gives outputs {list(shape[1:])} for {len(info.classes)} classes.")
+    return module
+
+
+def _first_of_each_class(examples: ExampleSet, count: int) -> ExampleSet:
+    chosen = [examples.of_class(label)[:count] for label in range(len(examples.info.classes))]
+    return examples[torch.cat(chosen)]

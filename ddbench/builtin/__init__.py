@@ -1,0 +1,1 @@
+"""What ships with ddbench besides methods: plugins like anyone's, declared as entry points."""

@@ -1,0 +1,175 @@
+"""Networks of the dataset-distillation literature, and any architecture of torchvision or timm by name."""
+
+from collections import OrderedDict
+from typing import Annotated
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+import ddbench
+from ddbench import Component, DatasetInfo, UsageError
+
+Width = Annotated[int, pydantic.Field(ge=1)]
+
+
+def _image_size(info: DatasetInfo, network: str, smallest: int) -> tuple[int, int]:
+    """(channels, size) of square images of at least `smallest` pixels a side."""
+    if len(info.sample_shape) != 3 or info.sample_shape[1] != info.sample_shape[2]:
+        raise UsageError(f"{network} takes square images, not examples of shape {info.sample_shape}.", "Try --network mlp.")
+    channels, size, _ = info.sample_shape
+    if size < smallest:
+        raise UsageError(
+            f"{network} needs images of at least {smallest}x{smallest} pixels; {info.name} has {size}x{size}.",
+            "Try --network convnet or --network mlp.",
+        )
+    return channels, size
+
+
+@ddbench.network
+def lenet(info: DatasetInfo) -> nn.Module:
+    """LeNet: two 5x5 convolutions (6 and 16 channels), then 120-84-classes; the paper's network for digits.
+
+    LeCun et al. 1998 with ReLU and max-pooling, as in Wang et al. 2018: padding 2 below 32 pixels, 0 from there on.
+    """
+    channels, size = _image_size(info, "lenet", 12)
+    padding = 2 if size < 32 else 0
+    side = ((size + 2 * padding - 4) // 2 - 4) // 2
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 6, 5, padding=padding),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(6, 16, 5),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(16 * side * side, 120),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(120, 84),
+            relu4=nn.ReLU(),
+            fc3=nn.Linear(84, len(info.classes)),
+        )
+    )
+
+
+@ddbench.network
+def alexcifarnet(info: DatasetInfo) -> nn.Module:
+    """AlexCifarNet: two 5x5 convolutions of 64 channels with local response normalisation; the paper's for CIFAR-10.
+
+    Wang et al. 2018; response normalisation over 4 channels with alpha .001/9, beta .75, k 1; pools of 3 by 2;
+    fully connected 384-192-classes.
+    """
+    channels, size = _image_size(info, "alexcifarnet", 12)
+
+    def normalisation() -> nn.Module:
+        return nn.LocalResponseNorm(4, alpha=0.001 / 9.0, beta=0.75, k=1)
+
+    side = (size + 1) // 2
+    side = (side + 1) // 2
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 64, 5, padding=2),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(3, 2, padding=1),
+            norm1=normalisation(),
+            conv2=nn.Conv2d(64, 64, 5, padding=2),
+            relu2=nn.ReLU(),
+            norm2=normalisation(),
+            pool2=nn.MaxPool2d(3, 2, padding=1),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(64 * side * side, 384),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(384, 192),
+            relu4=nn.ReLU(),
+            fc3=nn.Linear(192, len(info.classes)),
+        )
+    )
+
+
+@ddbench.network
+def convnet(info: DatasetInfo, *, width: Width = 128, depth: Width = 3) -> nn.Module:
+    """ConvNet: blocks of 3x3 convolution, instance normalisation, ReLU and average pooling; the field's usual network.
+
+    Gidaris and Komodakis 2018, as used by Zhao et al. 2021 (Dataset Condensation): width 128, depth 3.
+    """
+    channels, size = _image_size(info, f"convnet of depth {depth}", 2**depth)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for block in range(1, depth + 1):
+        layers[f"conv{block}"] = nn.Conv2d(channels, width, 3, padding=1)
+        layers[f"norm{block}"] = nn.GroupNorm(width, width)
+        layers[f"relu{block}"] = nn.ReLU()
+        layers[f"pool{block}"] = nn.AvgPool2d(2)
+        channels, size = width, size // 2
+    layers["flatten"] = nn.Flatten()
+    layers["classifier"] = nn.Linear(width * size * size, len(info.classes))
+    return nn.Sequential(layers)
+
+
+@ddbench.network
+def mlp(info: DatasetInfo, *, width: Width = 128, depth: Annotated[int, pydantic.Field(ge=0)] = 2) -> nn.Module:
+    """Multi-layer perceptron: `depth` hidden layers of `width` ReLU units on the flattened example."""
+    features = torch.Size(info.sample_shape).numel()
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for layer in range(1, depth + 1):
+        layers[f"fc{layer}"] = nn.Linear(features, width)
+        layers[f"relu{layer}"] = nn.ReLU()
+        features = width
+    layers["classifier"] = nn.Linear(features, len(info.classes))
+    return nn.Sequential(layers)
+
+
+@ddbench.network
+def linear(info: DatasetInfo) -> nn.Module:
+    """Linear classifier on the flattened example (logistic regression when trained with cross-entropy)."""
+    features = torch.Size(info.sample_shape).numel()
+    layers = OrderedDict(flatten=nn.Flatten(), classifier=nn.Linear(features, len(info.classes)))
+    return nn.Sequential(layers)
+
+
+class _GreyAsColour(nn.Module):
+    """A colour network that is shown grey images three times."""
+
+    def __init__(self, colour: nn.Module) -> None:
+        super().__init__()
+        self.colour = colour
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.colour(images.expand(-1, 3, -1, -1))
+        return output
+
+
+@ddbench.hookimpl
+def ddbench_find_network(name: str, info: DatasetInfo) -> Component | None:
+    source, _, architecture = name.partition("/")
+    if source not in ("torchvision", "timm") or not architecture:
+        return None
+    if source == "torchvision":
+        import torchvision
+
+        known = torchvision.models.list_models(module=torchvision.models)
+    else:
+        import timm
+
+        known = timm.list_models()
+    if architecture not in known:
+        raise UsageError(
+            f"{source} has no model {architecture!r}.{ddbench.did_you_mean(architecture, known)}",
+            f"Browse them: python -c 'import {source}; print({source}.{'models.' if source == 'torchvision' else ''}list_models())'",
+        )
+
+    @ddbench.network
+    def build(info: DatasetInfo) -> nn.Module:
+        """An architecture of a model library, without pretrained weights."""
+        channels = info.sample_shape[0]
+        if source == "timm":
+            return timm.create_model(architecture, pretrained=False, num_classes=len(info.classes), in_chans=channels)
+        model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=len(info.classes))
+        return _GreyAsColour(model) if channels == 1 else model
+
+    return ddbench.component_of(build, "network").named(name)
+
+
+@ddbench.hookimpl
+def ddbench_networks() -> list[object]:
+    return [lenet, alexcifarnet, convnet, mlp, linear]

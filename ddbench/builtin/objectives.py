@@ -1,0 +1,24 @@
+"""Objectives: what networks trained on the distilled set should be good at."""
+
+import ddbench
+from ddbench import DatasetInfo, Objective
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@ddbench.objective
+def classification(info: DatasetInfo) -> Objective:
+    """Classify as the real data does: cross-entropy, ranked by accuracy."""
+
+    def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+        return {
+            "accuracy": (logits.argmax(-1) == labels).float().mean().item(),
+            "loss": F.cross_entropy(logits, labels).item(),
+        }
+
+    return Objective(loss=F.cross_entropy, metrics=metrics, primary="accuracy")
+
+
+@ddbench.hookimpl
+def ddbench_objectives() -> list[object]:
+    return [classification]

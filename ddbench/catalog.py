@@ -1,0 +1,273 @@
+"""The catalog: finds plugins, loads each in isolation, remembers who offers what, and looks names up."""
+
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from ddbench import hookspecs
+from ddbench.errors import DdbenchError, PluginError, UsageError
+from ddbench.options import KINDS, Component, component_of, did_you_mean
+from ddbench.spec import Choice
+
+if TYPE_CHECKING:
+    from ddbench.data import DatasetInfo
+
+GROUP = "ddbench"
+CONFIG_FILE = "ddbench.toml"
+_HOOK_OF = {kind: f"ddbench_{kind}s" for kind in KINDS}
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin that was set aside, and why."""
+
+    name: str
+    distribution: str
+    error: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.name!r} ({self.distribution}) was set aside: {self.error}"
+
+
+@dataclass
+class Plugin:
+    """A plugin that loaded: its hooks and where it came from."""
+
+    name: str
+    distribution: str
+    hooks: list[pluggy.HookImpl] = field(default_factory=list)
+    offers: list[str] = field(default_factory=list)
+    """Names of what it registers, such as `method unrolled_gd`."""
+
+    @property
+    def hook_names(self) -> list[str]:
+        """Names of the hooks it implements."""
+        return [_name(hook) for hook in self.hooks]
+
+
+class Catalog:
+    """Everything the plugins on this machine offer.
+
+    `paths` are plugin files or package folders to load besides the installed ones; they come with those named in
+    `DDBENCH_PLUGINS` (separated like `PATH`) and in the `plugins` list of `./ddbench.toml`.
+    """
+
+    def __init__(self, paths: Iterable[Path] = ()) -> None:
+        self.plugins: list[Plugin] = []
+        self.broken: list[BrokenPlugin] = []
+        self._found: dict[str, list[Component]] = {kind: [] for kind in KINDS}
+        self._experiments: dict[str, tuple[Path, str]] = {}
+        self._silenced: set[str] = set()
+        self._manager = pluggy.PluginManager("ddbench")
+        self._manager.add_hookspecs(hookspecs)
+        for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
+            distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
+            self._load(entry.name, distribution, entry.load)
+        for path in [*paths, *_paths_from_environment(), *_paths_from_config()]:
+            self._load(path.stem, str(path), lambda path=path: _import_path(path))  # type: ignore[misc]
+
+    def components(self, kind: str) -> list[Component]:
+        """All components of a kind, by name."""
+        return sorted(self._found[kind], key=lambda c: c.name)
+
+    def get(self, kind: str, name: str, info: "DatasetInfo | None" = None) -> Component:
+        """The component called `name`. `info` is what open-ended network names are resolved for.
+
+        Raises `UsageError` for an unknown name (with a near miss), `PluginError` for a name that belongs to a
+        plugin that failed to load or that two plugins claim.
+        """
+        owners = [c for c in self._found[kind] if c.name == name]
+        if len(owners) > 1:
+            raise PluginError(
+                f"{kind} {name!r} is registered by both {owners[0].distribution} and {owners[1].distribution}.",
+                "Uninstall or rename one of them.",
+            )
+        if owners:
+            return owners[0]
+        found = self._find_open_ended(kind, name, info)
+        if found is not None:
+            return found
+        for broken in self.broken:
+            if name in (broken.name, broken.name.replace("-", "_")) or broken.distribution.endswith(".py"):
+                raise PluginError(
+                    f"there is no {kind} {name!r}, and {broken}",
+                    "Mend the plugin, or uninstall it.",
+                )
+        known = sorted(c.name for c in self._found[kind])
+        raise UsageError(
+            f"there is no {kind} called {name!r}.{did_you_mean(name, known)}",
+            f"There are: {', '.join(known) or 'none'}.",
+        )
+
+    def resolve(self, kind: str, choice: Choice, info: "DatasetInfo | None" = None) -> tuple[Component, Choice]:
+        """A choice's component, and the choice with all its options spelt out."""
+        component = self.get(kind, choice.name, info)
+        return component, Choice(name=choice.name, options=component.validated(choice.options))
+
+    def experiments(self) -> dict[str, Path]:
+        """Named experiments and the TOML files that hold them."""
+        return {name: path for name, (path, _) in sorted(self._experiments.items())}
+
+    def notify(self, hook: str, **arguments: object) -> list[str]:
+        """Call a lifecycle hook of every plugin; one that raises is switched off. Returns a line for each."""
+        complaints = []
+        for plugin in self.plugins:
+            for implementation in plugin.hooks:
+                if _name(implementation) == hook and plugin.name not in self._silenced:
+                    try:
+                        _call(implementation, arguments)
+                    except Exception as error:
+                        self._silenced.add(plugin.name)
+                        complaints.append(
+                            f"plugin {plugin.name!r} ({plugin.distribution}) failed in {hook} and is switched off "
+                            f"for this run: {_brief(error)}"
+                        )
+        return complaints
+
+    def _load(self, name: str, distribution: str, load: Callable[[], object]) -> None:
+        try:
+            module = load()
+            plugin = Plugin(name, distribution, self._hooks_of(module, name))
+            registered = [
+                (kind, component)
+                for kind in KINDS
+                for component in self._registered(plugin, kind)
+            ]
+            experiments = [
+                (_experiment_name(Path(path)), Path(path))
+                for implementation in plugin.hooks
+                if _name(implementation) == "ddbench_experiments"
+                for path in _call(implementation, {})
+            ]
+        except (Exception, SystemExit) as error:
+            self.broken.append(BrokenPlugin(name, distribution, _brief(error)))
+            return
+        self.plugins.append(plugin)
+        for kind, component in registered:
+            self._found[kind].append(component)
+            plugin.offers.append(f"{kind} {component.name}")
+        for experiment, path in experiments:
+            self._experiments[experiment] = (path, distribution)
+
+    def _hooks_of(self, module: object, name: str) -> list[pluggy.HookImpl]:
+        """Register `module` with pluggy and return its hooks; a hook ddbench does not know is an error."""
+        unique = f"{name}#{len(self.plugins) + len(self.broken)}"
+        self._manager.register(module, name=unique)
+        callers = self._manager.get_hookcallers(module) or []
+        hooks = [h for caller in callers for h in caller.get_hookimpls() if h.plugin is module]
+        known = [n for n in dir(hookspecs) if n.startswith("ddbench_")]
+        unknown = [_name(h) for h in hooks if _name(h) not in known]
+        if unknown:
+            self._manager.unregister(module)
+            raise PluginError(f"there is no hook {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
+        misspelt = [
+            n
+            for n, thing in vars(module).items()
+            if n.startswith("ddbench_") and inspect.isfunction(thing) and thing.__module__ == getattr(module, "__name__", "")
+            and n not in {_name(h) for h in hooks}
+        ]
+        if misspelt:
+            raise PluginError(f"function {misspelt[0]!r} looks like a hook but is not marked.", "Add @ddbench.hookimpl.")
+        return hooks
+
+    def _registered(self, plugin: Plugin, kind: str) -> Iterator[Component]:
+        for implementation in plugin.hooks:
+            if _name(implementation) != _HOOK_OF[kind]:
+                continue
+            things = _call(implementation, {})
+            if not isinstance(things, Iterable):
+                raise PluginError(f"{_HOOK_OF[kind]} returned {type(things).__name__} instead of a list.")
+            for thing in things:
+                found = component_of(thing, kind)
+                yield Component(kind, found.name, found.function, found.options, found.facts, plugin.distribution)
+
+    def _find_open_ended(self, kind: str, name: str, info: "DatasetInfo | None") -> Component | None:
+        hook = f"ddbench_find_{kind}"
+        for plugin in self.plugins:
+            for implementation in plugin.hooks:
+                if _name(implementation) != hook:
+                    continue
+                try:
+                    found = _call(implementation, {"name": name, "info": info})
+                    if found is not None:
+                        return component_of(found, kind)
+                except DdbenchError:
+                    raise
+                except Exception as error:
+                    raise PluginError(
+                        f"plugin {plugin.name!r} ({plugin.distribution}) failed to look up {name!r}: {_brief(error)}."
+                    ) from error
+        return None
+
+
+def _name(implementation: pluggy.HookImpl) -> str:
+    return implementation.function.__name__
+
+
+def _call(implementation: pluggy.HookImpl, arguments: dict[str, Any]) -> Any:
+    """Call one hook with the arguments it names, so that plugins for an older contract still work."""
+    return implementation.function(*[arguments[name] for name in implementation.argnames])
+
+
+def _brief(error: BaseException) -> str:
+    if isinstance(error, DdbenchError):
+        return f"{error.message} {error.hint}".strip()
+    text = str(error).strip().split("\n", 1)[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _paths_from_environment() -> list[Path]:
+    return [Path(part) for part in os.environ.get("DDBENCH_PLUGINS", "").split(os.pathsep) if part]
+
+
+def _paths_from_config() -> list[Path]:
+    path = Path(CONFIG_FILE)
+    if not path.is_file():
+        return []
+    try:
+        listed = tomllib.loads(path.read_text()).get("plugins", [])
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.", "Mend or remove it.") from error
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        raise UsageError(f"plugins in {path} must be a list of paths.", 'For example: plugins = ["my_method.py"]')
+    return [Path(item) for item in listed]
+
+
+def _import_path(path: Path) -> ModuleType:
+    """Import a .py file or a package folder that is not installed."""
+    source = path / "__init__.py" if path.is_dir() else path
+    if not source.is_file():
+        raise PluginError(f"there is no plugin file {source}.", "Give a .py file or a folder with __init__.py.")
+    name = path.resolve().stem
+    # A name of its own keeps the file from shadowing an importable module of the same name.
+    unique = name if path.is_dir() and name not in sys.modules else f"ddbench_plugin_file_{name}"
+    locations = [str(path.resolve())] if path.is_dir() else None
+    spec = importlib.util.spec_from_file_location(unique, source, submodule_search_locations=locations)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{source} is not a Python file.", "Give a .py file or a folder with __init__.py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[unique]
+        raise
+    return module
+
+
+def _experiment_name(path: Path) -> str:
+    try:
+        name = tomllib.loads(path.read_text()).get("name", path.stem)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PluginError(f"experiment {path}: {error}.") from error
+    return str(name)

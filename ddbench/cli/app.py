@@ -1,0 +1,78 @@
+"""The `ddbench` application: its commands, and those that plugins add."""
+
+import sys
+from typing import Annotated, Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from ddbench.cli import look, run
+from ddbench.cli.output import failures_told
+
+
+class _WithPluginCommands(TyperGroup):
+    """Looks for a command among the plugins only when it is none of ddbench's own."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Any:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        with failures_told():
+            from ddbench.catalog import Catalog
+
+            extra = typer.Typer()
+            extra.command("_", hidden=True)(lambda: None)
+            extra.command("__", hidden=True)(lambda: None)
+            for complaint in Catalog().notify("ddbench_commands", app=extra):
+                sys.stderr.write(f"Warning: {complaint}\n")
+            group = typer.main.get_group(extra)
+            return group.get_command(ctx, cmd_name)
+        return None
+
+
+app = typer.Typer(
+    cls=_WithPluginCommands,
+    name="ddbench",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"ddbench {version('ddbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def ddbench(
+    ctx: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of failures.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Benchmark dataset distillation: run a method, get a number one can trust.
+
+    First steps: `ddbench run --method unrolled_gd` distils the digits that ship with scikit-learn;
+    `ddbench list` names what there is; `ddbench show NAME` explains one of them;
+    `ddbench leaderboard` compares what was run.
+
+    Exit codes: 0 ok or skipped, 1 a run failed, 2 usage, 3 a prerequisite is missing, 4 a plugin failed,
+    130 interrupted.
+    """
+    ctx.obj = verbose
+
+
+for module in (run, look):
+    module.register(app)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,177 @@
+"""Commands that look: list, show, leaderboard, plugins."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddbench.cli.output import failures_told, print_json
+from ddbench.cli.run import Json, Leaderboards, Plugins
+from ddbench.errors import UsageError
+from ddbench.options import KINDS, did_you_mean
+
+if TYPE_CHECKING:
+    from ddbench.catalog import Catalog
+    from ddbench.options import Component
+
+PLURALS = {f"{kind}s": kind for kind in KINDS}
+LISTED = (*PLURALS, "protocols", "experiments")
+
+
+def list_(
+    ctx: typer.Context,
+    kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(LISTED)}.")] = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """List what there is: methods, datasets, networks, init distributions, objectives, protocols, experiments.
+
+    Examples: `ddbench list`, `ddbench list datasets`
+    """
+    with failures_told(as_json=as_json, verbose=ctx.obj):
+        from ddbench.catalog import Catalog
+        from ddbench.render.tables import listing
+
+        wanted = [kind if kind in LISTED else f"{kind}s"] if kind else list(LISTED)
+        if wanted[0] not in LISTED:
+            raise UsageError(f"there are no {kind}.{did_you_mean(kind or '', LISTED)}", f"Name one of {', '.join(LISTED)}.")
+        catalog = Catalog(plugin or [])
+        entries = {name: _entries(catalog, name) for name in wanted}
+        if as_json:
+            print_json({"status": "ok", **entries})
+            return
+        listing(entries, [str(broken) for broken in catalog.broken])
+
+
+def show(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="A name from `ddbench list`, or a run folder.")],
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Explain one thing: a plugin's help and options, or what a run found.
+
+    Examples: `ddbench show unrolled_gd`, `ddbench show runs/unrolled_gd-digits-ipc1-3f9a1c`
+    """
+    with failures_told(as_json=as_json, verbose=ctx.obj):
+        if Path(name).is_dir():
+            _show_run(Path(name), as_json)
+            return
+        from ddbench.catalog import Catalog
+        from ddbench.render.tables import card
+
+        catalog = Catalog(plugin or [])
+        found = [c for kind in KINDS for c in catalog.components(kind) if c.name == name]
+        if not found:
+            found = [_anything(catalog, name)]
+        if as_json:
+            print_json({"status": "ok", "found": [_described(component) for component in found]})
+            return
+        for component in found:
+            card(component)
+
+
+def leaderboard(
+    ctx: typer.Context,
+    leaderboards: Annotated[Path, typer.Option("--leaderboards", help="Folder of the CSVs.", metavar="DIR")] = Path(
+        "leaderboards"
+    ),
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Only this dataset.")] = None,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="Only this method.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank what was run. Only runs of the same data, network, init, budget and protocol share a ranking.
+
+    Example: `ddbench leaderboard --dataset svhn`
+    """
+    with failures_told(as_json=as_json, verbose=ctx.obj):
+        from ddbench.leaderboard import groups, read
+        from ddbench.render.tables import ranking
+
+        rows = [
+            row
+            for row in read(leaderboards)
+            if (dataset is None or row.dataset.split("@")[0] == dataset.split("@")[0]) and method in (None, row.method)
+        ]
+        if as_json:
+            print_json({"status": "ok", "rows": [row.model_dump() for row in rows]})
+            return
+        if not rows:
+            typer.echo("No rows yet. Make one: ddbench run --method unrolled_gd")
+        ranking(groups(rows))
+
+
+def plugins(ctx: typer.Context, plugin: Plugins = None, as_json: Json = False) -> None:
+    """Name the plugins that were found, what they offer, and what is wrong with those set aside."""
+    with failures_told(as_json=as_json, verbose=ctx.obj):
+        from ddbench.catalog import Catalog
+        from ddbench.render.tables import plugin_table
+
+        catalog = Catalog(plugin or [])
+        found = [
+            {"name": p.name, "distribution": p.distribution, "offers": p.offers, "hooks": p.hook_names}
+            for p in catalog.plugins
+        ]
+        broken = [{"name": b.name, "distribution": b.distribution, "error": b.error} for b in catalog.broken]
+        if as_json:
+            print_json({"status": "ok", "plugins": found, "broken": broken})
+            return
+        plugin_table(catalog)
+
+
+def _entries(catalog: "Catalog", plural: str) -> list[dict[str, str]]:
+    if plural == "protocols":
+        from ddbench.protocols import PROTOCOLS
+
+        return [{"name": p.name, "summary": p.summary, "source": "ddbench"} for p in PROTOCOLS.values()]
+    if plural == "experiments":
+        return [{"name": name, "summary": str(path), "source": ""} for name, path in catalog.experiments().items()]
+    components = catalog.components(PLURALS[plural])
+    return [{"name": c.name, "summary": c.summary, "source": c.distribution} for c in components]
+
+
+def _anything(catalog: "Catalog", name: str) -> "Component":
+    """A component of an open-ended name, or a `UsageError` with the nearest of all names."""
+    from ddbench.bench import info_from_facts
+
+    if name.startswith("folder:") or name.startswith("hf:"):
+        return catalog.get("dataset", name)
+    if "/" in name and not Path(name).suffix and name.split("/")[0] in ("timm", "torchvision"):
+        return catalog.get("network", name, info_from_facts(catalog.get("dataset", "digits")))
+    known = [c.name for kind in KINDS for c in catalog.components(kind)]
+    raise UsageError(f"there is nothing called {name!r}.{did_you_mean(name, known)}", "See: ddbench list")
+
+
+def _described(component: "Component") -> dict[str, Any]:
+    return {
+        "kind": component.kind,
+        "name": component.name,
+        "source": component.distribution,
+        "help": component.help,
+        "facts": {key: list(v) if isinstance(v, tuple) else v for key, v in component.facts.items()},
+        "options": component.options.model_json_schema().get("properties", {}),
+    }
+
+
+def _show_run(path: Path, as_json: bool) -> None:
+    from ddbench.render.tables import result_lines
+    from ddbench.results import RunFolder
+
+    folder = RunFolder(path)
+    spec = folder.read_spec()
+    result = folder.read_result()
+    if result is None:
+        raise UsageError(f"{path} holds a run of {spec.method.name} that has not ended.", f"Go on with: ddbench resume {path}")
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+        return
+    for line in result_lines(result, folder, None):
+        typer.echo(line)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `app`."""
+    app.command("list")(list_)
+    app.command()(show)
+    app.command()(leaderboard)
+    app.command()(plugins)

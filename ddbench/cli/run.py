@@ -1,0 +1,318 @@
+"""Commands that compute: run, resume, evaluate."""
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddbench.cli.output import failures_told, print_json
+from ddbench.errors import UsageError
+from ddbench.options import did_you_mean, parse_assignments
+
+if TYPE_CHECKING:
+    from ddbench.catalog import Catalog
+    from ddbench.results import RunResult
+    from ddbench.spec import RunSpec
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all else goes to stderr.")]
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="Load a plugin file or folder (repeatable).", metavar="PATH")
+]
+Leaderboards = Annotated[Path, typer.Option("--leaderboards", help="Folder of the leaderboards.", metavar="DIR")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Option of the method, or `init.scheme`, `network.width`, ... (repeatable).", metavar="KEY=VALUE"
+    ),
+]
+
+
+def run(
+    ctx: typer.Context,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="Distillation method.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Dataset, or folder:PATH. [digits]")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Network, torchvision/NAME or timm/NAME. [the dataset's usual one]")
+    ] = None,
+    init: Annotated[str | None, typer.Option(help="Init distribution. [random]")] = None,
+    objective: Annotated[str | None, typer.Option(help="Objective. [classification]")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Pretrained-adaptation target (sets dataset, network and init).")
+    ] = None,
+    ipc: Annotated[int | None, typer.Option(help="Images per class over all steps. [the dataset's usual]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Gradient steps with images of their own. [largest divisor of IPC up to 10]")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Times the steps are cycled through. [3]")] = None,
+    protocol: Annotated[str | None, typer.Option(help="How the result is scored. [replay/v1]")] = None,
+    eval_networks: Annotated[int | None, typer.Option(help="Networks that score the result. [20]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the distillation. [0]")] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="Stop distilling after this time and score what there is.", metavar="15m")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
+    assignments: Sets = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with fields of the run spec.", metavar="FILE")] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="A named experiment (ddbench list experiments).", metavar="NAME")
+    ] = None,
+    plugin: Plugins = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="A few steps on little data, to see that it works.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder of the run folders.", metavar="DIR")] = Path("runs"),
+    leaderboards: Leaderboards = Path("leaderboards"),
+    as_json: Json = False,
+) -> None:
+    """Distil a dataset, score the result on fresh networks, and append a row to a leaderboard.
+
+    Examples:
+
+    - `ddbench run --method unrolled_gd`
+
+    - `ddbench run --method unrolled_gd --dataset svhn --time-limit 15m`
+
+    - `ddbench run --method unrolled_gd --dataset mnist --init fixed --ipc 1 --set outer_steps=2000`
+
+    - `ddbench run --plugin my_method.py --method my_method --smoke`
+    """
+    flags = {
+        "method": method,
+        "dataset": dataset,
+        "network": network,
+        "init": init,
+        "objective": objective,
+        "target": target,
+        "images_per_class": ipc,
+        "steps": steps,
+        "epochs": epochs,
+        "protocol": protocol,
+        "eval_networks": eval_networks,
+        "seed": seed,
+        "time_limit": time_limit,
+        "device": device,
+        "smoke": smoke or None,
+    }
+    with failures_told(as_json=as_json, verbose=ctx.obj):
+        from ddbench.catalog import Catalog
+
+        catalog = Catalog(plugin or [])
+        _warn_of_broken(catalog)
+        spec = _spec(catalog, flags, assignments or [], config, experiment)
+        if dry_run:
+            _dry_run(spec, catalog, runs, leaderboards, as_json)
+            return
+        from ddbench import runner
+        from ddbench.render.live import live
+
+        with live() as reporter:
+            result = runner.run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
+        _conclude(result, leaderboards, as_json)
+
+
+def resume(
+    ctx: typer.Context,
+    path: Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN")],
+    plugin: Plugins = None,
+    leaderboards: Leaderboards = Path("leaderboards"),
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that was interrupted, killed or out of disk.
+
+    Example: `ddbench resume runs/unrolled_gd-svhn-ipc10-3f9a1c`
+    """
+    with failures_told(as_json=as_json, verbose=ctx.obj):
+        from ddbench import runner
+        from ddbench.catalog import Catalog
+        from ddbench.render.live import live
+
+        catalog = Catalog(plugin or [])
+        _warn_of_broken(catalog)
+        with live() as reporter:
+            result = runner.resume(path, catalog=catalog, leaderboards=leaderboards, reporter=reporter)
+        _conclude(result, leaderboards, as_json)
+
+
+def evaluate(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A distilled.safetensors file, or the run folder it is in.")],
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Dataset. [the one it was made for]")] = None,
+    network: Annotated[str | None, typer.Option(help="Network. [the one it was made for]")] = None,
+    init: Annotated[str | None, typer.Option(help="Init distribution. [the one it was made for]")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Protocol. [the one it was made for]")] = None,
+    eval_networks: Annotated[int | None, typer.Option(help="Networks that score the set. [as when made]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
+    assignments: Sets = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Score a distilled set again, under its own setting or another; writes nothing.
+
+    Examples:
+
+    - `ddbench evaluate runs/unrolled_gd-mnist-ipc10-3f9a1c`
+
+    - `ddbench evaluate distilled.safetensors --network convnet`
+    """
+    flags = {
+        "dataset": dataset,
+        "network": network,
+        "init": init,
+        "protocol": protocol,
+        "eval_networks": eval_networks,
+        "device": device,
+    }
+    with failures_told(as_json=as_json, verbose=ctx.obj):
+        from ddbench import runner
+        from ddbench.catalog import Catalog
+        from ddbench.data import DistilledSet
+        from ddbench.files import sha256
+        from ddbench.render.live import live
+        from ddbench.render.tables import score_lines
+
+        path = file / "distilled.safetensors" if file.is_dir() else file
+        distilled = DistilledSet.load(path)
+        made_for = _made_for(distilled.metadata.get("spec"), path)
+        catalog = Catalog(plugin or [])
+        _warn_of_broken(catalog)
+        spec = _merged(made_for, flags, parse_assignments(assignments or []), set())
+        with live() as reporter:
+            bench, scores = runner.evaluate(distilled, spec, catalog=catalog, reporter=reporter)
+        primary = bench.setting.objective.primary
+        if as_json:
+            print_json(
+                {
+                    "status": "ok",
+                    "spec": bench.spec.model_dump(mode="json"),
+                    "dataset": bench.record.model_dump(mode="json"),
+                    "primary": primary,
+                    "score": scores.after[primary].model_dump(),
+                    "scores": {name: score.model_dump() for name, score in scores.after.items()},
+                    "before": {name: score.model_dump() for name, score in scores.before.items()},
+                    "companions": {name: score.model_dump() for name, score in scores.companions.items()},
+                    "selected": scores.selected,
+                    "artifact": {"path": str(path), "sha256": sha256(path.read_bytes()), "bytes": distilled.nbytes},
+                }
+            )
+            return
+        higher = bench.setting.objective.higher_is_better
+        for line in score_lines(primary, scores.after[primary], scores.before[primary], scores.companions, higher):
+            typer.echo(line)
+
+
+def _spec(
+    catalog: "Catalog", flags: dict[str, Any], assignments: list[str], config: Path | None, experiment: str | None
+) -> "RunSpec":
+    """The spec of a `run`: an experiment, then a config file, then flags, then `--set`, each over the one before."""
+    fields: dict[str, Any] = {}
+    if experiment is not None:
+        known = catalog.experiments()
+        if experiment not in known:
+            raise UsageError(
+                f"there is no experiment {experiment!r}.{did_you_mean(experiment, known)}", "See: ddbench list experiments"
+            )
+        fields.update(_toml(known[experiment]))
+        for described in ("name", "summary", "published"):
+            fields.pop(described, None)
+    if config is not None:
+        fields.update(_toml(config))
+    name = flags["method"] or fields.get("method")
+    if name is None:
+        known_methods = ", ".join(c.name for c in catalog.components("method"))
+        raise UsageError("no method was named.", f"Name one with --method: {known_methods}.")
+    name = name.get("name", "") if isinstance(name, dict) else name
+    return _merged(fields, flags, parse_assignments(assignments), set(catalog.get("method", name).options.model_fields))
+
+
+def _merged(
+    fields: dict[str, Any], flags: dict[str, Any], assignments: dict[str, Any], method_options: set[str]
+) -> "RunSpec":
+    """A flag replaces a field; naming another plugin drops the options of the one before."""
+    from ddbench.spec import RunSpec, place_assignments
+
+    merged = dict(fields)
+    for key, value in flags.items():
+        if value is None:
+            continue
+        before = merged.get(key)
+        if not (isinstance(before, dict) and before.get("name") == value):
+            merged[key] = value
+    return RunSpec.parse(place_assignments(merged, assignments, method_options))
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"there is no file {path}.", "Give the path of a TOML file.") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a readable TOML file: {error}.") from error
+
+
+def _made_for(canonical: str | None, path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(canonical or "")
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{path} does not say what it was made for.", "Evaluate files that ddbench wrote; they carry their spec."
+        ) from error
+    assert isinstance(fields, dict)
+    return fields
+
+
+def _warn_of_broken(catalog: "Catalog") -> None:
+    for broken in catalog.broken:
+        sys.stderr.write(f"Warning: {broken}\n")
+
+
+def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path, as_json: bool) -> None:
+    from ddbench.bench import complete, load_data
+    from ddbench.errors import MissingPrerequisite
+    from ddbench.render.tables import plan_lines
+
+    spec, parts = complete(spec, catalog)
+    try:
+        train, test = load_data(spec, parts.dataset, download=False)
+        data = f"{train.info.label}: {len(train)} training and {len(test)} test images"
+    except MissingPrerequisite as error:
+        data = f"not there yet: {error.message}"
+    board = "adaptation" if spec.target else spec.objective.name
+    plan = {
+        "status": "planned",
+        "spec": spec.model_dump(mode="json"),
+        "fingerprint": spec.fingerprint,
+        "run_dir": str(runs / spec.run_id),
+        "leaderboard": None if spec.smoke else str(leaderboards / f"{board}.csv"),
+        "data": data,
+    }
+    if as_json:
+        print_json(plan)
+        return
+    for line in plan_lines(spec, data, str(plan["run_dir"]), plan["leaderboard"] and str(plan["leaderboard"])):
+        typer.echo(line)
+
+
+def _conclude(result: "RunResult", leaderboards: Path, as_json: bool) -> None:
+    """Draw the pictures and tell the result."""
+    from ddbench.render.tables import result_lines
+    from ddbench.results import RunFolder
+
+    folder = RunFolder(Path(result.run_dir))
+    if result.status == "ok":
+        from ddbench.render.pictures import draw_run
+
+        draw_run(folder)
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+        return
+    for line in result_lines(result, folder, leaderboards):
+        typer.echo(line)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `app`."""
+    app.command()(run)
+    app.command()(resume)
+    app.command()(evaluate)

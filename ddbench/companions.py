@@ -1,0 +1,70 @@
+"""Companions: the baselines every score is shown beside, made at the same budget under the same protocol."""
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+
+from ddbench.bench import Bench
+from ddbench.catalog import Catalog
+from ddbench.data import DistilledSet
+from ddbench.environment import cache_dir, derive_seed, describe
+from ddbench.errors import DdbenchError, Interrupted
+from ddbench.files import atomic_write, sha256
+from ddbench.loop import Reporter, Run
+from ddbench.options import Component
+from ddbench.protocols import get_protocol
+from ddbench.spec import Choice
+from ddbench.stats import Score, summarise
+
+
+def score_companions(bench: Bench, catalog: Catalog, networks: int, reporter: Reporter) -> dict[str, Score]:
+    """The primary score of every method declared `companion=True`, other than the run's own.
+
+    A companion makes one set for each network, so its spread covers the choice of images as well as the network.
+    Computed once and kept in the cache folder; one that fails is told and left out.
+    """
+    scores = {}
+    for method in catalog.components("method"):
+        if not method.facts.get("companion") or method.name == bench.spec.method.name:
+            continue
+        path = cache_dir() / "companions" / f"{_key(bench, method, networks)}.json"
+        with contextlib.suppress(OSError, ValueError):
+            scores[method.name] = Score.model_validate_json(path.read_text())
+            continue
+        reporter.stage(f"Scoring the companion {method.name}")
+        try:
+            scores[method.name] = _score(bench, method, networks, reporter)
+        except Interrupted:
+            raise
+        except Exception as error:
+            why = error.message if isinstance(error, DdbenchError) else f"{type(error).__name__}: {error}"
+            reporter.say(f"No companion {method.name}: {why}")
+            continue
+        # A cache that cannot be written costs time, not the run.
+        with contextlib.suppress(DdbenchError):
+            atomic_write(path, scores[method.name].model_dump_json())
+    return scores
+
+
+def _score(bench: Bench, method: Component, networks: int, reporter: Reporter) -> Score:
+    sets = []
+    for i in range(networks):
+        with tempfile.TemporaryDirectory() as folder:
+            run = Run(Path(folder), seed=derive_seed("companion", i), device=bench.device)
+            task = bench.task(run.generator)
+            made: DistilledSet = method.call(method.validated({}), task, run)
+            made.validate(task)
+            sets.append(made.to(bench.device))
+    evaluation = get_protocol(bench.spec.protocol).evaluate(sets, bench.setting, networks, reporter)
+    return summarise(evaluation.scores[bench.setting.objective.primary])
+
+
+def _key(bench: Bench, method: Component, networks: int) -> str:
+    """What a companion's score depends on: the spec without the run's own method, the data, the machine."""
+    choice = Choice(name=method.name, options=method.validated({}))
+    spec = bench.spec.model_copy(
+        update={"method": choice, "seed": 0, "time_limit": None, "eval_networks": networks}
+    )
+    parts = [spec.canonical(), bench.record.content_hash, method.distribution, json.dumps(describe(bench.device))]
+    return sha256("\n".join(parts).encode())

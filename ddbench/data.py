@@ -1,0 +1,262 @@
+"""Real data as a method sees it (`ExampleSet`) and distilled data as it is scored, saved and shared (`DistilledSet`)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import safetensors
+import safetensors.torch
+import torch
+from jaxtyping import Float, Int, Shaped, UInt8
+from torch import Tensor
+
+from ddbench.errors import DdbenchError, PluginError, UsageError
+from ddbench.files import atomic_write, sha256
+
+if TYPE_CHECKING:
+    from ddbench.task import Task
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a dataset once it is loaded.
+
+    `mean`, `std`: per channel, of the training images in [0, 1]. `sample_shape`: `(channels, height, width)` for
+    images. `content_hash`: SHA-256 over every image and label of both splits. `partial`: not (known to be) the full original.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    sample_shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    modality: str
+    content_hash: str
+    partial: bool
+
+    @property
+    def label(self) -> str:
+        """The name a leaderboard ranks under: a partial copy carries its content hash, so never ranks with the full set."""
+        return f"{self.name}@{self.content_hash[:8]}" if self.partial else self.name
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """Normalised `[..., channels, height, width]` back to pixels, where real images lie in [0, 1]."""
+        shape = (-1, *[1] * (len(self.sample_shape) - 1))
+        return inputs * inputs.new_tensor(self.std).view(shape) + inputs.new_tensor(self.mean).view(shape)
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """What a dataset plugin loads: `uint8` images `[n, channels, height, width]` and `int64` labels, two splits.
+
+    `partial` says that this copy is not the full original: its checksum differs, or there is none to compare with.
+    """
+
+    train_images: UInt8[Tensor, "n c h w"]
+    train_labels: Int[Tensor, " n"]
+    test_images: UInt8[Tensor, "m c h w"]
+    test_labels: Int[Tensor, " m"]
+    partial: bool = False
+
+    def content_hash(self) -> str:
+        """SHA-256 over shapes, images and labels of both splits."""
+        parts = []
+        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            parts.append(f"{tensor.dtype}{tuple(tensor.shape)}{sha256(tensor.contiguous().numpy().tobytes())}")
+        return sha256("".join(parts).encode())
+
+
+@dataclass(frozen=True)
+class ExampleSet:
+    """Real examples: `inputs [n, *sample_shape]` normalised per channel, `labels [n]` int64."""
+
+    inputs: Float[Tensor, "n *sample"]
+    labels: Int[Tensor, " n"]
+    info: DatasetInfo
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Tensor) -> Self:
+        indices = indices.to(self.labels.device)
+        return replace(self, inputs=self.inputs[indices], labels=self.labels[indices])
+
+    def to(self, device: torch.device) -> Self:
+        """The same examples on `device`."""
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+
+    def of_class(self, label: int) -> Tensor:
+        """Indices of the examples of one class, in their order."""
+        return torch.nonzero(self.labels == label).flatten()
+
+    def minibatch(self, size: int, generator: torch.Generator) -> Self:
+        """`size` examples drawn without replacement (all of them, shuffled, where there are fewer)."""
+        return self[torch.randperm(len(self), generator=generator)[:size]]
+
+    def random_subset(self, per_class: int, generator: torch.Generator, *, balanced: bool = True) -> Self:
+        """`per_class` examples of each class (or as many in all, whatever their class), drawn without replacement.
+
+        Examples come class by class when `balanced`. Raises `UsageError` where a class has too few.
+        """
+        if not balanced:
+            return self.minibatch(per_class * len(self.info.classes), generator)
+        chosen = []
+        for label, name in enumerate(self.info.classes):
+            members = self.of_class(label)
+            if len(members) < per_class:
+                raise UsageError(
+                    f"class {name!r} of {self.info.label} has {len(members)} training images, fewer than {per_class}.",
+                    f"Ask for at most --ipc {len(members)}.",
+                )
+            chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class].to(members.device)])
+        return self[torch.cat(chosen)]
+
+
+@dataclass(frozen=True)
+class DistilledSet:
+    """A handful of synthetic (or chosen) examples and how to train on them: what every method returns.
+
+    `inputs`: `[steps, n, *sample_shape]`, normalised like the training data. `labels`: `[steps, n]` int64, or
+    `[steps, n, classes]` probabilities. `lrs`: `[epochs, steps]`, the rate of each gradient-descent step, or None.
+    `steps=1, lrs=None` is a plain subset. `metadata`: what a stranger needs to use the file (see `described`).
+    """
+
+    inputs: Float[Tensor, "steps n *sample"]
+    labels: Shaped[Tensor, "steps n *classes"]
+    lrs: Float[Tensor, "epochs steps"] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many examples there are in all."""
+        return self.inputs.shape[0] * self.inputs.shape[1]
+
+    @property
+    def soft(self) -> bool:
+        """Whether labels are probabilities."""
+        return self.labels.is_floating_point()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: images, labels and rates."""
+        return sum(t.numel() * t.element_size() for t in (self.inputs, self.labels, self.lrs) if t is not None)
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Plain images `[steps * n, *sample_shape]` and labels, for anybody's training loop."""
+        return self.inputs.flatten(0, 1), self.labels.flatten(0, 1)
+
+    def to(self, device: torch.device) -> Self:
+        """The same set on `device`, without a graph."""
+        lrs = None if self.lrs is None else self.lrs.detach().to(device)
+        return replace(self, inputs=self.inputs.detach().to(device), labels=self.labels.detach().to(device), lrs=lrs)
+
+    def validate(self, task: "Task") -> None:
+        """Check shape, dtype, finiteness and budget against `task`; raises `PluginError` naming the first fault."""
+        for fault in self._faults(task):
+            raise PluginError(
+                f"the method returned {fault}.",
+                "A DistilledSet holds inputs [steps, n, *sample_shape], labels [steps, n] and lrs [epochs, steps] or None.",
+            )
+
+    def _faults(self, task: "Task") -> list[str]:
+        classes, budget = len(task.info.classes), task.budget
+        tensors = {"inputs": self.inputs, "labels": self.labels, "lrs": self.lrs}
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor) and not (name == "lrs" and tensor is None):
+                return [f"{name} of type {type(tensor).__name__} instead of a tensor"]
+        faults = []
+        shape, sample = tuple(self.inputs.shape), tuple(task.info.sample_shape)
+        if self.inputs.dim() != 2 + len(sample) or shape[2:] != sample:
+            return [f"inputs of shape {list(shape)} where [steps, n, {', '.join(map(str, sample))}] is expected"]
+        if self.inputs.dtype != torch.float32:
+            faults.append(f"inputs of type {self.inputs.dtype} instead of torch.float32")
+        wanted = (*shape[:2], classes) if self.soft else shape[:2]
+        if tuple(self.labels.shape) != wanted:
+            return [*faults, f"labels of shape {list(self.labels.shape)} where {list(wanted)} is expected"]
+        if not self.soft and self.labels.dtype != torch.int64:
+            faults.append(f"labels of type {self.labels.dtype} instead of torch.int64")
+        for name, tensor in tensors.items():
+            if tensor is not None and not torch.isfinite(tensor).all():
+                faults.append(f"{name} with NaN or infinite values")
+        if self.soft and not torch.allclose(self.labels.sum(-1), torch.ones(()).to(self.labels), atol=1e-4):
+            faults.append("soft labels that do not sum to one")
+        if not self.soft and self.labels.numel() and not 0 <= self.labels.min() <= self.labels.max() < classes:
+            faults.append(f"labels outside 0 .. {classes - 1}")
+        if not 1 <= self.count <= budget.images_per_class * classes:
+            faults.append(f"{self.count} images where the budget is {budget.images_per_class} for each of {classes} classes")
+        if self.lrs is not None:
+            if self.lrs.dim() != 2 or self.lrs.shape[1] != shape[0]:
+                return [*faults, f"lrs of shape {list(self.lrs.shape)} where [epochs, {shape[0]}] is expected"]
+            if self.lrs.numel() > budget.total_steps:
+                faults.append(f"{self.lrs.numel()} gradient steps where the budget is {budget.total_steps}")
+        return faults
+
+    def described(self, **more: object) -> Self:
+        """The same set with more metadata; what is not text is stored as JSON."""
+        text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in more.items()}
+        return replace(self, metadata={**self.metadata, **text})
+
+    def save(self, path: Path) -> str:
+        """Write a safetensors file atomically and return its SHA-256. The same set gives the same bytes."""
+        tensors = {"inputs": self.inputs, "labels": self.labels}
+        if self.lrs is not None:
+            tensors["lrs"] = self.lrs
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        raw = safetensors.torch.save(plain, metadata=dict(sorted(self.metadata.items())))
+        atomic_write(path, raw)
+        return sha256(raw)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file that `save` wrote; runs no code from it. Raises `UsageError` where it is not one."""
+        path = Path(path)
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}.", "Give the path of a distilled.safetensors file.")
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return cls(tensors["inputs"], tensors["labels"], tensors.get("lrs"), metadata)
+        except (safetensors.SafetensorError, KeyError, OSError) as error:
+            raise UsageError(
+                f"{path} is damaged or not a distilled set: {error}.",
+                "Take an intact distilled.safetensors file from a run folder.",
+            ) from error
+
+
+def normalise(name: str, splits: ImageSplits, classes: tuple[str, ...], modality: str) -> tuple[ExampleSet, ExampleSet]:
+    """Train and test examples with zero mean and unit variance per channel over the training images.
+
+    Raises `DdbenchError` for data no network could be trained on: an empty split, or labels outside the classes.
+    """
+    for split, images, labels in (
+        ("training", splits.train_images, splits.train_labels),
+        ("test", splits.test_images, splits.test_labels),
+    ):
+        if len(images) != len(labels) or not len(images):
+            raise DdbenchError(
+                f"the {split} split of {name} has {len(images)} images and {len(labels)} labels.",
+                "Check the files of the dataset.",
+            )
+        if not 0 <= labels.min() <= labels.max() < len(classes):
+            raise DdbenchError(f"the {split} split of {name} has labels outside 0 .. {len(classes) - 1}.")
+    train = splits.train_images.float() / 255
+    mean, std = train.mean((0, 2, 3)), train.std((0, 2, 3)).clamp_min(1e-6)
+    info = DatasetInfo(
+        name=name,
+        classes=classes,
+        sample_shape=tuple(train.shape[1:]),
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        modality=modality,
+        content_hash=splits.content_hash(),
+        partial=splits.partial,
+    )
+
+    def prepared(images: Tensor, labels: Tensor) -> ExampleSet:
+        centred = images.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+        return ExampleSet(centred, labels.long(), info)
+
+    return prepared(train, splits.train_labels), prepared(splits.test_images.float() / 255, splits.test_labels)

@@ -1,0 +1,118 @@
+"""The machine a number was made on: versions, device, threads, seeds, memory, folders."""
+
+import functools
+import hashlib
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+
+from ddbench.errors import MissingPrerequisite, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on every part and on nothing else (no clock, no hash randomisation)."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def resolve_device(name: str) -> "torch.device":
+    """The device called `name`; `auto` takes an accelerator when there is one, else the CPU."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        if name.startswith("meta"):
+            raise RuntimeError("holds no data")
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        known = name.split(":")[0] in {"cpu", "cuda", "mps", "xpu"}
+        hint = "Use --device cpu, or --device auto to take what there is."
+        if known:
+            raise MissingPrerequisite(f"device {name!r} is not available on this machine.", hint) from error
+        raise UsageError(f"there is no device called {name!r}.", hint) from error
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of python, numpy and torch, for code that draws from them."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held so far, in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+@functools.cache
+def git_commit() -> str:
+    """The commit of the working tree this package is imported from, `+changed` when edited, or `""`."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+changed", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def describe(device: "torch.device") -> dict[str, str]:
+    """What a reader needs to know of the machine to judge a number or a time measured on it."""
+    import torch
+
+    return {
+        "ddbench": metadata.version("ddbench"),
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": metadata.version("torchvision"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": str(torch.get_num_threads()),
+        "processor": _processor(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def data_dir() -> Path:
+    """Where datasets are looked for and downloaded to: `DDBENCH_DATA`, or the platform's cache folder."""
+    chosen = os.environ.get("DDBENCH_DATA")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("ddbench") / "data"
+
+
+def cache_dir() -> Path:
+    """Where results that cost time to compute are kept for the next run (`DDBENCH_CACHE` moves it)."""
+    chosen = os.environ.get("DDBENCH_CACHE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("ddbench") / "computed"

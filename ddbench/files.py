@@ -1,0 +1,74 @@
+"""Files that are either whole or not there: atomic writes, hashes, locks."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from ddbench.errors import DdbenchError
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Replace `path` by `data`, or leave it as it was: a reader never sees half a file.
+
+    The bytes go to a temporary file beside `path`, reach the disk (fsync) and are then renamed over it.
+    Folders are created. Raises `DdbenchError` when the disk is full or the folder cannot be written.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    with explained_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(raw)
+                stream.flush()
+                os.fsync(stream.fileno())
+            # mkstemp makes files only their owner can read; the result gets what the umask allows.
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def explained_os_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` met while writing `path` into a `DdbenchError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DdbenchError(
+            f"cannot write {path}: {reason}.",
+            "Free some space or choose another folder (--runs, --leaderboards); what was written before is intact.",
+        ) from error
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def locked(path: Path, timeout: float = 60) -> Iterator[None]:
+    """Hold the lock that guards `path` against other processes (a hidden `.lock` file beside it)."""
+    with explained_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise DdbenchError(
+                f"another process has held {path} for {timeout:.0f} seconds.",
+                "Wait for it to end, or stop it, and try again.",
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()

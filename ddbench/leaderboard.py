@@ -1,0 +1,257 @@
+"""Leaderboards: one CSV per objective, appended to by the program alone, one row per run."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from pydantic import ConfigDict
+
+from ddbench.errors import DdbenchError, UsageError
+from ddbench.files import atomic_write, explained_os_errors, locked
+from ddbench.results import RunResult
+from ddbench.stats import Score
+
+SCHEMA = 1
+
+
+class Row(pydantic.BaseModel):
+    """One run. Figures of the primary metric are in its own unit (fractions, for accuracies).
+
+    `values` holds every network's figure, `metrics` the means of the other metrics, `companions` mean, std and n of
+    each baseline under the same protocol. `images_per_class` is the total (IPC); `bytes` counts images, labels and
+    rates. `selected_on` says what was chosen and on which data. `peak_memory_mb` is of the whole process.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA
+    fingerprint: str
+    created: str
+    method: str
+    method_options: str
+    method_source: str
+    dataset: str
+    dataset_hash: str
+    train_images: int
+    validation_images: int
+    test_images: int
+    network: str
+    network_options: str
+    init: str
+    init_options: str
+    objective: str
+    objective_options: str
+    target: str
+    images_per_class: int
+    steps: int
+    epochs: int
+    label_regime: str
+    protocol: str
+    selected_on: str
+    metric: str
+    higher_is_better: bool
+    n: int
+    mean: float
+    std: float | None
+    low: float | None
+    high: float | None
+    values: str
+    before: float
+    metrics: str
+    companions: str
+    images: int
+    bytes: int
+    outer_steps: int
+    stopped_by: str
+    rollbacks: int
+    seconds_distill: float
+    seconds_evaluate: float
+    peak_memory_mb: float
+    environment: str
+    seed: int
+    artifact_sha256: str
+    run_id: str
+
+    def score(self) -> Score:
+        """The primary figure with its raw values."""
+        return Score(
+            mean=self.mean, std=self.std, low=self.low, high=self.high, n=self.n, values=json.loads(self.values)
+        )
+
+    def companion(self, name: str | None = None) -> dict[str, float] | None:
+        """Mean, std and n of a companion (the first one where no name is given)."""
+        found: dict[str, dict[str, float]] = json.loads(self.companions)
+        return found.get(name) if name else next(iter(found.values()), None)
+
+
+COLUMNS = tuple(Row.model_fields)
+
+
+def row_of(result: RunResult, *, method_source: str, created: str) -> Row:
+    """The row of a run that ended well."""
+    spec, dataset, score, artifact, seconds = (
+        result.spec,
+        result.dataset,
+        result.score,
+        result.artifact,
+        result.seconds,
+    )
+    assert dataset and score and artifact and seconds and spec.network and result.peak_memory_mb is not None
+    return Row(
+        fingerprint=spec.fingerprint,
+        created=created,
+        method=spec.method.name,
+        method_options=_json(spec.method.options),
+        method_source=method_source,
+        dataset=dataset.name,
+        dataset_hash=dataset.content_hash,
+        train_images=dataset.train,
+        validation_images=dataset.validation,
+        test_images=dataset.test,
+        network=spec.network.name,
+        network_options=_json(spec.network.options),
+        init=spec.init.name,
+        init_options=_json(spec.init.options),
+        objective=spec.objective.name,
+        objective_options=_json(spec.objective.options),
+        target=spec.target.name if spec.target else "",
+        images_per_class=spec.images_per_class or 0,
+        steps=spec.steps or 0,
+        epochs=spec.epochs,
+        label_regime="stored soft" if artifact.soft_labels else "hard",
+        protocol=spec.protocol,
+        selected_on=result.selected,
+        metric=result.primary,
+        higher_is_better=result.higher_is_better,
+        n=score.n,
+        mean=score.mean,
+        std=score.std,
+        low=score.low,
+        high=score.high,
+        values=_json(score.values),
+        before=result.before[result.primary].mean,
+        metrics=_json({name: s.mean for name, s in result.scores.items() if name != result.primary}),
+        companions=_json({name: {"mean": s.mean, "std": s.std, "n": s.n} for name, s in result.companions.items()}),
+        images=artifact.images,
+        bytes=artifact.bytes,
+        outer_steps=result.steps_done,
+        stopped_by=result.stopped_by,
+        rollbacks=result.rollbacks,
+        seconds_distill=round(seconds.distill, 3),
+        seconds_evaluate=round(seconds.evaluate, 3),
+        peak_memory_mb=round(result.peak_memory_mb, 1),
+        environment=_json(result.environment),
+        seed=spec.seed,
+        artifact_sha256=artifact.sha256,
+        run_id=result.run_id,
+    )
+
+
+def path_for(folder: Path, row: Row) -> Path:
+    """The CSV a row belongs to: adaptation runs have their own, others go by objective."""
+    return folder / ("adaptation.csv" if row.target else f"{row.objective}.csv")
+
+
+def append(path: Path, row: Row) -> Row | None:
+    """Append `row`, or return the row that is there for the same spec and data.
+
+    Holds a lock and replaces the file in one step, so that neither another process nor a full disk can leave half
+    a row. Raises `DdbenchError` for a file that ddbench did not write.
+    """
+    with locked(path):
+        before = _read_text(path)
+        for existing in _parse(path, before):
+            if (existing.fingerprint, existing.dataset_hash) == (row.fingerprint, row.dataset_hash):
+                return existing
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not before:
+            writer.writerow(COLUMNS)
+        writer.writerow(["" if value is None else value for value in row.model_dump().values()])
+        gap = "\n" if before and not before.endswith("\n") else ""
+        atomic_write(path, before + gap + text.getvalue())
+    return None
+
+
+def comparison(new: Row, existing: Row) -> str:
+    """How a run compares with the row that the same spec has already."""
+    when = existing.created[:10]
+    if json.loads(new.values) == json.loads(existing.values):
+        return f"Reproduced exactly: {existing.metric} {existing.mean:.4f}, as on {when}."
+    gap = new.mean - existing.mean
+    return f"This run: {new.metric} {new.mean:.4f}, {gap:+.4f} against {existing.mean:.4f} on {when}."
+
+
+def read(folder: Path) -> list[Row]:
+    """All rows of all leaderboards in `folder`. Raises `DdbenchError` naming the file and line at fault."""
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}.", "Name one with --leaderboards, or run something first.")
+    rows: list[Row] = []
+    for path in sorted(folder.glob("*.csv")):
+        if path.name != "published.csv":
+            rows += _parse(path, _read_text(path))
+    return rows
+
+
+def groups(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
+    """Rows that may be ranked against one another, best first, each group under what its rows share.
+
+    Only rows of the same metric, target, dataset (by content, where partial), total IPC, protocol, network, init and
+    label regime compare.
+    """
+    grouped: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        budget = f"IPC {row.images_per_class}, {row.steps}x{row.epochs} steps"
+        setting = (row.objective, row.target, row.dataset, row.network, row.network_options, row.init, row.init_options)
+        key = (*setting, budget, row.protocol, row.label_regime, row.metric)
+        grouped.setdefault(key, []).append(row)
+    return grouped
+
+
+def _read_text(path: Path) -> str:
+    if not path.exists():
+        return ""
+    with explained_os_errors(path):
+        try:
+            return path.read_text()
+        except UnicodeDecodeError as error:
+            raise _foreign(path, "it is not text") from error
+
+
+def _parse(path: Path, text: str) -> list[Row]:
+    if not text:
+        return []
+    try:
+        lines = list(csv.reader(io.StringIO(text), strict=True))
+    except csv.Error as error:
+        raise _foreign(path, str(error)) from error
+    if tuple(lines[0]) != COLUMNS:
+        raise _foreign(path, "its header is not ddbench's")
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        if not line:
+            continue
+        try:
+            cells = dict(zip(COLUMNS, line, strict=True))
+            rows.append(Row.model_validate({k: (v if v or k not in _OPTIONAL else None) for k, v in cells.items()}))
+        except (ValueError, pydantic.ValidationError) as error:
+            raise _foreign(path, f"row {number} is not a row ddbench wrote") from error
+    return rows
+
+
+_OPTIONAL = {"std", "low", "high"}
+
+
+def _foreign(path: Path, why: str) -> DdbenchError:
+    return DdbenchError(
+        f"{path} cannot be used as a leaderboard: {why}.",
+        "It was left as it is. Mend or move it, or name another folder with --leaderboards.",
+    )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,368 @@
+"""Run: the loop, log and random numbers a method uses, so that it resumes, reports and stops in time for free."""
+
+import io
+import json
+import math
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddbench.environment import derive_seed
+from ddbench.errors import DdbenchError, Interrupted, PluginError
+from ddbench.files import atomic_write, explained_os_errors
+
+SNAPSHOT_EVERY = 20
+"""Outer steps between the states a run can roll back to."""
+CHECKPOINT_SECONDS = 20.0
+"""Seconds between checkpoints on disk."""
+MAX_ROLLBACKS = 5
+"""Roll-backs after which a run that keeps diverging is ended."""
+
+
+class Reporter(Protocol):
+    """Whoever watches a run: the terminal, a log file, nobody."""
+
+    def say(self, text: str) -> None:
+        """One line worth keeping."""
+
+    def stage(self, title: str) -> None:
+        """A stage with progress begins; the one before it is over."""
+
+    def progress(self, done: int, total: int, values: Mapping[str, float], seconds_left: float | None) -> None:
+        """The stage has done `done` of `total`; `seconds_left` is None while it cannot be known yet."""
+
+
+class Silent:
+    """A reporter for nobody."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def stage(self, title: str) -> None:
+        pass
+
+    def progress(self, done: int, total: int, values: Mapping[str, float], seconds_left: float | None) -> None:
+        pass
+
+
+class Pace:
+    """Seconds left, from the time the last steps took (an average over about 20 of them)."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._step: float | None = None
+
+    def tick(self, steps: int = 1) -> None:
+        now = time.monotonic()
+        took, self._last = (now - self._last) / max(1, steps), now
+        self._step = took if self._step is None else self._step + 0.1 * (took - self._step)
+
+    def left(self, steps: int) -> float | None:
+        return None if self._step is None else self._step * steps
+
+
+@dataclass
+class _Loop:
+    """How far one loop of a method has come, and the state to go on from."""
+
+    step: int = 0
+    finished: bool = False
+    state: dict[str, Any] = field(default_factory=dict)
+    generators: dict[str, Any] = field(default_factory=dict)
+
+
+class Run:
+    """A method's handle on the outside world: random numbers, the loop, the log.
+
+    `seed` and `generator` (on the CPU) are where randomness comes from; `device` is where tensors live. Time spent
+    counts over interruptions. Made by the harness; plugin tests can make one with a folder and nothing else.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int = 0,
+        device: torch.device | None = None,
+        time_limit: float | None = None,
+        most_steps: int | None = None,
+        reporter: Reporter | None = None,
+        on_progress: Callable[[int, int, Mapping[str, float]], None] = lambda step, total, values: None,
+        identity: str = "",
+    ) -> None:
+        self.seed = seed
+        self.device = device or torch.device("cpu")
+        self.generator = torch.Generator().manual_seed(derive_seed(seed, "method"))
+        self.rollbacks = 0
+        self.stopped_by = ""
+        self.steps_done = 0
+        self._folder = folder
+        self._time_limit = time_limit
+        self._most_steps = most_steps
+        self._reporter = reporter or Silent()
+        self._on_progress = on_progress
+        self._identity = identity
+        self._loops: list[_Loop] = []
+        self._current = -1
+        self._values: dict[str, float] = {}
+        self._diverged = False
+        self._interrupts = 0
+        self._started = time.monotonic()
+        self._earlier_seconds = 0.0
+        self._log_bytes = 0
+        self._saved_at = time.monotonic()
+        self._restore()
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where the run's checkpoint is kept."""
+        return self._folder / "checkpoint.pt"
+
+    @property
+    def log_path(self) -> Path:
+        """JSON lines, one per outer step: `loop`, `step`, `seconds` and whatever the method logged."""
+        return self._folder / "log.jsonl"
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent, interruptions left out."""
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def say(self, text: str) -> None:
+        """Tell the user one line."""
+        self._reporter.say(text)
+
+    def log(self, **values: float | Tensor) -> None:
+        """Record figures of this outer step: they go to log.jsonl, the progress bar and the trackers.
+
+        A value that is not finite makes the loop roll back to the last good state.
+        """
+        for name, value in values.items():
+            number = float(value.detach() if isinstance(value, Tensor) else value)
+            self._values[name] = number
+            self._diverged = self._diverged or not math.isfinite(number)
+
+    def loop(self, steps: int, state: Mapping[str, object]) -> Iterator[int]:
+        """Yield `0 .. steps - 1`, or go on from where an interrupted run stood.
+
+        `state` names everything that changes from step to step: tensors (restored in place) and objects with
+        `state_dict` and `load_state_dict`. It is snapshot every few steps and written to disk every few seconds, on
+        Ctrl-C (which then raises `Interrupted`) and at the end. The loop ends early at the time limit; when a
+        logged value or the state is not finite it goes back to the last good snapshot with other random numbers,
+        and after 5 times raises `DdbenchError`. A method may have several loops, one after the other.
+        """
+        _check_state(state)
+        total = steps if self._most_steps is None else min(steps, self._most_steps)
+        self._current += 1
+        if self._current == len(self._loops):
+            self._loops.append(self._snapshot(0, state))
+        here = self._loops[self._current]
+        self._load(here, state)
+        if here.finished:
+            return
+        step, pace = here.step, Pace()
+        if step:
+            self.say(f"Resumed at outer step {step} of {total}.")
+        with self._signals():
+            while step < total:
+                if self._time_limit is not None and self.seconds >= self._time_limit:
+                    self.stopped_by = "time limit"
+                    break
+                self._values, self._diverged = {}, False
+                yield step
+                step += 1
+                bad = self._diverged or (step % SNAPSHOT_EVERY == 0 and not _finite(state))
+                if bad:
+                    step = self._roll_back(state)
+                    continue
+                self._record(step - 1, total)
+                pace.tick()
+                self._report(step, total, pace)
+                if step % SNAPSHOT_EVERY == 0:
+                    self._loops[self._current] = self._snapshot(step, state)
+                if self._interrupts:
+                    self._loops[self._current] = self._snapshot(step, state)
+                    self._save()
+                    raise Interrupted(f"interrupted after outer step {step} of {total}.", "A checkpoint was kept.")
+                if step % SNAPSHOT_EVERY == 0 and time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
+                    self._save()
+            if not _finite(state):
+                raise DdbenchError("the last outer steps left values that are not finite.", _DIVERGENCE_ADVICE)
+        self.steps_done += step
+        here = self._snapshot(step, state)
+        here.finished = True
+        self._loops[self._current] = here
+        self._save()
+
+    def _report(self, step: int, total: int, pace: Pace) -> None:
+        left = pace.left(total - step)
+        if left is not None and self._time_limit is not None:
+            left = min(left, max(0.0, self._time_limit - self.seconds))
+        self._reporter.progress(step, total, self._values, left)
+        self._on_progress(step, total, self._values)
+
+    def _record(self, step: int, total: int) -> None:
+        if not self._values:
+            return
+        line = {"loop": self._current, "step": step, "seconds": round(self.seconds, 3), **self._values}
+        raw = (json.dumps(line) + "\n").encode()
+        with explained_os_errors(self.log_path), open(self.log_path, "ab") as stream:
+            stream.write(raw)
+        self._log_bytes += len(raw)
+
+    def _roll_back(self, state: Mapping[str, object]) -> int:
+        self.rollbacks += 1
+        if self.rollbacks > MAX_ROLLBACKS:
+            raise DdbenchError(f"the run diverged {self.rollbacks} times and was ended.", _DIVERGENCE_ADVICE)
+        good = self._loops[self._current]
+        self._load(good, state)
+        self._truncate_log(self._log_bytes_of(good))
+        # The same random numbers would diverge the same way again.
+        self.generator.manual_seed(derive_seed(self.seed, "roll-back", self.rollbacks))
+        what = ", ".join(f"{k} {v:g}" for k, v in self._values.items()) or "the state"
+        self.say(f"Not finite ({what}): back to outer step {good.step} (roll-back {self.rollbacks}).")
+        return good.step
+
+    def _log_bytes_of(self, snapshot: _Loop) -> int:
+        return int(snapshot.generators["log_bytes"])
+
+    def _truncate_log(self, size: int) -> None:
+        self._log_bytes = size
+        if self.log_path.exists():
+            with explained_os_errors(self.log_path), open(self.log_path, "r+b") as stream:
+                stream.truncate(size)
+
+    def _snapshot(self, step: int, state: Mapping[str, object]) -> _Loop:
+        generators = {"own": self.generator.get_state(), "log_bytes": self._log_bytes, **_global_generators()}
+        return _Loop(step, False, {name: _copied(thing) for name, thing in state.items()}, generators)
+
+    def _load(self, snapshot: _Loop, state: Mapping[str, object]) -> None:
+        if state.keys() != snapshot.state.keys():
+            raise PluginError(
+                f"the checkpoint holds {sorted(snapshot.state)}, the method's state is {sorted(state)}.",
+                "The method has changed since the run was started: start it anew.",
+            )
+        for name, thing in state.items():
+            saved = snapshot.state[name]
+            if isinstance(thing, Tensor):
+                with torch.no_grad():
+                    thing.copy_(saved)
+            else:
+                thing.load_state_dict(_copied_tree(saved))  # type: ignore[attr-defined]
+        self.generator.set_state(snapshot.generators["own"])
+        _set_global_generators(snapshot.generators)
+
+    def _save(self) -> None:
+        content = {
+            "identity": self._identity,
+            "seconds": self.seconds,
+            "rollbacks": self.rollbacks,
+            "stopped_by": self.stopped_by,
+            "loops": [vars(loop) for loop in self._loops],
+        }
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        atomic_write(self.checkpoint_path, buffer.getvalue())
+        self._saved_at = time.monotonic()
+
+    def _restore(self) -> None:
+        if not self.checkpoint_path.exists():
+            self._truncate_log(0)
+            return
+        try:
+            content = torch.load(self.checkpoint_path, weights_only=True, map_location="cpu")
+            identity, loops = content["identity"], [_Loop(**loop) for loop in content["loops"]]
+        except Exception as error:
+            raise DdbenchError(
+                f"the checkpoint {self.checkpoint_path} cannot be read: {type(error).__name__}.",
+                "Remove it to start the run anew.",
+            ) from error
+        if identity != self._identity:
+            raise DdbenchError(
+                f"the checkpoint {self.checkpoint_path} belongs to another run.", "Remove it to start the run anew."
+            )
+        self._loops = loops
+        self._earlier_seconds = content["seconds"]
+        self.rollbacks = content["rollbacks"]
+        self.stopped_by = content["stopped_by"]
+        self.steps_done = sum(loop.step for loop in loops if loop.finished)
+        self._truncate_log(self._log_bytes_of(loops[-1]) if loops else 0)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let the first Ctrl-C (or SIGTERM) wait for the end of the outer step; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                raise KeyboardInterrupt
+            self.say("Stopping after this outer step (Ctrl-C again to stop at once).")
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+_DIVERGENCE_ADVICE = "Lower the method's learning rates (`ddbench show METHOD` lists its options) or change the seed."
+
+
+def _check_state(state: Mapping[str, object]) -> None:
+    for name, thing in state.items():
+        if not isinstance(thing, Tensor) and not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
+            raise PluginError(
+                f"the loop's state {name!r} is a {type(thing).__name__}, which cannot be restored.",
+                "Give tensors, or objects with state_dict and load_state_dict.",
+            )
+
+
+def _copied(thing: object) -> Any:
+    return _copied_tree(thing if isinstance(thing, Tensor) else thing.state_dict())  # type: ignore[attr-defined]
+
+
+def _copied_tree(tree: Any) -> Any:
+    """A deep copy whose tensors share nothing with the original and carry no graph."""
+    if isinstance(tree, Tensor):
+        return tree.detach().clone()
+    if isinstance(tree, dict):
+        return {key: _copied_tree(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_copied_tree(value) for value in tree)
+    return tree
+
+
+def _finite(state: Mapping[str, object]) -> bool:
+    tensors = [thing for thing in state.values() if isinstance(thing, Tensor) and thing.is_floating_point()]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _global_generators() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "python": random.getstate(),
+    }
+
+
+def _set_global_generators(saved: Mapping[str, Any]) -> None:
+    torch.set_rng_state(saved["torch"])
+    kind, keys, position, has_gauss, gauss = saved["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    random.setstate(saved["python"])

@@ -1,0 +1,157 @@
+"""A plugin is a function: its name, docstring and keyword-only parameters become name, help and options."""
+
+import difflib
+import inspect
+import json
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pydantic
+
+from ddbench.errors import PluginError, UsageError
+
+KINDS = ("method", "init", "objective", "target", "dataset", "network")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One thing a plugin offers: a function with its help, its options, and facts known without calling it."""
+
+    kind: str
+    name: str
+    function: Callable[..., Any]
+    options: type[pydantic.BaseModel]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    distribution: str = ""
+
+    @property
+    def help(self) -> str:
+        """The docstring."""
+        return inspect.getdoc(self.function) or ""
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return self.help.split("\n", 1)[0]
+
+    def validated(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All options, defaults included, as JSON values. Raises `UsageError` naming the option at fault."""
+        known = self.options.model_fields
+        for key in given:
+            if key not in known:
+                raise UsageError(
+                    f"{self.kind} {self.name!r} has no option {key!r}.{did_you_mean(key, known)}",
+                    f"See its options: ddbench show {self.name}"
+                    if known
+                    else f"{self.name} takes no options; leave {key} out.",
+                )
+        try:
+            return self.options.model_validate(dict(given)).model_dump(mode="json")
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UsageError(
+                f"option {where}={first['input']} of {self.kind} {self.name!r}: {first['msg'][:1].lower()}{first['msg'][1:]}.",
+                f"See its options: ddbench show {self.name}",
+            ) from error
+
+    def call(self, options: Mapping[str, Any], /, *args: Any) -> Any:
+        """Call the function with validated options bound as keyword arguments."""
+        model = self.options.model_validate(dict(options))
+        return self.function(*args, **{name: getattr(model, name) for name in self.options.model_fields})
+
+    def named(self, name: str) -> "Component":
+        """The same component under another name (open-ended names such as `folder:/path` need it)."""
+        return replace(self, name=name)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the nearest of `known`, or nothing."""
+    near = difflib.get_close_matches(name.lower(), [k for k in known], n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def component(kind: str, function: Callable[..., Any], **facts: Any) -> Component:
+    """Read name, help and options off `function`. Raises `PluginError` for a function that cannot be a plugin."""
+    name = function.__name__
+    if not inspect.getdoc(function):
+        raise PluginError(f"{kind} {name!r} has no docstring.", "Its first line is what `ddbench list` shows.")
+    fields: dict[str, Any] = {}
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise PluginError(f"an annotation of {kind} {name!r} cannot be resolved: {error}.") from error
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            raise PluginError(f"{kind} {name!r} takes **{parameter.name}.", "Name each option as a keyword-only parameter.")
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        if parameter.default is parameter.empty or parameter.name not in hints:
+            raise PluginError(
+                f"option {parameter.name!r} of {kind} {name!r} needs a type and a default.",
+                f"Write `{parameter.name}: int = 10`.",
+            )
+        fields[parameter.name] = (hints[parameter.name], parameter.default)
+    config = pydantic.ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+    try:
+        model = pydantic.create_model(f"{name}_options", __config__=config, **fields)
+        model()
+    except (pydantic.ValidationError, pydantic.errors.PydanticUserError, NameError) as error:
+        raise PluginError(f"the options of {kind} {name!r} are not valid: {error}") from error
+    return Component(kind, name, function, model, facts)
+
+
+_ATTRIBUTE = "__ddbench_component__"
+
+
+def _decorator(kind: str) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any] | None = None, /, **facts: Any) -> Any:
+        def mark(target: Callable[..., Any]) -> Callable[..., Any]:
+            setattr(target, _ATTRIBUTE, component(kind, target, **facts))
+            return target
+
+        return mark if function is None else mark(function)
+
+    return decorate
+
+
+def component_of(thing: object, kind: str) -> Component:
+    """The component a decorated function carries. Raises `PluginError` for anything else."""
+    found = thing if isinstance(thing, Component) else getattr(thing, _ATTRIBUTE, None)
+    if not isinstance(found, Component) or found.kind != kind:
+        name = getattr(thing, "__name__", repr(thing))
+        raise PluginError(f"{name} is not a {kind}.", f"Decorate the function with @ddbench.{kind}.")
+    return found
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """`["steps=25", "init.scheme=kaiming"]` as a flat mapping; values read as JSON where they are JSON, else as text."""
+    parsed: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+            raise UsageError(f"--set {assignment!r} is not of the form KEY=VALUE.", "For example: --set outer_steps=500")
+        try:
+            parsed[key] = json.loads(text)
+        except json.JSONDecodeError:
+            parsed[key] = text.strip()
+    return parsed
+
+
+method = _decorator("method")
+init = _decorator("init")
+objective = _decorator("objective")
+target = _decorator("target")
+dataset = _decorator("dataset")
+network = _decorator("network")

@@ -1,0 +1,20 @@
+"""How a distilled set is scored. Protocols are versioned and not pluggable: a number names the one it was made under."""
+
+from ddbench.errors import UsageError
+from ddbench.options import did_you_mean
+from ddbench.protocols.base import Evaluation, Protocol, Setting
+from ddbench.protocols.replay import REPLAY_V1
+
+PROTOCOLS: dict[str, Protocol] = {REPLAY_V1.name: REPLAY_V1}
+
+
+def get_protocol(name: str) -> Protocol:
+    """The protocol of that name. Raises `UsageError` for an unknown one."""
+    if name not in PROTOCOLS:
+        raise UsageError(
+            f"there is no protocol {name!r}.{did_you_mean(name, PROTOCOLS)}", f"There are: {', '.join(PROTOCOLS)}."
+        )
+    return PROTOCOLS[name]
+
+
+__all__ = ["PROTOCOLS", "Evaluation", "Protocol", "Setting", "get_protocol"]

@@ -1,0 +1,140 @@
+"""Pictures of a run: the distilled images with class names and rates, and the curve of the loss."""
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddbench.data import DistilledSet
+from ddbench.files import atomic_write
+from ddbench.results import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_COLUMNS, MOST_ROWS = 20, 20
+INK, ACCENT, PALE = "#222222", "#3b6fb6", "#b8c4d6"
+
+
+def draw_run(folder: RunFolder) -> None:
+    """Draw whatever the run folder has the material for."""
+    if folder.artifact.exists():
+        draw_images(DistilledSet.load(folder.artifact), folder.picture)
+    records = [json.loads(line) for line in folder.log.read_text().splitlines()] if folder.log.exists() else []
+    if records:
+        draw_curve(records, folder.curve)
+
+
+def draw_images(distilled: DistilledSet, path: Path) -> None:
+    """A grid of the images as pixels: a column per class, a row per step and image, rates at the left.
+
+    Values outside [0, 1] are clipped. Sets of more than 20 classes or rows show the first 20.
+    """
+    from matplotlib.figure import Figure
+
+    classes = json.loads(distilled.metadata.get("classes", "[]"))
+    grid = _grid(distilled, len(classes))
+    columns = min(MOST_COLUMNS, max(len(row) for _, row in grid))
+    rows = grid[:MOST_ROWS]
+    pixels = _pixels(distilled)
+    figure = Figure(figsize=(1.7 + 0.85 * columns, 1.1 + 0.9 * len(rows)), layout="constrained")
+    figure.suptitle(_title(distilled), fontsize=10, color=INK)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for (label, indices), line in zip(rows, axes, strict=True):
+        for axis in line:
+            axis.set_axis_off()
+        line[0].text(-0.12, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=7, color=INK)
+        for axis, index in zip(line, indices, strict=False):
+            image = pixels[index]
+            axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+            axis.set_title(_class_name(distilled, index, classes), fontsize=7, color=INK, pad=2)
+    _save(figure, path)
+
+
+def draw_curve(records: list[dict[str, Any]], path: Path) -> None:
+    """The logged loss over outer steps, and how well networks do on real training data where that was logged."""
+    from matplotlib.figure import Figure
+
+    described = {"loop", "step", "seconds"}
+    names = [name for name in records[0] if name not in described and not name.startswith("gradient")]
+    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
+    for axis, name in zip(axes, names, strict=False):
+        points = [(r["step"], r[name]) for r in records if name in r and math.isfinite(r[name])]
+        steps, values = [p[0] for p in points], [p[1] for p in points]
+        axis.plot(steps, values, color=PALE, linewidth=0.8)
+        axis.plot(steps, _smooth(values), color=ACCENT, linewidth=1.6)
+        axis.set_xlabel("outer step")
+        axis.set_title(name.replace("_", " "), fontsize=10, color=INK)
+        axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def _grid(distilled: DistilledSet, classes: int) -> list[tuple[str, list[int]]]:
+    """Rows of image indices into `flat()`, each with a text for its left edge."""
+    steps, n = distilled.inputs.shape[:2]
+    rows = []
+    for step in range(steps):
+        indices = list(range(step * n, (step + 1) * n))
+        labels = _flat_labels(distilled)[step * n : (step + 1) * n]
+        order = sorted(indices, key=lambda i: (_rank(indices, labels, i), labels[i - step * n]))
+        text = "" if distilled.lrs is None else f"step {step + 1}\n" + "\n".join(_rates(distilled, step))
+        width = max(1, min(classes, MOST_COLUMNS)) if classes else n
+        for start in range(0, n, width):
+            rows.append((text if start == 0 else "", order[start : start + width]))
+    return rows
+
+
+def _rank(indices: list[int], labels: list[int], index: int) -> int:
+    """How many images of the same class come before this one in its step."""
+    position = index - indices[0]
+    return labels[:position].count(labels[position])
+
+
+def _rates(distilled: DistilledSet, step: int) -> list[str]:
+    assert distilled.lrs is not None
+    rates = distilled.lrs[:, step].tolist()
+    shown = [f"lr {rate:.3g}" for rate in rates[:3]]
+    return [*shown, f"... ({len(rates)})"] if len(rates) > 3 else shown
+
+
+def _flat_labels(distilled: DistilledSet) -> list[int]:
+    labels = distilled.flat()[1]
+    return [int(label) for label in (labels.argmax(-1) if distilled.soft else labels)]
+
+
+def _class_name(distilled: DistilledSet, index: int, classes: list[str]) -> str:
+    label = _flat_labels(distilled)[index]
+    name = classes[label] if label < len(classes) else str(label)
+    if distilled.soft:
+        return f"{name} {float(distilled.flat()[1][index].max()):.2f}"
+    return name
+
+
+def _pixels(distilled: DistilledSet) -> Any:
+    """`[count, height, width, channels]` in [0, 1]."""
+    import torch
+
+    images, _ = distilled.flat()
+    mean = torch.tensor(json.loads(distilled.metadata.get("mean", "[0.0]"))).view(-1, 1, 1)
+    std = torch.tensor(json.loads(distilled.metadata.get("std", "[1.0]"))).view(-1, 1, 1)
+    return (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def _title(distilled: DistilledSet) -> str:
+    data = distilled.metadata
+    return f"{data.get('method', '')} on {data.get('dataset', '')}: {distilled.count} images"
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """A centred running mean over about a twentieth of the values."""
+    half = len(values) // 40
+    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [math.fsum(window) / len(window) for window in windows]
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    atomic_write(path, buffer.getvalue())

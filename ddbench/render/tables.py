@@ -1,0 +1,240 @@
+"""Results, plans, lists and rankings as text."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+from rich.text import Text
+
+from ddbench.leaderboard import Row
+from ddbench.render.live import duration
+from ddbench.results import RunFolder, RunResult
+from ddbench.spec import Choice, RunSpec
+from ddbench.stats import Score
+
+if TYPE_CHECKING:
+    from ddbench.catalog import Catalog
+    from ddbench.options import Component
+
+PERCENT = ("accuracy", "success", "rate", "error")
+
+
+def in_percent(metric: str) -> bool:
+    """Whether people read this metric as a percentage; files always hold fractions."""
+    return any(word in metric for word in PERCENT)
+
+
+def number(metric: str, value: float, *, signed: bool = False) -> str:
+    """`88.1 %` for shares, `0.412` for the rest."""
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}.1f} %" if in_percent(metric) else f"{value:{sign}.4g}"
+
+
+def score_text(metric: str, score: Score) -> str:
+    """`88.1 % (std 1.2, 95 % interval 87.5 to 88.6, 20 networks)`."""
+    if score.std is None or score.low is None or score.high is None:
+        return f"{number(metric, score.mean)} (1 network, so no interval)"
+    scale = 100 if in_percent(metric) else 1
+    low, high, std = (f"{scale * v:.{1 if scale == 100 else 4}f}" for v in (score.low, score.high, score.std))
+    return f"{number(metric, score.mean)} (std {std}, 95 % interval {low} to {high}, n={score.n})"
+
+
+def score_lines(
+    metric: str, score: Score, before: Score, companions: Mapping[str, Score], higher_is_better: bool
+) -> Iterator[str]:
+    """The score beside its companions and what networks do before training."""
+    width = max([len(metric), len("before training"), *(len(name) for name in companions)])
+    yield f"{metric:<{width}}  {score_text(metric, score)}"
+    for name, companion in companions.items():
+        yield f"{name:<{width}}  {score_text(metric, companion)}; this run {_gap(metric, score, companion, higher_is_better)}"
+    yield f"{'before training':<{width}}  {number(metric, before.mean)}"
+
+
+def _gap(metric: str, score: Score, companion: Score, higher_is_better: bool) -> str:
+    gap = score.mean - companion.mean
+    size = f"{100 * abs(gap):.1f} points" if in_percent(metric) else f"{abs(gap):.4g}"
+    return f"is {size} {'better' if (gap > 0) == higher_is_better else 'worse'}"
+
+
+def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None) -> Iterator[str]:
+    """A run's outcome as a person wants it: the score in its context, the files, what to do next."""
+    spec = result.spec
+    yield ""
+    if result.status != "ok" or result.score is None:
+        yield f"{spec.method.name} on {spec.dataset.name}: {result.status}. {result.reason}"
+        return
+    assert result.dataset and result.seconds and result.artifact
+    yield f"{spec.method.name} on {result.dataset.name}, {result.artifact.images} images, {setting(spec)}"
+    lines = score_lines(
+        result.primary, result.score, result.before[result.primary], result.companions, result.higher_is_better
+    )
+    for line in lines:
+        yield f"  {line}"
+    if result.selected != "nothing":
+        yield f"  selected: {result.selected}"
+    took = f"{duration(result.seconds.distill)} distilling, {duration(result.seconds.evaluate)} scoring"
+    stopped = f", stopped by the {result.stopped_by} after {result.steps_done} outer steps" if result.stopped_by else ""
+    again = f", rolled back {result.rollbacks} times" if result.rollbacks else ""
+    yield f"  {took}{stopped}{again}; {result.artifact.bytes / 1000:.1f} kB; peak memory {result.peak_memory_mb:.0f} MB"
+    yield ""
+    for what, path in (
+        ("images", folder.picture),
+        ("curve", folder.curve),
+        ("distilled set", folder.artifact),
+        ("all figures", folder.result),
+    ):
+        if path.exists():
+            yield f"  {what:<13}  {path}"
+    if leaderboards is not None:
+        where = "" if str(leaderboards) == "leaderboards" else f" --leaderboards {leaderboards}"
+        yield ""
+        yield "Next:"
+        if not spec.smoke:
+            yield f"  ddbench leaderboard --dataset {spec.dataset.name}{where}"
+        yield f"  ddbench evaluate {folder.path} --network mlp"
+        yield f'  python -c "import ddbench; print(ddbench.DistilledSet.load(\'{folder.artifact}\').flat()[0].shape)"'
+
+
+def setting(spec: RunSpec) -> str:
+    """`mlp from random, 1 step x 3 epochs, replay/v1`."""
+    network = named(spec.network) if spec.network else "the usual network"
+    return f"{network} from {named(spec.init)}, {spec.steps} x {spec.epochs} steps, {spec.protocol}"
+
+
+def named(choice: Choice) -> str:
+    """`convnet(width=32)`."""
+    options = ", ".join(f"{key}={value}" for key, value in choice.options.items() if value is not None)
+    return f"{choice.name}({options})" if options else choice.name
+
+
+def plan_lines(spec: RunSpec, data: str, run_dir: str, leaderboard: str | None) -> Iterator[str]:
+    """What a run would do."""
+    limit = duration(spec.time_limit) if spec.time_limit else "none"
+    yield "Would run:"
+    for key, value in {
+        "method": named(spec.method),
+        "data": data,
+        "network": named(spec.network) if spec.network else "",
+        "init": named(spec.init),
+        "objective": named(spec.objective),
+        "budget": f"{spec.images_per_class} images per class, {spec.steps} steps x {spec.epochs} epochs",
+        "scoring": f"{spec.protocol} on {spec.eval_networks} networks",
+        "seed": str(spec.seed),
+        "time limit": limit,
+        "folder": run_dir,
+        "leaderboard": leaderboard or "none (a smoke run leaves no row)",
+        "fingerprint": spec.fingerprint,
+    }.items():
+        yield f"  {key:<12} {value}"
+
+
+def listing(entries: Mapping[str, Sequence[Mapping[str, str]]], broken: Sequence[str]) -> None:
+    """Print what there is, kind by kind."""
+    console = Console(highlight=False)
+    for plural, rows in entries.items():
+        if not rows:
+            console.print(f"[bold]{plural}[/]: none\n")
+            continue
+        table = Table(title=plural, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
+        table.add_column("name", no_wrap=True, style="cyan")
+        table.add_column("summary")
+        table.add_column("source", style="dim", no_wrap=True)
+        for row in rows:
+            table.add_row(Text(row["name"]), Text(row["summary"]), Text(row["source"]))
+        console.print(table)
+        console.print()
+    for line in broken:
+        console.print(Text(f"Warning: {line}", style="yellow"))
+
+
+def card(component: "Component") -> None:
+    """Print one component's help, facts and options."""
+    console = Console(highlight=False)
+    console.print(Text(f"{component.name}  ({component.kind}, {component.distribution})", style="bold"))
+    console.print()
+    console.print(Markdown(component.help))
+    for key, value in component.facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+        console.print(Text(f"  {key}: {shown}"))
+    fields = component.options.model_json_schema().get("properties", {})
+    if not fields:
+        console.print("\nNo options.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("option", "type", "default", "meaning"):
+        table.add_column(heading, no_wrap=heading == "option")
+    for name, field in fields.items():
+        meaning = field.get("description", "")
+        table.add_row(Text(name), Text(_type(field)), Text(str(field.get("default"))), Text(meaning))
+    console.print()
+    console.print(table)
+
+
+def ranking(groups: Mapping[tuple[str, ...], Sequence[Row]]) -> None:
+    """Print each group of comparable rows, best first."""
+    console = Console(highlight=False)
+    for rows in groups.values():
+        first = rows[0]
+        title = (
+            f"{first.dataset}, {first.images_per_class} images per class, {first.steps} x {first.epochs} steps, "
+            f"{first.network} from {first.init}, {first.protocol}"
+        )
+        regime = "" if first.label_regime == "hard" else f", {first.label_regime} labels"
+        console.print(Text(title + regime + (f", target {first.target}" if first.target else ""), style="bold"))
+        table = Table(box=None, pad_edge=False)
+        for heading in ("", "method", first.metric, "95 % interval", "n", "gain over random", "images kB", "time", "run"):
+            left = heading in ("method", "run")
+            table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=heading == "method")
+        ordered = sorted(rows, key=lambda row: row.mean, reverse=first.higher_is_better)
+        for rank, row in enumerate(ordered, start=1):
+            companion = row.companion()
+            gain = "" if companion is None else number(row.metric, row.mean - companion["mean"], signed=True)
+            table.add_row(
+                str(rank),
+                row.method,
+                number(row.metric, row.mean),
+                _interval(row),
+                str(row.n),
+                gain,
+                f"{row.bytes / 1000:.1f}",
+                duration(row.seconds_distill),
+                row.run_id,
+            )
+        console.print(table)
+        console.print()
+
+
+def plugin_table(catalog: "Catalog") -> None:
+    """Print the plugins that loaded and those set aside."""
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("plugin", "from", "offers"):
+        table.add_column(heading)
+    for plugin in catalog.plugins:
+        table.add_row(Text(plugin.name), Text(plugin.distribution), Text(", ".join(plugin.offers) or "hooks only"))
+    console.print(table)
+    for broken in catalog.broken:
+        console.print(Text(f"\nWarning: {broken}", style="yellow"))
+
+
+def _interval(row: Row) -> str:
+    if row.low is None or row.high is None:
+        return "-"
+    return f"{number(row.metric, row.low).removesuffix(' %')} to {number(row.metric, row.high)}"
+
+
+def _type(field: Mapping[str, Any]) -> str:
+    """A JSON schema type with its bounds, for people."""
+    if "enum" in field:
+        return " | ".join(map(str, field["enum"]))
+    if "anyOf" in field:
+        return " | ".join(_type(option) for option in field["anyOf"])
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {json.dumps(field[key])}" for key, sign in bounds.items() if key in field]
+    name = {"integer": "int", "number": "float", "string": "text", "boolean": "bool", "null": "none"}
+    kind = str(field.get("type", "any"))
+    return " ".join([name.get(kind, kind), *limits])

@@ -1,0 +1,112 @@
+"""RunResult and the run folder: what a run leaves behind, and where."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import ConfigDict
+
+from ddbench.errors import UsageError
+from ddbench.files import atomic_write
+from ddbench.spec import RunSpec
+from ddbench.stats import Score
+
+Status = Literal["ok", "skipped", "failed", "interrupted"]
+
+
+class _Frozen(pydantic.BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetRecord(_Frozen):
+    """The data a run used: `name` carries the content hash when the copy is partial."""
+
+    name: str
+    content_hash: str
+    partial: bool
+    train: int
+    validation: int
+    test: int
+
+
+class Artifact(_Frozen):
+    """The distilled set on disk; `bytes` counts images, labels and rates, not the file's header."""
+
+    path: str
+    sha256: str
+    bytes: int
+    images: int
+    soft_labels: bool
+
+
+class Seconds(_Frozen):
+    """Wall-clock seconds, interruptions left out."""
+
+    distill: float
+    evaluate: float
+
+
+class RunResult(_Frozen):
+    """Everything a run found. `scores` are on the test split; `before` is the same with no step applied."""
+
+    status: Status
+    reason: str = ""
+    run_id: str
+    run_dir: str
+    spec: RunSpec
+    dataset: DatasetRecord | None = None
+    primary: str = ""
+    higher_is_better: bool = True
+    score: Score | None = None
+    scores: dict[str, Score] = {}
+    before: dict[str, Score] = {}
+    companions: dict[str, Score] = {}
+    selected: str = ""
+    steps_done: int = 0
+    stopped_by: str = ""
+    rollbacks: int = 0
+    artifact: Artifact | None = None
+    seconds: Seconds | None = None
+    peak_memory_mb: float | None = None
+    environment: dict[str, str] = {}
+    row: dict[str, Any] | None = None
+
+
+class RunFolder:
+    """The files of one run, by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec = path / "spec.json"
+        self.result = path / "result.json"
+        self.artifact = path / "distilled.safetensors"
+        self.log = path / "log.jsonl"
+        self.checkpoint = path / "checkpoint.pt"
+        self.picture = path / "distilled.png"
+        self.curve = path / "curve.png"
+
+    def write_spec(self, spec: RunSpec) -> None:
+        """Write spec.json."""
+        atomic_write(self.spec, spec.model_dump_json(indent=2) + "\n")
+
+    def read_spec(self) -> RunSpec:
+        """Read spec.json. Raises `UsageError` where this is no run folder."""
+        try:
+            return RunSpec.model_validate_json(self.spec.read_text())
+        except FileNotFoundError:
+            raise UsageError(f"{self.path} is not a run folder: it has no spec.json.", "See the folders in runs/.") from None
+        except (pydantic.ValidationError, OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"{self.spec} is damaged or of another version.", "Start the run anew with `ddbench run`."
+            ) from error
+
+    def write_result(self, result: RunResult) -> None:
+        """Write result.json."""
+        atomic_write(self.result, result.model_dump_json(indent=2) + "\n")
+
+    def read_result(self) -> RunResult | None:
+        """What result.json holds, or None when the run has not ended."""
+        try:
+            return RunResult.model_validate_json(self.result.read_text())
+        except (OSError, pydantic.ValidationError, UnicodeDecodeError):
+            return None

@@ -1,0 +1,309 @@
+"""run(spec) -> RunResult: the pipeline, from names to a row."""
+
+import contextlib
+import datetime
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddbench import leaderboard
+from ddbench.bench import Bench, complete, prepare
+from ddbench.catalog import Catalog
+from ddbench.companions import score_companions
+from ddbench.data import DistilledSet
+from ddbench.environment import derive_seed, describe, peak_memory_mb, seed_everything
+from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported
+from ddbench.files import atomic_write, explained_os_errors
+from ddbench.leaderboard import Row
+from ddbench.loop import Reporter, Run, Silent
+from ddbench.protocols import get_protocol
+from ddbench.results import Artifact, RunFolder, RunResult, Seconds
+from ddbench.spec import RunSpec
+from ddbench.stats import Score, summarise
+
+ARTIFACT_LIMIT = 1_000_000
+"""Largest artefact, in bytes, that is kept beside its leaderboard row."""
+SMOKE_STEPS, SMOKE_NETWORKS = 3, 2
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What scoring a set under a protocol gives: per metric after and before training, and the companions' primary."""
+
+    after: dict[str, Score]
+    before: dict[str, Score]
+    companions: dict[str, Score]
+    selected: str
+
+
+def run(
+    spec: RunSpec | Mapping[str, Any],
+    *,
+    catalog: Catalog | None = None,
+    runs: Path = Path("runs"),
+    leaderboards: Path = Path("leaderboards"),
+    reporter: Reporter | None = None,
+) -> RunResult:
+    """Distil, score, and append a row: what `ddbench run` does.
+
+    `spec` may be a mapping of its fields. Raises `DdbenchError` when the run fails; the run folder then holds what
+    was reached, and `resume` goes on from there.
+    """
+    catalog = catalog or Catalog()
+    reporter = reporter or Silent()
+    spec = spec if isinstance(spec, RunSpec) else RunSpec.parse(dict(spec))
+    spec, parts = complete(spec, catalog)
+    bench = prepare(spec, parts)
+    folder = _new_folder(runs, spec, reporter)
+    _announce(bench, folder, reporter)
+    return _run_in(folder, bench, catalog, leaderboards, reporter)
+
+
+def resume(
+    path: Path,
+    *,
+    catalog: Catalog | None = None,
+    leaderboards: Path = Path("leaderboards"),
+    reporter: Reporter | None = None,
+) -> RunResult:
+    """Go on with the run in folder `path`; one that has ended well is returned as it is."""
+    catalog = catalog or Catalog()
+    reporter = reporter or Silent()
+    folder = RunFolder(path)
+    spec, parts = complete(folder.read_spec(), catalog)
+    ended = folder.read_result()
+    if ended is not None and ended.status == "ok":
+        reporter.say("This run has ended already.")
+        return ended
+    bench = prepare(spec, parts)
+    _announce(bench, folder, reporter)
+    return _run_in(folder, bench, catalog, leaderboards, reporter)
+
+
+def evaluate(
+    distilled: DistilledSet, spec: RunSpec, *, catalog: Catalog | None = None, reporter: Reporter | None = None
+) -> tuple[Bench, Scores]:
+    """Score a set under the spec's protocol; writes nothing. Raises `DdbenchError` when it does not fit the spec."""
+    catalog = catalog or Catalog()
+    bench = prepare(*complete(spec, catalog))
+    distilled = distilled.to(bench.device)
+    distilled.validate(bench.task(torch.Generator()))
+    return bench, _score(bench, distilled, catalog, reporter or Silent())
+
+
+def _run_in(
+    folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Path, reporter: Reporter
+) -> RunResult:
+    """The run itself, in its folder; whatever ends it is written to result.json."""
+    spec = bench.spec
+    result = RunResult(
+        status="failed",
+        run_id=folder.path.name,
+        run_dir=str(folder.path),
+        spec=spec,
+        dataset=bench.record,
+        primary=bench.setting.objective.primary,
+        higher_is_better=bench.setting.objective.higher_is_better,
+        environment=describe(bench.device),
+    )
+    _notify(catalog, reporter, "ddbench_run_started", spec=spec, run_dir=str(folder.path))
+    resume_hint = f"Go on with: ddbench resume {folder.path}"
+    try:
+        result = _distil_and_score(folder, bench, catalog, leaderboards, reporter, result)
+    except Unsupported as error:
+        result = result.model_copy(update={"status": "skipped", "reason": error.message})
+    except (Interrupted, KeyboardInterrupt) as error:
+        reason = error.message if isinstance(error, Interrupted) else "interrupted."
+        result = result.model_copy(update={"status": "interrupted", "reason": reason})
+        _finish(folder, catalog, reporter, result)
+        raise Interrupted(reason, resume_hint) from None
+    except DdbenchError as error:
+        result = result.model_copy(update={"status": "failed", "reason": error.message})
+        # The disk may be what failed.
+        with contextlib.suppress(DdbenchError):
+            _finish(folder, catalog, reporter, result)
+        raise
+    _finish(folder, catalog, reporter, result)
+    return result
+
+
+def _distil_and_score(
+    folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Path, reporter: Reporter, result: RunResult
+) -> RunResult:
+    spec = bench.spec
+    run = Run(
+        folder.path,
+        seed=spec.seed,
+        device=bench.device,
+        time_limit=spec.time_limit,
+        most_steps=SMOKE_STEPS if spec.smoke else None,
+        reporter=reporter,
+        on_progress=lambda step, total, values: _notify(
+            catalog, reporter, "ddbench_run_progress", step=step, total=total, values=values
+        ),
+        identity=spec.fingerprint + bench.record.content_hash,
+    )
+    reporter.stage(f"Distilling with {spec.method.name}")
+    distilled = _distil(bench, run)
+    distill_seconds = run.seconds
+    distilled = _described(distilled, bench)
+    digest = distilled.save(folder.artifact)
+
+    started = time.monotonic()
+    scores = _score(bench, distilled.to(bench.device), catalog, reporter)
+    evaluate_seconds = time.monotonic() - started
+    primary = bench.setting.objective.primary
+    result = result.model_copy(
+        update={
+            "status": "ok",
+            "score": scores.after[primary],
+            "scores": scores.after,
+            "before": scores.before,
+            "companions": scores.companions,
+            "selected": scores.selected,
+            "steps_done": run.steps_done,
+            "stopped_by": run.stopped_by,
+            "rollbacks": run.rollbacks,
+            "artifact": Artifact(
+                path=str(folder.artifact),
+                sha256=digest,
+                bytes=distilled.nbytes,
+                images=distilled.count,
+                soft_labels=distilled.soft,
+            ),
+            "seconds": Seconds(distill=round(distill_seconds, 3), evaluate=round(evaluate_seconds, 3)),
+            "peak_memory_mb": round(peak_memory_mb(), 1),
+        }
+    )
+    if spec.smoke:
+        reporter.say("A smoke run leaves no row.")
+        return result
+    row = _append(result, bench, folder, leaderboards, reporter)
+    return result.model_copy(update={"row": row.model_dump() if row else None})
+
+
+def _distil(bench: Bench, run: Run) -> DistilledSet:
+    """Call the method with global random numbers seeded, and check what it returns."""
+    spec, method = bench.spec, bench.parts.method
+    seed_everything(derive_seed(spec.seed, "global"))
+    task = bench.task(run.generator)
+    who = f"method {method.name!r} ({method.distribution})"
+    try:
+        distilled = method.call(spec.method.options, task, run)
+    except (DdbenchError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise PluginError(f"{who} raised {type(error).__name__}: {error}.", "Run with -v for the traceback.") from error
+    if not isinstance(distilled, DistilledSet):
+        raise PluginError(f"{who} returned {type(distilled).__name__}, not a DistilledSet.")
+    distilled = distilled.to(bench.device)
+    distilled.validate(task)
+    return distilled
+
+
+def _score(bench: Bench, distilled: DistilledSet, catalog: Catalog, reporter: Reporter) -> Scores:
+    spec = bench.spec
+    networks = min(spec.eval_networks, SMOKE_NETWORKS) if spec.smoke else spec.eval_networks
+    reporter.stage(f"Scoring under {spec.protocol}")
+    evaluation = get_protocol(spec.protocol).evaluate([distilled], bench.setting, networks, reporter)
+    return Scores(
+        after={name: summarise(values) for name, values in evaluation.scores.items()},
+        before={name: summarise(values) for name, values in evaluation.before.items()},
+        companions=score_companions(bench, catalog, networks, reporter),
+        selected=evaluation.selected,
+    )
+
+
+def _described(distilled: DistilledSet, bench: Bench) -> DistilledSet:
+    """The set with what a stranger needs to use it."""
+    spec, info = bench.spec, bench.train.info
+    assert spec.network is not None
+    return distilled.described(
+        format="ddbench/1",
+        classes=list(info.classes),
+        mean=list(info.mean),
+        std=list(info.std),
+        dataset=info.label,
+        dataset_hash=info.content_hash,
+        spec=spec.canonical(),
+        fingerprint=spec.fingerprint,
+        method=spec.method.name,
+        network=spec.network.name,
+        init=spec.init.name,
+        objective=spec.objective.name,
+        protocol=spec.protocol,
+        label_regime="stored soft" if distilled.soft else "hard",
+        seed=spec.seed,
+    )
+
+
+def _append(
+    result: RunResult, bench: Bench, folder: RunFolder, leaderboards: Path, reporter: Reporter
+) -> Row | None:
+    """Keep the artefact beside the leaderboard and append the row; None when the same spec has one already."""
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    row = leaderboard.row_of(result, method_source=bench.parts.method.distribution, created=created)
+    path = leaderboard.path_for(leaderboards, row)
+    raw = folder.artifact.read_bytes()
+    if len(raw) <= ARTIFACT_LIMIT:
+        atomic_write(leaderboards / "artifacts" / f"{row.artifact_sha256}.safetensors", raw)
+    else:
+        reporter.say(f"The artefact is over {ARTIFACT_LIMIT / 1e6:.0f} MB and stays in the run folder alone.")
+    existing = leaderboard.append(path, row)
+    if existing is None:
+        reporter.say(f"Row appended to {path}.")
+        return row
+    reporter.say(f"No second row: {path} has this spec already. {leaderboard.comparison(row, existing)}")
+    return None
+
+
+def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
+    """What will run, on which data, and where it is kept."""
+    spec, record, budget = bench.spec, bench.record, bench.setting.budget
+    copy = "a copy known by its content alone, ranked apart" if record.partial else "the full data, verified"
+    parameters = sum(p.numel() for p in bench.setting.module.parameters())
+    total = budget.images_per_class * len(bench.train.info.classes)
+    assert spec.network is not None
+    reporter.say(
+        f"Data     {record.name}: {record.train} training, {record.validation} validation, {record.test} test images; "
+        f"{copy} (sha256 {record.content_hash[:12]})"
+    )
+    reporter.say(f"Network  {spec.network.name}, {parameters:,} weights from init {spec.init.name}, on {bench.device}")
+    reporter.say(f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs")
+    reporter.say(f"Folder   {folder.path}")
+
+
+def _new_folder(runs: Path, spec: RunSpec, reporter: Reporter) -> RunFolder:
+    """A fresh folder for the run; earlier runs of the same spec keep theirs."""
+    for number in range(1, 10_000):
+        path = runs / (spec.run_id if number == 1 else f"{spec.run_id}-{number}")
+        with explained_os_errors(path):
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                if not path.is_dir():
+                    raise
+                unfinished = RunFolder(path)
+                if unfinished.checkpoint.exists() and unfinished.read_result() is None:
+                    reporter.say(f"An unfinished run of this spec is in {path}: ddbench resume {path}")
+                continue
+        folder = RunFolder(path)
+        folder.write_spec(spec)
+        return folder
+    raise DdbenchError(f"{runs} holds 10 000 runs of this spec.", "Name another folder with --runs.")
+
+
+def _finish(folder: RunFolder, catalog: Catalog, reporter: Reporter, result: RunResult) -> None:
+    folder.write_result(result)
+    _notify(catalog, reporter, "ddbench_run_finished", result=result)
+
+
+def _notify(catalog: Catalog, reporter: Reporter, hook: str, **arguments: object) -> None:
+    for complaint in catalog.notify(hook, **arguments):
+        reporter.say(complaint)
+
+

@@ -1,0 +1,109 @@
+"""What a method is given: training data, an objective, networks to distil for, and a budget."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ddbench.data import DatasetInfo, ExampleSet
+from ddbench.errors import PluginError
+
+Side = Literal["train", "evaluation"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a method may return.
+
+    `images_per_class` is the total over all steps; an evaluation takes at most `epochs * steps` gradient steps.
+    """
+
+    images_per_class: int
+    steps: int
+    epochs: int
+
+    @property
+    def total_steps(self) -> int:
+        """Gradient steps in all, T = epochs * steps."""
+        return self.epochs * self.steps
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What distilled data should achieve.
+
+    `loss(logits [batch, classes], labels [batch])` is a differentiable scalar to distil against (None where there
+    is none); `metrics(logits, labels)` gives named figures for people, of which `primary` ranks.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor] | None
+    metrics: Callable[[Tensor, Tensor], dict[str, float]]
+    primary: str
+    higher_is_better: bool = True
+
+
+class InitSampler(Protocol):
+    """An init distribution with its options bound: up to `n` initial weights, stacked, for one side.
+
+    Returns `{parameter name: [n, *shape]}`. The evaluation side draws other networks than the training side, unless
+    the distribution has only one to give (`fixed` returns one, however many were asked for).
+    """
+
+    def __call__(
+        self, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side
+    ) -> dict[str, Tensor]: ...
+
+
+class Networks:
+    """One side of an init distribution: where initial weights are drawn from."""
+
+    def __init__(
+        self, module: nn.Module, init: InitSampler, info: DatasetInfo, generator: torch.Generator, side: Side
+    ) -> None:
+        self.module = module
+        self._init, self._info, self._generator, self._side = init, info, generator, side
+
+    def sample(self, n: int) -> dict[str, Tensor]:
+        """Initial weights of up to `n` networks, `{name: [nets, *shape]}`, on the device of `module`.
+
+        Raises `PluginError` when the init distribution returns something else.
+        """
+        drawn = self._init(self.module, self._info, n, self._generator, self._side)
+        wanted = dict(self.module.named_parameters())
+        if not isinstance(drawn, dict) or drawn.keys() != wanted.keys():
+            raise PluginError("the init distribution did not return the network's parameters by name.")
+        for name, tensor in drawn.items():
+            if tensor.shape[1:] != wanted[name].shape or not 1 <= tensor.shape[0] <= n:
+                raise PluginError(
+                    f"the init distribution returned {name} of shape {list(tensor.shape)}.",
+                    f"Up to {n} networks of shape {list(wanted[name].shape)} are expected.",
+                )
+            if not torch.isfinite(tensor).all():
+                raise PluginError(f"the init distribution returned NaN or infinite values in {name}.")
+        return {name: drawn[name].detach().to(wanted[name]) for name in wanted}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a method may look at; there is no test split, and the validation slice is not in `train`."""
+
+    train: ExampleSet
+    objective: Objective
+    networks: Networks
+    budget: Budget
+    info: DatasetInfo
+
+
+@dataclass(frozen=True)
+class AdaptationTarget:
+    """Pretrained networks and the dataset they are to be adapted to.
+
+    `dataset` and `network` are names as on the command line; `sample` is the init distribution that gives the
+    source weights.
+    """
+
+    dataset: str
+    network: str
+    sample: InitSampler

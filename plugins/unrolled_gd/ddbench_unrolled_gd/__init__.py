@@ -1,0 +1,109 @@
+"""Dataset distillation by unrolled gradient descent (Wang, Zhu, Torralba and Efros 2018, arXiv 1811.10959)."""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+import ddbench
+from ddbench import DistilledSet, Run, Task, Unsupported
+from ddbench.unroll import Memory, meta_gradient
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@ddbench.method
+def unrolled_gd(
+    task: Task,
+    run: Run,
+    *,
+    outer_steps: Annotated[Count, Field(description="updates of the distilled images and rates")] = 600,
+    outer_lr: Annotated[Positive, Field(description="Adam's rate for images and raw rates")] = 0.02,
+    schedule: Annotated[
+        Literal["cosine", "step", "constant"],
+        Field(description="how outer_lr falls: along a cosine to zero, halved every tenth of the steps, or not"),
+    ] = "cosine",
+    inner_lr: Annotated[Positive, Field(description="rate that every inner step starts from")] = 0.02,
+    networks: Annotated[Count, Field(description="networks an outer step averages over (a fixed init has one)")] = 4,
+    real_batch: Annotated[Count, Field(description="real images the outer loss is taken on")] = 512,
+    clip: Annotated[float, Field(ge=0, description="bound on the norm of the images' gradient; 0 for none")] = 1.0,
+    window: Annotated[int | None, Field(ge=1, description="go back through the last so many steps only")] = None,
+    memory: Annotated[Memory, Field(description="what the reverse pass keeps; the numbers are the same")] = "recompute",
+) -> DistilledSet:
+    """Learn images and a rate for each gradient step by differentiating through training (the reference method).
+
+    Each outer step draws networks and a real batch, trains the networks on the distilled images by `steps` x
+    `epochs` steps of gradient descent, and follows the exact gradient of the loss on the real batch back through
+    those steps (Algorithm 1 and Section 3.4 of the paper). Images start as normal noise; labels are fixed, the same
+    number of images of each class in every step; rates stay positive as softplus of a learned number.
+    """
+    if task.objective.loss is None:
+        raise Unsupported(f"unrolled_gd needs an objective with a differentiable loss; {task.objective.primary} has none.")
+    budget, classes, shape = task.budget, len(task.info.classes), task.info.sample_shape
+    if budget.images_per_class % budget.steps:
+        raise Unsupported(
+            f"unrolled_gd spreads {budget.images_per_class} images per class evenly over the steps: "
+            f"{budget.steps} does not divide it."
+        )
+    per_step = budget.images_per_class // budget.steps
+    labels = torch.arange(classes, device=run.device).repeat_interleave(per_step).repeat(budget.steps, 1)
+    noise = torch.randn((budget.steps, classes * per_step, *shape), generator=run.generator)
+    images = noise.to(run.device).requires_grad_()
+    # softplus(raw) = inner_lr
+    raw = math.log(math.expm1(inner_lr))
+    raw_lrs = torch.full((budget.epochs, budget.steps), raw, device=run.device, requires_grad=True)
+    optimizer = torch.optim.Adam([images, raw_lrs], lr=outer_lr, betas=(0.5, 0.999))
+
+    for step in run.loop(outer_steps, dict(images=images, raw_lrs=raw_lrs, optimizer=optimizer)):
+        for group in optimizer.param_groups:
+            group["lr"] = outer_lr * _decay(schedule, step / outer_steps)
+        weights = task.networks.sample(networks)
+        real = task.train.minibatch(real_batch, run.generator)
+        figures: list[dict[str, float]] = []
+
+        def outer_loss(logits: Tensor, labels: Tensor, figures: list[dict[str, float]] = figures) -> Tensor:
+            assert task.objective.loss is not None
+            figures.append(task.objective.metrics(logits.detach(), labels))
+            return task.objective.loss(logits, labels)
+
+        gradient = meta_gradient(
+            task.networks.module,
+            weights,
+            images.detach(),
+            labels,
+            F.softplus(raw_lrs.detach()),
+            outer_loss,
+            real.inputs,
+            real.labels,
+            memory=memory,
+            window=window,
+        )
+        images.grad = gradient.inputs
+        # The chain rule through softplus: d lr / d raw = sigmoid(raw).
+        raw_lrs.grad = gradient.lrs * torch.sigmoid(raw_lrs.detach())
+        norm = torch.linalg.vector_norm(gradient.inputs)
+        if clip:
+            torch.nn.utils.clip_grad_norm_([images], clip)
+            torch.nn.utils.clip_grad_norm_([raw_lrs], clip)
+        optimizer.step()
+        primary = task.objective.primary
+        current = math.fsum(f[primary] for f in figures) / len(figures)
+        run.log(loss=gradient.loss.mean(), gradient_norm=norm, **{f"train_{primary}": current})
+
+    return DistilledSet(images.detach(), labels, F.softplus(raw_lrs.detach()))
+
+
+def _decay(schedule: str, done: float) -> float:
+    """Factor on the outer rate after a share `done` of the steps."""
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 0.5 ** int(10 * done) if schedule == "step" else 1.0
+
+
+@ddbench.hookimpl
+def ddbench_methods() -> list[object]:
+    return [unrolled_gd]
