@@ -4,54 +4,67 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddbench.catalog import Catalog
-    from ddbench.data import DatasetInfo, DistilledSet, ExampleSet, ImageSplits
-    from ddbench.environment import data_dir
-    from ddbench.errors import DdbenchError, MissingPrerequisite, Unsupported, UsageError
-    from ddbench.hookspecs import hookimpl
-    from ddbench.loop import Run
-    from ddbench.options import (
-        Component,
-        component_of,
-        dataset,
-        did_you_mean,
-        init,
-        method,
-        network,
-        objective,
-        target,
-    )
-    from ddbench.results import RunResult
-    from ddbench.runner import run
-    from ddbench.spec import RunSpec
-    from ddbench.task import AdaptationTarget, Budget, Objective, Task
+    from ddbench.catalog import Catalog as Catalog
+    from ddbench.data import DatasetInfo as DatasetInfo
+    from ddbench.data import DistilledSet as DistilledSet
+    from ddbench.data import ExampleSet as ExampleSet
+    from ddbench.data import ImageSplits as ImageSplits
+    from ddbench.environment import data_dir as data_dir
+    from ddbench.errors import DdbenchError as DdbenchError
+    from ddbench.errors import MissingPrerequisite as MissingPrerequisite
+    from ddbench.errors import Unsupported as Unsupported
+    from ddbench.errors import UsageError as UsageError
+    from ddbench.hookspecs import hookimpl as hookimpl
+    from ddbench.loop import Run as Run
+    from ddbench.options import Component as Component
+    from ddbench.options import component_of as component_of
+    from ddbench.options import dataset as dataset
+    from ddbench.options import did_you_mean as did_you_mean
+    from ddbench.options import init as init
+    from ddbench.options import method as method
+    from ddbench.options import network as network
+    from ddbench.options import objective as objective
+    from ddbench.options import target as target
+    from ddbench.results import RunResult as RunResult
+    from ddbench.runner import run as run
+    from ddbench.spec import RunSpec as RunSpec
+    from ddbench.task import AdaptationTarget as AdaptationTarget
+    from ddbench.task import Budget as Budget
+    from ddbench.task import Objective as Objective
+    from ddbench.task import Task as Task
 
-_HOMES = {
-    "catalog": ["Catalog"],
-    "data": ["DatasetInfo", "DistilledSet", "ExampleSet", "ImageSplits"],
-    "environment": ["data_dir"],
-    "errors": ["DdbenchError", "MissingPrerequisite", "Unsupported", "UsageError"],
-    "hookspecs": ["hookimpl"],
-    "loop": ["Run"],
-    "options": [
-        "Component",
-        "component_of",
-        "dataset",
-        "did_you_mean",
-        "init",
-        "method",
-        "network",
-        "objective",
-        "target",
-    ],
-    "results": ["RunResult"],
-    "runner": ["run"],
-    "spec": ["RunSpec"],
-    "task": ["AdaptationTarget", "Budget", "Objective", "Task"],
+_HOME_OF = {
+    "Catalog": "catalog",
+    "DatasetInfo": "data",
+    "DistilledSet": "data",
+    "ExampleSet": "data",
+    "ImageSplits": "data",
+    "data_dir": "environment",
+    "DdbenchError": "errors",
+    "MissingPrerequisite": "errors",
+    "Unsupported": "errors",
+    "UsageError": "errors",
+    "hookimpl": "hookspecs",
+    "Run": "loop",
+    "Component": "options",
+    "component_of": "options",
+    "dataset": "options",
+    "did_you_mean": "options",
+    "init": "options",
+    "method": "options",
+    "network": "options",
+    "objective": "options",
+    "target": "options",
+    "RunResult": "results",
+    "run": "runner",
+    "RunSpec": "spec",
+    "AdaptationTarget": "task",
+    "Budget": "task",
+    "Objective": "task",
+    "Task": "task",
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)
+__all__ = list(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:

@@ -46,7 +46,9 @@ class Bench:
     def task(self, generator: torch.Generator) -> Task:
         """What a method is given; its networks are drawn with `generator`."""
         setting = self.setting
-        return Task(self.train, setting.objective, setting.networks("train", generator), setting.budget, self.train.info)
+        return Task(
+            self.train, setting.objective, setting.networks("train", generator), setting.budget, self.train.info
+        )
 
 
 def complete(spec: RunSpec, catalog: Catalog) -> tuple[RunSpec, Parts]:
@@ -77,7 +79,7 @@ def complete(spec: RunSpec, catalog: Catalog) -> tuple[RunSpec, Parts]:
         init = _bound(init_component, init_choice)
     dataset, dataset_choice = catalog.resolve("dataset", spec.dataset)
     objective, objective_choice = catalog.resolve("objective", spec.objective)
-    network_choice = spec.network or Choice(name=dataset.facts.get("network", "mlp"))
+    network_choice = spec.network or Choice.from_name(dataset.facts.get("network", "mlp"))
     network, network_choice = catalog.resolve("network", network_choice, info_from_facts(dataset))
     images_per_class = spec.images_per_class or dataset.facts.get("images_per_class", 10)
     done = spec.model_copy(
@@ -204,7 +206,9 @@ def _built(component: Component, spec: RunSpec, info: DatasetInfo) -> nn.Module:
             "Choose another with --network; `ddbench list networks` names them.",
         ) from error
     if shape != (2, len(info.classes)):
-        raise PluginError(f"network {component.name!r} gives outputs {list(shape[1:])} for {len(info.classes)} classes.")
+        raise PluginError(
+            f"network {component.name!r} gives outputs {list(shape[1:])} for {len(info.classes)} classes."
+        )
     return module
 
 

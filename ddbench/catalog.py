@@ -1,5 +1,6 @@
 """The catalog: finds plugins, loads each in isolation, remembers who offers what, and looks names up."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import inspect
@@ -34,6 +35,7 @@ class BrokenPlugin:
     name: str
     distribution: str
     error: str
+    by_hand: bool
 
     def __str__(self) -> str:
         return f"plugin {self.name!r} ({self.distribution}) was set aside: {self.error}"
@@ -72,9 +74,9 @@ class Catalog:
         self._manager.add_hookspecs(hookspecs)
         for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
             distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
-            self._load(entry.name, distribution, entry.load)
+            self._load(entry.name, distribution, entry.load, by_hand=False)
         for path in [*paths, *_paths_from_environment(), *_paths_from_config()]:
-            self._load(path.stem, str(path), lambda path=path: _import_path(path))  # type: ignore[misc]
+            self._load(path.stem, str(path), functools.partial(_import_path, path), by_hand=True)
 
     def components(self, kind: str) -> list[Component]:
         """All components of a kind, by name."""
@@ -97,17 +99,13 @@ class Catalog:
         found = self._find_open_ended(kind, name, info)
         if found is not None:
             return found
-        for broken in self.broken:
-            if name in (broken.name, broken.name.replace("-", "_")) or broken.distribution.endswith(".py"):
-                raise PluginError(
-                    f"there is no {kind} {name!r}, and {broken}",
-                    "Mend the plugin, or uninstall it.",
-                )
         known = sorted(c.name for c in self._found[kind])
-        raise UsageError(
-            f"there is no {kind} called {name!r}.{did_you_mean(name, known)}",
-            f"There are: {', '.join(known) or 'none'}.",
-        )
+        near = did_you_mean(name, known)
+        for broken in self.broken:
+            # A plugin file given by hand was meant to offer something: likely what is missing now.
+            if name in (broken.name, broken.name.replace("-", "_")) or (broken.by_hand and not near):
+                raise PluginError(f"there is no {kind} {name!r}, and {broken}", "Mend the plugin, or leave it out.")
+        raise UsageError(f"there is no {kind} called {name!r}.{near}", f"There are: {', '.join(known) or 'none'}.")
 
     def resolve(self, kind: str, choice: Choice, info: "DatasetInfo | None" = None) -> tuple[Component, Choice]:
         """A choice's component, and the choice with all its options spelt out."""
@@ -134,15 +132,11 @@ class Catalog:
                         )
         return complaints
 
-    def _load(self, name: str, distribution: str, load: Callable[[], object]) -> None:
+    def _load(self, name: str, distribution: str, load: Callable[[], object], *, by_hand: bool) -> None:
         try:
             module = load()
             plugin = Plugin(name, distribution, self._hooks_of(module, name))
-            registered = [
-                (kind, component)
-                for kind in KINDS
-                for component in self._registered(plugin, kind)
-            ]
+            registered = [(kind, component) for kind in KINDS for component in self._registered(plugin, kind)]
             experiments = [
                 (_experiment_name(Path(path)), Path(path))
                 for implementation in plugin.hooks
@@ -150,7 +144,7 @@ class Catalog:
                 for path in _call(implementation, {})
             ]
         except (Exception, SystemExit) as error:
-            self.broken.append(BrokenPlugin(name, distribution, _brief(error)))
+            self.broken.append(BrokenPlugin(name, distribution, _brief(error), by_hand))
             return
         self.plugins.append(plugin)
         for kind, component in registered:
@@ -173,11 +167,15 @@ class Catalog:
         misspelt = [
             n
             for n, thing in vars(module).items()
-            if n.startswith("ddbench_") and inspect.isfunction(thing) and thing.__module__ == getattr(module, "__name__", "")
+            if n.startswith("ddbench_")
+            and inspect.isfunction(thing)
+            and thing.__module__ == getattr(module, "__name__", "")
             and n not in {_name(h) for h in hooks}
         ]
         if misspelt:
-            raise PluginError(f"function {misspelt[0]!r} looks like a hook but is not marked.", "Add @ddbench.hookimpl.")
+            raise PluginError(
+                f"function {misspelt[0]!r} looks like a hook but is not marked.", "Add @ddbench.hookimpl."
+            )
         return hooks
 
     def _registered(self, plugin: Plugin, kind: str) -> Iterator[Component]:

@@ -63,8 +63,6 @@ def _score(bench: Bench, method: Component, networks: int, reporter: Reporter) -
 def _key(bench: Bench, method: Component, networks: int) -> str:
     """What a companion's score depends on: the spec without the run's own method, the data, the machine."""
     choice = Choice(name=method.name, options=method.validated({}))
-    spec = bench.spec.model_copy(
-        update={"method": choice, "seed": 0, "time_limit": None, "eval_networks": networks}
-    )
+    spec = bench.spec.model_copy(update={"method": choice, "seed": 0, "time_limit": None, "eval_networks": networks})
     parts = [spec.canonical(), bench.record.content_hash, method.distribution, json.dumps(describe(bench.device))]
     return sha256("\n".join(parts).encode())

@@ -1,4 +1,4 @@
-"""Real data as a method sees it (`ExampleSet`) and distilled data as it is scored, saved and shared (`DistilledSet`)."""
+"""Real data as a method sees it (`ExampleSet`), and distilled data as it is scored and shared (`DistilledSet`)."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,8 @@ class DatasetInfo:
     """What is known of a dataset once it is loaded.
 
     `mean`, `std`: per channel, of the training images in [0, 1]. `sample_shape`: `(channels, height, width)` for
-    images. `content_hash`: SHA-256 over every image and label of both splits. `partial`: not (known to be) the full original.
+    images. `content_hash`: SHA-256 over every image and label of both splits. `partial`: not, or not known to be, the
+    full original.
     """
 
     name: str
@@ -38,7 +39,7 @@ class DatasetInfo:
 
     @property
     def label(self) -> str:
-        """The name a leaderboard ranks under: a partial copy carries its content hash, so never ranks with the full set."""
+        """The name rows carry: that of a partial copy holds its content hash, so it never ranks with the full set."""
         return f"{self.name}@{self.content_hash[:8]}" if self.partial else self.name
 
     def pixels(self, inputs: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """What a dataset plugin loads: `uint8` images `[n, channels, height, width]` and `int64` labels, two splits.
+    """What a dataset plugin loads, in two splits: `uint8` images `[n, channels, height, width]`, `int64` labels.
 
     `partial` says that this copy is not the full original: its checksum differs, or there is none to compare with.
     """
@@ -72,7 +73,7 @@ class ImageSplits:
 class ExampleSet:
     """Real examples: `inputs [n, *sample_shape]` normalised per channel, `labels [n]` int64."""
 
-    inputs: Float[Tensor, "n *sample"]
+    inputs: Float[Tensor, " n *sample"]
     labels: Int[Tensor, " n"]
     info: DatasetInfo
 
@@ -157,7 +158,7 @@ class DistilledSet:
         for fault in self._faults(task):
             raise PluginError(
                 f"the method returned {fault}.",
-                "A DistilledSet holds inputs [steps, n, *sample_shape], labels [steps, n] and lrs [epochs, steps] or None.",
+                "It holds inputs [steps, n, *sample_shape], labels [steps, n] and lrs [epochs, steps] or None.",
             )
 
     def _faults(self, task: "Task") -> list[str]:
@@ -185,7 +186,9 @@ class DistilledSet:
         if not self.soft and self.labels.numel() and not 0 <= self.labels.min() <= self.labels.max() < classes:
             faults.append(f"labels outside 0 .. {classes - 1}")
         if not 1 <= self.count <= budget.images_per_class * classes:
-            faults.append(f"{self.count} images where the budget is {budget.images_per_class} for each of {classes} classes")
+            faults.append(
+                f"{self.count} images where the budget is {budget.images_per_class} for each of {classes} classes"
+            )
         if self.lrs is not None:
             if self.lrs.dim() != 2 or self.lrs.shape[1] != shape[0]:
                 return [*faults, f"lrs of shape {list(self.lrs.shape)} where [epochs, {shape[0]}] is expected"]
@@ -204,7 +207,7 @@ class DistilledSet:
         if self.lrs is not None:
             tensors["lrs"] = self.lrs
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        raw = safetensors.torch.save(plain, metadata=dict(sorted(self.metadata.items())))
+        raw = _canonical(safetensors.torch.save(plain, metadata=dict(self.metadata)))
         atomic_write(path, raw)
         return sha256(raw)
 
@@ -217,13 +220,24 @@ class DistilledSet:
         try:
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return cls(tensors["inputs"], tensors["labels"], tensors.get("lrs"), metadata)
         except (safetensors.SafetensorError, KeyError, OSError) as error:
             raise UsageError(
                 f"{path} is damaged or not a distilled set: {error}.",
                 "Take an intact distilled.safetensors file from a run folder.",
             ) from error
+
+
+def _canonical(raw: bytes) -> bytes:
+    """The same safetensors file with its header in sorted order, which the library leaves to chance.
+
+    The format is eight bytes of header length, little-endian, the header as JSON padded with spaces, then the data.
+    """
+    length = int.from_bytes(raw[:8], "little")
+    header = json.dumps(json.loads(raw[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + raw[8 + length :]
 
 
 def normalise(name: str, splits: ImageSplits, classes: tuple[str, ...], modality: str) -> tuple[ExampleSet, ExampleSet]:

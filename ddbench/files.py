@@ -30,8 +30,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             # mkstemp makes files only their owner can read; the result gets what the umask allows.
             mask = os.umask(0)
             os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, path)
+            Path(temporary).chmod(0o666 & ~mask)
+            Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise

@@ -108,11 +108,11 @@ def ddbench_datasets() -> Iterable[object]:  # type: ignore[empty-body]
 def ddbench_networks() -> Iterable[object]:  # type: ignore[empty-body]
     """Named architectures: functions `(info: DatasetInfo, *, options) -> nn.Module` marked `@ddbench.network`.
 
-        @ddbench.network
-        def tiny(info, *, width: int = 16):
-            \"\"\"One hidden layer.\"\"\"
-            pixels = math.prod(info.sample_shape)
-            return nn.Sequential(nn.Flatten(), nn.Linear(pixels, width), nn.ReLU(), nn.Linear(width, len(info.classes)))
+    @ddbench.network
+    def tiny(info, *, width: int = 16):
+        \"\"\"One hidden layer.\"\"\"
+        pixels = math.prod(info.sample_shape)
+        return nn.Sequential(nn.Flatten(), nn.Linear(pixels, width), nn.ReLU(), nn.Linear(width, len(info.classes)))
     """
 
 
@@ -130,12 +130,12 @@ def ddbench_experiments() -> Iterable[object]:  # type: ignore[empty-body]
 
 
 @_hookspec(firstresult=True)
-def ddbench_find_network(name: str, info: "DatasetInfo") -> "Component | None":  # type: ignore[empty-body]
+def ddbench_find_network(name: str, info: "DatasetInfo") -> "Component | None":
     """A network for an open-ended name such as `timm/resnet18`, or None when the name is not this plugin's."""
 
 
 @_hookspec(firstresult=True)
-def ddbench_find_dataset(name: str) -> "Component | None":  # type: ignore[empty-body]
+def ddbench_find_dataset(name: str) -> "Component | None":
     """A dataset for an open-ended name such as `folder:/path`, or None when the name is not this plugin's."""
 
 

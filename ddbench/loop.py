@@ -47,13 +47,13 @@ class Silent:
     """A reporter for nobody."""
 
     def say(self, text: str) -> None:
-        pass
+        """Nothing."""
 
     def stage(self, title: str) -> None:
-        pass
+        """Nothing."""
 
     def progress(self, done: int, total: int, values: Mapping[str, float], seconds_left: float | None) -> None:
-        pass
+        """Nothing."""
 
 
 class Pace:
@@ -63,12 +63,14 @@ class Pace:
         self._last = time.monotonic()
         self._step: float | None = None
 
-    def tick(self, steps: int = 1) -> None:
+    def tick(self) -> None:
+        """One more step is done."""
         now = time.monotonic()
-        took, self._last = (now - self._last) / max(1, steps), now
+        took, self._last = now - self._last, now
         self._step = took if self._step is None else self._step + 0.1 * (took - self._step)
 
     def left(self, steps: int) -> float | None:
+        """Seconds that `steps` more will take; None before the first."""
         return None if self._step is None else self._step * steps
 
 
@@ -122,6 +124,8 @@ class Run:
         self._earlier_seconds = 0.0
         self._log_bytes = 0
         self._saved_at = time.monotonic()
+        self.share_done = 0.0
+        """How much of the current loop is over, from 0 to 1: by steps or, where that is more, by the time limit."""
         self._restore()
 
     @property
@@ -180,6 +184,7 @@ class Run:
                     self.stopped_by = "time limit"
                     break
                 self._values, self._diverged = {}, False
+                self.share_done = max(step / total, self.seconds / self._time_limit if self._time_limit else 0.0)
                 yield step
                 step += 1
                 bad = self._diverged or (step % SNAPSHOT_EVERY == 0 and not _finite(state))
@@ -353,7 +358,7 @@ def _finite(state: Mapping[str, object]) -> bool:
 
 
 def _global_generators() -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],

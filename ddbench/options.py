@@ -7,7 +7,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar, overload
 
 import pydantic
 
@@ -52,9 +52,10 @@ class Component:
             return self.options.model_validate(dict(given)).model_dump(mode="json")
         except pydantic.ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            option = f"{'.'.join(map(str, first['loc']))}={first['input']}"
+            message = first["msg"][:1].lower() + first["msg"][1:]
             raise UsageError(
-                f"option {where}={first['input']} of {self.kind} {self.name!r}: {first['msg'][:1].lower()}{first['msg'][1:]}.",
+                f"option {option} of {self.kind} {self.name!r}: {message}.",
                 f"See its options: ddbench show {self.name}",
             ) from error
 
@@ -70,7 +71,7 @@ class Component:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the nearest of `known`, or nothing."""
-    near = difflib.get_close_matches(name.lower(), [k for k in known], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
@@ -86,7 +87,9 @@ def component(kind: str, function: Callable[..., Any], **facts: Any) -> Componen
         raise PluginError(f"an annotation of {kind} {name!r} cannot be resolved: {error}.") from error
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
-            raise PluginError(f"{kind} {name!r} takes **{parameter.name}.", "Name each option as a keyword-only parameter.")
+            raise PluginError(
+                f"{kind} {name!r} takes **{parameter.name}.", "Name each option as a keyword-only parameter."
+            )
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
         if parameter.default is parameter.empty or parameter.name not in hints:
@@ -114,7 +117,19 @@ def component(kind: str, function: Callable[..., Any], **facts: Any) -> Componen
 _ATTRIBUTE = "__ddbench_component__"
 
 
-def _decorator(kind: str) -> Callable[..., Any]:
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class Decorator(Protocol):
+    """Used bare (`@ddbench.method`) or with facts (`@ddbench.method(companion=True)`)."""
+
+    @overload
+    def __call__(self, function: _Function, /) -> _Function: ...
+    @overload
+    def __call__(self, **facts: Any) -> Callable[[_Function], _Function]: ...
+
+
+def _decorator(kind: str) -> Decorator:
     def decorate(function: Callable[..., Any] | None = None, /, **facts: Any) -> Any:
         def mark(target: Callable[..., Any]) -> Callable[..., Any]:
             setattr(target, _ATTRIBUTE, component(kind, target, **facts))
@@ -135,13 +150,15 @@ def component_of(thing: object, kind: str) -> Component:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """`["steps=25", "init.scheme=kaiming"]` as a flat mapping; values read as JSON where they are JSON, else as text."""
+    """`["steps=25", "init.scheme=kaiming"]` as a flat mapping; values are JSON where they read as it, else text."""
     parsed: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         key = key.strip()
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
-            raise UsageError(f"--set {assignment!r} is not of the form KEY=VALUE.", "For example: --set outer_steps=500")
+            raise UsageError(
+                f"--set {assignment!r} is not of the form KEY=VALUE.", "For example: --set outer_steps=500"
+            )
         try:
             parsed[key] = json.loads(text)
         except json.JSONDecodeError:

@@ -94,7 +94,9 @@ class RunFolder:
         try:
             return RunSpec.model_validate_json(self.spec.read_text())
         except FileNotFoundError:
-            raise UsageError(f"{self.path} is not a run folder: it has no spec.json.", "See the folders in runs/.") from None
+            raise UsageError(
+                f"{self.path} is not a run folder: it has no spec.json.", "See the folders in runs/."
+            ) from None
         except (pydantic.ValidationError, OSError, UnicodeDecodeError) as error:
             raise UsageError(
                 f"{self.spec} is damaged or of another version.", "Start the run anew with `ddbench run`."

@@ -95,9 +95,7 @@ def evaluate(
     return bench, _score(bench, distilled, catalog, reporter or Silent())
 
 
-def _run_in(
-    folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Path, reporter: Reporter
-) -> RunResult:
+def _run_in(folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Path, reporter: Reporter) -> RunResult:
     """The run itself, in its folder; whatever ends it is written to result.json."""
     spec = bench.spec
     result = RunResult(
@@ -241,9 +239,7 @@ def _described(distilled: DistilledSet, bench: Bench) -> DistilledSet:
     )
 
 
-def _append(
-    result: RunResult, bench: Bench, folder: RunFolder, leaderboards: Path, reporter: Reporter
-) -> Row | None:
+def _append(result: RunResult, bench: Bench, folder: RunFolder, leaderboards: Path, reporter: Reporter) -> Row | None:
     """Keep the artefact beside the leaderboard and append the row; None when the same spec has one already."""
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     row = leaderboard.row_of(result, method_source=bench.parts.method.distribution, created=created)
@@ -264,7 +260,7 @@ def _append(
 def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
     """What will run, on which data, and where it is kept."""
     spec, record, budget = bench.spec, bench.record, bench.setting.budget
-    copy = "a copy known by its content alone, ranked apart" if record.partial else "the full data, verified"
+    copy = "a partial copy, not a known full original: ranked apart" if record.partial else "the full data, verified"
     parameters = sum(p.numel() for p in bench.setting.module.parameters())
     total = budget.images_per_class * len(bench.train.info.classes)
     assert spec.network is not None
@@ -273,7 +269,9 @@ def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
         f"{copy} (sha256 {record.content_hash[:12]})"
     )
     reporter.say(f"Network  {spec.network.name}, {parameters:,} weights from init {spec.init.name}, on {bench.device}")
-    reporter.say(f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs")
+    reporter.say(
+        f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
+    )
     reporter.say(f"Folder   {folder.path}")
 
 
@@ -288,7 +286,8 @@ def _new_folder(runs: Path, spec: RunSpec, reporter: Reporter) -> RunFolder:
                 if not path.is_dir():
                     raise
                 unfinished = RunFolder(path)
-                if unfinished.checkpoint.exists() and unfinished.read_result() is None:
+                ended = unfinished.read_result()
+                if unfinished.checkpoint.exists() and (ended is None or ended.status == "interrupted"):
                     reporter.say(f"An unfinished run of this spec is in {path}: ddbench resume {path}")
                 continue
         folder = RunFolder(path)
@@ -305,5 +304,3 @@ def _finish(folder: RunFolder, catalog: Catalog, reporter: Reporter, result: Run
 def _notify(catalog: Catalog, reporter: Reporter, hook: str, **arguments: object) -> None:
     for complaint in catalog.notify(hook, **arguments):
         reporter.say(complaint)
-
-

@@ -25,6 +25,11 @@ class Choice(_Frozen):
     name: str = Field(min_length=1)
     options: dict[str, Any] = {}
 
+    @classmethod
+    def from_name(cls, value: object) -> Self:
+        """A choice from a bare name or a mapping of the fields."""
+        return cls.model_validate(_from_name(value))
+
 
 def _from_name(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
@@ -95,7 +100,9 @@ class RunSpec(_Frozen):
                 raise UsageError(f"no {where} was given.", "See what there is: ddbench list") from error
             given = "" if isinstance(first["input"], dict) else f" (not {first['input']!r})"
             message = first["msg"].removeprefix("Value error, ")
-            raise UsageError(f"{where}: {message[:1].lower()}{message[1:]}{given}.", "See: ddbench run --help") from error
+            raise UsageError(
+                f"{where}: {message[:1].lower()}{message[1:]}{given}.", "See: ddbench run --help"
+            ) from error
 
     @property
     def complete(self) -> bool:

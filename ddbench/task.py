@@ -53,7 +53,9 @@ class InitSampler(Protocol):
 
     def __call__(
         self, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side
-    ) -> dict[str, Tensor]: ...
+    ) -> dict[str, Tensor]:
+        """Draw."""
+        ...
 
 
 class Networks:

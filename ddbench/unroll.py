@@ -49,7 +49,7 @@ def meta_gradient(
     labels: Shaped[Tensor, "steps n *classes"],
     lrs: Float[Tensor, "epochs steps"],
     outer_loss: OuterLoss,
-    real_inputs: Float[Tensor, "batch *sample"],
+    real_inputs: Float[Tensor, " batch *sample"],
     real_labels: Shaped[Tensor, " batch"],
     *,
     memory: Memory = "recompute",
@@ -163,9 +163,7 @@ class _Step:
     gradient: Sequence[Tensor]
 
     def next_weights(self) -> list[Tensor]:
-        return [
-            w.detach() - self.lr * g.detach() for w, g in zip(self.weights, self.gradient, strict=True)
-        ]
+        return [w.detach() - self.lr * g.detach() for w, g in zip(self.weights, self.gradient, strict=True)]
 
 
 class _Trajectory:

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import ddbench.unroll
-from ddbench.unroll import evaluation_mode, inner_mode, meta_gradient, train, unstack
+from ddbench.unroll import evaluation_mode, inner_mode, meta_gradient, train
 
 GOLDEN = Path(__file__).parent / "golden"
 MODES = ("store", "recompute", "checkpoint")
@@ -35,7 +35,11 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize(("objective", "loss"), [("classification", F.cross_entropy), ("poisoning", poisoned)])
 def test_gradient_of_the_authors_implementation(objective, loss, memory):
     """Float64 numbers of SsnL/dataset-distillation (see tests/golden), stored as float32."""
-    golden = {key: torch.tensor(v) for key, v in np.load(GOLDEN / f"unrolled_lenet_{objective}.npz").items() if v.dtype.kind != "U"}
+    golden = {
+        key: torch.tensor(v)
+        for key, v in np.load(GOLDEN / f"unrolled_lenet_{objective}.npz").items()
+        if v.dtype.kind != "U"
+    }
     network, params, offset = golden_lenet(), {}, 0
     for name, parameter in network.named_parameters():
         params[name] = golden["w0"][offset : offset + parameter.numel()].double().view(parameter.shape)

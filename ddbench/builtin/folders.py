@@ -63,7 +63,9 @@ def _listings(path: Path) -> tuple[Listing, Listing]:
             "Lay it out as PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png.",
         )
     if set(test) - set(train):
-        raise UsageError(f"{path} has test images of classes without training images: {sorted(set(test) - set(train))}.")
+        raise UsageError(
+            f"{path} has test images of classes without training images: {sorted(set(test) - set(train))}."
+        )
     return train, {name: test.get(name, []) for name in train}
 
 
@@ -89,7 +91,8 @@ def _opened(file: Path) -> Image.Image:
 
 def _load(listing: Listing, channels: int, size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """`uint8 [n, channels, height, width]` and labels; without `size` all images must have the same one."""
-    arrays, labels = [], []
+    arrays: list[np.ndarray] = []
+    labels: list[int] = []
     for label, files in enumerate(listing.values()):
         for file in files:
             with _opened(file) as image:

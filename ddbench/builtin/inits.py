@@ -1,5 +1,7 @@
 """Init distributions without pretraining: `random` draws anew, `fixed` always gives the same network."""
 
+import copy
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -53,12 +55,13 @@ def _draw(network: nn.Module, generator: torch.Generator, scheme: str, distribut
     """One network's weights on the CPU, so that a seed gives the same numbers on every device."""
     if scheme == "default":
         return _reset(network, generator)
-    fill = {
+    fills: dict[tuple[str, str], Callable[..., Tensor]] = {
         ("xavier", "normal"): nn.init.xavier_normal_,
         ("xavier", "uniform"): nn.init.xavier_uniform_,
         ("kaiming", "normal"): nn.init.kaiming_normal_,
         ("kaiming", "uniform"): nn.init.kaiming_uniform_,
-    }.get((scheme, distribution), nn.init.orthogonal_)
+    }
+    fill = fills.get((scheme, distribution), nn.init.orthogonal_)
     drawn = {}
     for name, parameter in network.named_parameters():
         tensor = torch.zeros(parameter.shape)
@@ -72,8 +75,6 @@ def _draw(network: nn.Module, generator: torch.Generator, scheme: str, distribut
 
 def _reset(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     """What the layers' own initialisers draw; they only know the global generator, which is lent a seed."""
-    import copy
-
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -16,7 +16,9 @@ Width = Annotated[int, pydantic.Field(ge=1)]
 def _image_size(info: DatasetInfo, network: str, smallest: int) -> tuple[int, int]:
     """(channels, size) of square images of at least `smallest` pixels a side."""
     if len(info.sample_shape) != 3 or info.sample_shape[1] != info.sample_shape[2]:
-        raise UsageError(f"{network} takes square images, not examples of shape {info.sample_shape}.", "Try --network mlp.")
+        raise UsageError(
+            f"{network} takes square images, not examples of shape {info.sample_shape}.", "Try --network mlp."
+        )
     channels, size, _ = info.sample_shape
     if size < smallest:
         raise UsageError(
@@ -155,7 +157,7 @@ def ddbench_find_network(name: str, info: DatasetInfo) -> Component | None:
     if architecture not in known:
         raise UsageError(
             f"{source} has no model {architecture!r}.{ddbench.did_you_mean(architecture, known)}",
-            f"Browse them: python -c 'import {source}; print({source}.{'models.' if source == 'torchvision' else ''}list_models())'",
+            f"{'torchvision.models' if source == 'torchvision' else 'timm'}.list_models() names them.",
         )
 
     @ddbench.network

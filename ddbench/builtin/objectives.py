@@ -1,9 +1,10 @@
 """Objectives: what networks trained on the distilled set should be good at."""
 
-import ddbench
-from ddbench import DatasetInfo, Objective
 from torch import Tensor
 from torch.nn import functional as F
+
+import ddbench
+from ddbench import DatasetInfo, Objective
 
 
 @ddbench.objective

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddbench.cli.output import failures_told, print_json
-from ddbench.cli.run import Json, Leaderboards, Plugins
+from ddbench.cli.run import Json, Plugins
 from ddbench.errors import UsageError
 from ddbench.options import KINDS, did_you_mean
 
@@ -34,7 +34,9 @@ def list_(
 
         wanted = [kind if kind in LISTED else f"{kind}s"] if kind else list(LISTED)
         if wanted[0] not in LISTED:
-            raise UsageError(f"there are no {kind}.{did_you_mean(kind or '', LISTED)}", f"Name one of {', '.join(LISTED)}.")
+            raise UsageError(
+                f"there are no {kind}.{did_you_mean(kind or '', LISTED)}", f"Name one of {', '.join(LISTED)}."
+            )
         catalog = Catalog(plugin or [])
         entries = {name: _entries(catalog, name) for name in wanted}
         if as_json:
@@ -161,7 +163,9 @@ def _show_run(path: Path, as_json: bool) -> None:
     spec = folder.read_spec()
     result = folder.read_result()
     if result is None:
-        raise UsageError(f"{path} holds a run of {spec.method.name} that has not ended.", f"Go on with: ddbench resume {path}")
+        raise UsageError(
+            f"{path} holds a run of {spec.method.name} that has not ended.", f"Go on with: ddbench resume {path}"
+        )
     if as_json:
         print_json(result.model_dump(mode="json"))
         return

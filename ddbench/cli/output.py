@@ -40,12 +40,12 @@ def failures_told(*, as_json: bool = False, verbose: bool = False) -> Iterator[N
         raise
     except Exception as error:
         what = f"ddbench met a fault of its own: {type(error).__name__}: {error}"
-        _tell(error, "failed", what, "Please report it with the output of `ddbench -v ...`.", UNEXPECTED, as_json, verbose)
+        _tell(
+            error, "failed", what, "Please report it with the output of `ddbench -v ...`.", UNEXPECTED, as_json, verbose
+        )
 
 
-def _tell(
-    error: BaseException, status: str, message: str, hint: str, code: int, as_json: bool, verbose: bool
-) -> None:
+def _tell(error: BaseException, status: str, message: str, hint: str, code: int, as_json: bool, verbose: bool) -> None:
     if verbose:
         traceback.print_exception(error)
     if as_json:

@@ -211,7 +211,8 @@ def _spec(
         known = catalog.experiments()
         if experiment not in known:
             raise UsageError(
-                f"there is no experiment {experiment!r}.{did_you_mean(experiment, known)}", "See: ddbench list experiments"
+                f"there is no experiment {experiment!r}.{did_you_mean(experiment, known)}",
+                "See: ddbench list experiments",
             )
         fields.update(_toml(known[experiment]))
         for described in ("name", "summary", "published"):
@@ -279,18 +280,20 @@ def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path
     except MissingPrerequisite as error:
         data = f"not there yet: {error.message}"
     board = "adaptation" if spec.target else spec.objective.name
+    run_dir = str(runs / spec.run_id)
+    leaderboard = None if spec.smoke else str(leaderboards / f"{board}.csv")
     plan = {
         "status": "planned",
         "spec": spec.model_dump(mode="json"),
         "fingerprint": spec.fingerprint,
-        "run_dir": str(runs / spec.run_id),
-        "leaderboard": None if spec.smoke else str(leaderboards / f"{board}.csv"),
+        "run_dir": run_dir,
+        "leaderboard": leaderboard,
         "data": data,
     }
     if as_json:
         print_json(plan)
         return
-    for line in plan_lines(spec, data, str(plan["run_dir"]), plan["leaderboard"] and str(plan["leaderboard"])):
+    for line in plan_lines(spec, data, run_dir, leaderboard):
         typer.echo(line)
 
 

@@ -1,4 +1,4 @@
-"""How a distilled set is scored. Protocols are versioned and not pluggable: a number names the one it was made under."""
+"""How a distilled set is scored. Protocols are versioned, not pluggable: every number names the one it came from."""
 
 from ddbench.errors import UsageError
 from ddbench.options import did_you_mean

@@ -46,14 +46,16 @@ class Protocol(Structural):
     """A way of scoring. `name` ends in its version; a change that moves numbers needs a new one."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Such as `replay/v1`."""
+        ...
 
     @property
-    def summary(self) -> str: ...
+    def summary(self) -> str:
+        """One line for `ddbench list`."""
+        ...
 
-    def evaluate(
-        self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter
-    ) -> Evaluation:
+    def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter) -> Evaluation:
         """Score `sets` on networks of the evaluation side; with several sets, network i is trained on set i."""
         ...
 
@@ -67,9 +69,8 @@ def measure(
 ) -> dict[str, float]:
     """The objective's metrics of one network on `examples`, in evaluation mode."""
     with torch.no_grad(), evaluation_mode(module):
-        logits = torch.cat(
-            [functional_call(module, (dict(weights), dict(buffers)), (batch,)) for batch in examples.inputs.split(BATCH)]
-        )
+        batches = torch.split(examples.inputs, BATCH)
+        logits = torch.cat([functional_call(module, (dict(weights), dict(buffers)), (batch,)) for batch in batches])
         return objective.metrics(logits, examples.labels)
 
 

@@ -1,4 +1,4 @@
-"""replay/v1: train fresh networks as the set itself says, and score them before and after (Wang et al. 2018, Section 4)."""
+"""replay/v1: train fresh networks as the set itself says, score them before and after (Wang et al. 2018, Section 4)."""
 
 import math
 from collections.abc import Sequence
@@ -32,9 +32,7 @@ class Replay:
     name: str = "replay/v1"
     summary: str = "the set's own gradient steps at its own rates (without rates: the best fixed rate), fresh networks"
 
-    def evaluate(
-        self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter
-    ) -> Evaluation:
+    def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter) -> Evaluation:
         """See `Protocol.evaluate`. Raises `DdbenchError` when the primary metric is not finite."""
         selected = "nothing"
         rates = [distilled.lrs for distilled in sets]

@@ -4,19 +4,21 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from ddbench.loop import Reporter
+if TYPE_CHECKING:
+    from ddbench.loop import Reporter
 
 PLAIN_SECONDS = 10.0
 """Seconds between progress lines where there is no terminal."""
 
 
 @contextmanager
-def live() -> Iterator[Reporter]:
+def live() -> "Iterator[Reporter]":
     """The reporter that suits stderr, for the time of a `with` block."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:

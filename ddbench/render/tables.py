@@ -50,7 +50,8 @@ def score_lines(
     width = max([len(metric), len("before training"), *(len(name) for name in companions)])
     yield f"{metric:<{width}}  {score_text(metric, score)}"
     for name, companion in companions.items():
-        yield f"{name:<{width}}  {score_text(metric, companion)}; this run {_gap(metric, score, companion, higher_is_better)}"
+        gap = _gap(metric, score, companion, higher_is_better)
+        yield f"{name:<{width}}  {score_text(metric, companion)}; this run {gap}"
     yield f"{'before training':<{width}}  {number(metric, before.mean)}"
 
 
@@ -96,7 +97,7 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
         if not spec.smoke:
             yield f"  ddbench leaderboard --dataset {spec.dataset.name}{where}"
         yield f"  ddbench evaluate {folder.path} --network mlp"
-        yield f'  python -c "import ddbench; print(ddbench.DistilledSet.load(\'{folder.artifact}\').flat()[0].shape)"'
+        yield f"  python -c \"import ddbench; print(ddbench.DistilledSet.load('{folder.artifact}').flat()[0].shape)\""
 
 
 def setting(spec: RunSpec) -> str:
@@ -139,7 +140,9 @@ def listing(entries: Mapping[str, Sequence[Mapping[str, str]]], broken: Sequence
         if not rows:
             console.print(f"[bold]{plural}[/]: none\n")
             continue
-        table = Table(title=plural, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
+        table = Table(
+            title=plural, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False
+        )
         table.add_column("name", no_wrap=True, style="cyan")
         table.add_column("summary")
         table.add_column("source", style="dim", no_wrap=True)
@@ -186,7 +189,17 @@ def ranking(groups: Mapping[tuple[str, ...], Sequence[Row]]) -> None:
         regime = "" if first.label_regime == "hard" else f", {first.label_regime} labels"
         console.print(Text(title + regime + (f", target {first.target}" if first.target else ""), style="bold"))
         table = Table(box=None, pad_edge=False)
-        for heading in ("", "method", first.metric, "95 % interval", "n", "gain over random", "images kB", "time", "run"):
+        for heading in (
+            "",
+            "method",
+            first.metric,
+            "95 % interval",
+            "n",
+            "gain over random",
+            "images kB",
+            "time",
+            "run",
+        ):
             left = heading in ("method", "run")
             table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=heading == "method")
         ordered = sorted(rows, key=lambda row: row.mean, reverse=first.higher_is_better)

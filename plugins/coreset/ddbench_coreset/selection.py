@@ -16,7 +16,7 @@ def herd(features: Float[Tensor, "n d"], count: int) -> Int[Tensor, " count"]:
     features = features.double()
     mean, total = features.mean(0), torch.zeros_like(features[0])
     squares = features.square().sum(1)
-    chosen = []
+    chosen: list[int] = []
     for t in range(1, count + 1):
         scores = squares - 2 * (features @ (t * mean - total))
         scores[chosen] = torch.inf

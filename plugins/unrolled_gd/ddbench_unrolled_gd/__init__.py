@@ -22,13 +22,13 @@ def unrolled_gd(
     run: Run,
     *,
     outer_steps: Annotated[Count, Field(description="updates of the distilled images and rates")] = 600,
-    outer_lr: Annotated[Positive, Field(description="Adam's rate for images and raw rates")] = 0.02,
+    outer_lr: Annotated[Positive, Field(description="Adam's rate for images and raw rates")] = 0.05,
     schedule: Annotated[
         Literal["cosine", "step", "constant"],
-        Field(description="how outer_lr falls: along a cosine to zero, halved every tenth of the steps, or not"),
+        Field(description="how outer_lr falls: along a cosine to zero, halved every tenth of the run, or not"),
     ] = "cosine",
     inner_lr: Annotated[Positive, Field(description="rate that every inner step starts from")] = 0.02,
-    networks: Annotated[Count, Field(description="networks an outer step averages over (a fixed init has one)")] = 4,
+    networks: Annotated[Count, Field(description="networks an outer step averages over (a fixed init has one)")] = 2,
     real_batch: Annotated[Count, Field(description="real images the outer loss is taken on")] = 512,
     clip: Annotated[float, Field(ge=0, description="bound on the norm of the images' gradient; 0 for none")] = 1.0,
     window: Annotated[int | None, Field(ge=1, description="go back through the last so many steps only")] = None,
@@ -42,7 +42,9 @@ def unrolled_gd(
     number of images of each class in every step; rates stay positive as softplus of a learned number.
     """
     if task.objective.loss is None:
-        raise Unsupported(f"unrolled_gd needs an objective with a differentiable loss; {task.objective.primary} has none.")
+        raise Unsupported(
+            f"unrolled_gd needs an objective with a differentiable loss; {task.objective.primary} has none."
+        )
     budget, classes, shape = task.budget, len(task.info.classes), task.info.sample_shape
     if budget.images_per_class % budget.steps:
         raise Unsupported(
@@ -58,9 +60,9 @@ def unrolled_gd(
     raw_lrs = torch.full((budget.epochs, budget.steps), raw, device=run.device, requires_grad=True)
     optimizer = torch.optim.Adam([images, raw_lrs], lr=outer_lr, betas=(0.5, 0.999))
 
-    for step in run.loop(outer_steps, dict(images=images, raw_lrs=raw_lrs, optimizer=optimizer)):
+    for _ in run.loop(outer_steps, dict(images=images, raw_lrs=raw_lrs, optimizer=optimizer)):
         for group in optimizer.param_groups:
-            group["lr"] = outer_lr * _decay(schedule, step / outer_steps)
+            group["lr"] = outer_lr * _decay(schedule, run.share_done)
         weights = task.networks.sample(networks)
         real = task.train.minibatch(real_batch, run.generator)
         figures: list[dict[str, float]] = []
@@ -98,7 +100,7 @@ def unrolled_gd(
 
 
 def _decay(schedule: str, done: float) -> float:
-    """Factor on the outer rate after a share `done` of the steps."""
+    """Factor on the outer rate when a share `done` of the run is over."""
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
     return 0.5 ** int(10 * done) if schedule == "step" else 1.0

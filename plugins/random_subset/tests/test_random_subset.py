@@ -1,0 +1,26 @@
+import torch
+
+from ddbench.bench import complete, prepare
+from ddbench.catalog import Catalog
+from ddbench.loop import Run
+from ddbench.spec import RunSpec
+
+
+def test_draws_what_was_asked_for(tmp_path):
+    catalog = Catalog()
+    spec, parts = complete(RunSpec.parse({"method": "random_subset", "images_per_class": 3}), catalog)
+    bench = prepare(spec, parts)
+
+    def draw(seed: int, **options: object):
+        run = Run(tmp_path, seed=seed)
+        task = bench.task(run.generator)
+        made = parts.method.call(parts.method.validated(options), task, run)
+        made.validate(task)
+        return made
+
+    first = draw(0)
+    assert first.labels[0].tolist() == [label for label in range(10) for _ in range(3)]
+    assert torch.equal(first.inputs, draw(0).inputs)
+    assert not torch.equal(first.inputs, draw(1).inputs)
+    assert draw(0, balanced=False).count == 30
+    assert parts.method.facts["companion"]

@@ -1,0 +1,79 @@
+import pytest
+import torch
+from ddbench_unrolled_gd import _decay
+
+import ddbench
+from ddbench.bench import complete, prepare
+from ddbench.catalog import Catalog
+from ddbench.loop import Run
+from ddbench.spec import RunSpec
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return Catalog()
+
+
+def distil(catalog: Catalog, tmp_path, options: dict | None = None, seed: int = 0, **fields: object):
+    torch.set_num_threads(1)
+    quick = {"outer_steps": 30, "networks": 2, "real_batch": 128, **(options or {})}
+    spec = {"method": {"name": "unrolled_gd", "options": quick}, "network": "linear", **fields}
+    done, parts = complete(RunSpec.parse(spec), catalog)
+    bench = prepare(done, parts)
+    folder = tmp_path / f"{seed}-{len(list(tmp_path.iterdir()))}"
+    folder.mkdir()
+    run = Run(folder, seed=seed)
+    task = bench.task(run.generator)
+    made = parts.method.call(done.method.options, task, run)
+    made.validate(task)
+    return made, run, bench
+
+
+def test_learns_images_and_rates_in_the_stated_shapes(catalog, tmp_path):
+    made, run, _ = distil(catalog, tmp_path, images_per_class=4, steps=2, epochs=3)
+    assert made.inputs.shape == (2, 20, 1, 8, 8)
+    assert made.lrs.shape == (3, 2)
+    assert made.labels.tolist() == [[label for label in range(10) for _ in range(2)]] * 2
+    assert (made.lrs > 0).all()
+    assert not torch.allclose(made.lrs, made.lrs[0, 0])
+    lines = run.log_path.read_text().splitlines()
+    assert len(lines) == 30
+    assert all(word in lines[0] for word in ("loss", "gradient_norm", "train_accuracy"))
+
+
+@pytest.mark.parametrize("init", ["random", "fixed"])
+def test_learns_to_classify_real_digits(catalog, tmp_path, init):
+    from ddbench.loop import Silent
+    from ddbench.protocols import get_protocol
+
+    made, _, bench = distil(catalog, tmp_path, {"outer_steps": 200, "outer_lr": 0.05, "inner_lr": 0.1}, init=init)
+    scores = get_protocol("replay/v1").evaluate([made], bench.setting, 3, Silent()).scores["accuracy"]
+    assert min(scores) > 0.75
+
+
+def test_same_seed_same_bytes(catalog, tmp_path):
+    first, again, other = (distil(catalog, tmp_path, seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first.inputs, again.inputs)
+    assert torch.equal(first.lrs, again.lrs)
+    assert not torch.equal(first.inputs, other.inputs)
+
+
+def test_memory_modes_do_not_change_the_result(catalog, tmp_path):
+    made = [
+        distil(catalog, tmp_path, {"memory": m, "outer_steps": 5})[0].inputs
+        for m in ("store", "recompute", "checkpoint")
+    ]
+    torch.testing.assert_close(made[0], made[1])
+    torch.testing.assert_close(made[0], made[2])
+
+
+def test_tasks_it_cannot_serve(catalog, tmp_path):
+    with pytest.raises(ddbench.Unsupported, match="2 does not divide it"):
+        distil(catalog, tmp_path, images_per_class=3, steps=2)
+
+
+def test_schedules():
+    assert [_decay("cosine", share) for share in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    # The paper's: halved every 40 of 400 epochs.
+    assert [_decay("step", share) for share in (0, 0.099, 0.1, 0.95)] == [1, 1, 0.5, 0.5**9]
+    assert _decay("constant", 0.9) == 1

@@ -1,0 +1,185 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddbench.bench import complete, prepare, split_validation
+from ddbench.catalog import Catalog
+from ddbench.errors import DdbenchError, MissingPrerequisite, PluginError, UsageError
+from ddbench.spec import RunSpec
+
+PLUGIN = '''
+"""Parts that fail, and a target."""
+import torch
+from torch import nn
+import ddbench
+from ddbench import AdaptationTarget, ImageSplits, Objective
+
+@ddbench.network
+def wrong_outputs(info):
+    """Three outputs whatever the classes."""
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
+@ddbench.network
+def not_a_module(info):
+    """Nothing."""
+    return 3
+
+@ddbench.init
+def crashing(network, info, n, generator, side):
+    """Raises."""
+    raise ZeroDivisionError("on purpose")
+
+@ddbench.init
+def nan(network, info, n, generator, side):
+    """NaN weights."""
+    return {k: torch.full((n, *p.shape), torch.nan) for k, p in network.named_parameters()}
+
+@ddbench.init
+def short(network, info, n, generator, side):
+    """Without the leading dimension."""
+    return {k: p.detach() for k, p in network.named_parameters()}
+
+@ddbench.dataset(classes=("a", "b"), sample_shape=(1, 4, 4), network="linear")
+def crashing_data(root, download):
+    """Raises."""
+    raise KeyError("on purpose")
+
+@ddbench.dataset(classes=("a", "b"), sample_shape=(1, 4, 4), network="linear")
+def no_splits(root, download):
+    """Returns a pair."""
+    return torch.zeros(1), torch.zeros(1)
+
+def ones(network, info, n, generator, side):
+    return {k: torch.ones(1, *p.shape) for k, p in network.named_parameters()}
+
+@ddbench.target
+def from_ones():
+    """A pretrained network of ones, adapted to digits."""
+    return AdaptationTarget(dataset="digits", network="linear", sample=ones)
+
+@ddbench.hookimpl
+def ddbench_networks():
+    return [wrong_outputs, not_a_module]
+
+@ddbench.hookimpl
+def ddbench_inits():
+    return [crashing, nan, short]
+
+@ddbench.hookimpl
+def ddbench_datasets():
+    return [crashing_data, no_splits]
+
+@ddbench.hookimpl
+def ddbench_targets():
+    return [from_ones]
+'''
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Catalog:
+    (tmp_path / "faulty.py").write_text(PLUGIN)
+    catalog = Catalog([tmp_path / "faulty.py"])
+    assert catalog.broken == []
+    return catalog
+
+
+def completed(catalog: Catalog, **fields: object) -> RunSpec:
+    return complete(RunSpec.parse({"method": "random_subset", **fields}), catalog)[0]
+
+
+def test_a_complete_spec_spells_everything_out(catalog: Catalog):
+    spec = completed(catalog)
+    assert (spec.network.name, spec.images_per_class, spec.steps, spec.epochs) == ("mlp", 1, 1, 3)
+    assert spec.method.options == {"balanced": True}
+    assert spec.init.options == {"scheme": "xavier", "distribution": "normal"}
+    mnist = completed(catalog, dataset="mnist")
+    assert (mnist.network.name, mnist.images_per_class, mnist.steps) == ("lenet", 10, 10)
+    again, _ = complete(spec, catalog)
+    assert again.fingerprint == spec.fingerprint
+
+
+@pytest.mark.parametrize("part", ["method", "dataset", "network", "init", "objective", "target", "protocol"])
+def test_unknown_names(catalog: Catalog, part: str):
+    with pytest.raises(UsageError, match="no.*'nonsense'"):
+        completed(catalog, **{part: "nonsense"})
+
+
+def test_data_is_split_and_the_test_split_is_not_in_the_task(make_bench):
+    bench = make_bench()
+    assert (bench.record.train, bench.record.validation, bench.record.test) == (1295, 142, 360)
+    task = bench.task(torch.Generator())
+    held = {x.numpy().tobytes() for part in (bench.setting.validation, bench.setting.test) for x in part.inputs}
+    # Digits holds a few images twice; all others are in one split only.
+    assert sum(x.numpy().tobytes() in held for x in task.train.inputs) <= 2
+    assert not any("test" in name or "validation" in name for name in vars(task))
+
+
+def test_the_validation_slice_has_its_share_of_each_class(make_bench):
+    train = make_bench(validation=0.1).train
+    kept, held_out = split_validation(train, 0.25)
+    assert len(kept) + len(held_out) == len(train)
+    for label in range(10):
+        members = len(train.of_class(label))
+        assert len(held_out.of_class(label)) == round(0.25 * members)
+    again = split_validation(train, 0.25)[1]
+    assert torch.equal(held_out.inputs, again.inputs)
+
+
+def test_smoke_runs_take_little_data(make_bench):
+    bench = make_bench(smoke=True)
+    assert len(bench.train) == 500
+    assert len(bench.setting.test) == 200
+
+
+def test_targets_bring_dataset_network_and_weights(faulty: Catalog):
+    spec, parts = complete(RunSpec.parse({"method": "random_subset", "target": "from_ones"}), faulty)
+    assert (spec.dataset.name, spec.network.name, spec.init.name) == ("digits", "linear", "from_ones")
+    bench = prepare(spec, parts)
+    drawn = bench.task(torch.Generator()).networks.sample(5)
+    assert drawn["classifier.bias"].tolist() == [[1.0] * 10]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"network": "not_a_module"}, "'not_a_module' returned int, not an nn.Module"),
+        ({"network": "wrong_outputs"}, "gives outputs [3] for 10 classes"),
+        ({"dataset": "crashing_data"}, "'crashing_data' .* could not be loaded: KeyError"),
+        ({"dataset": "no_splits"}, "'no_splits' returned tuple, not ImageSplits"),
+    ],
+)
+def test_faulty_parts_are_named(faulty: Catalog, fields, told):
+    import re
+
+    pattern = told if ".*" in told else re.escape(told)
+    with pytest.raises(PluginError, match=pattern):
+        prepare(*complete(RunSpec.parse({"method": "random_subset", **fields}), faulty))
+
+
+@pytest.mark.parametrize(
+    ("init", "told"),
+    [("crashing", "ZeroDivisionError: on purpose"), ("nan", "NaN or infinite"), ("short", "of shape")],
+)
+def test_faulty_inits_are_told_when_they_draw(faulty: Catalog, init, told):
+    bench = prepare(*complete(RunSpec.parse({"method": "random_subset", "init": init}), faulty))
+    with pytest.raises(PluginError, match=told):
+        bench.task(torch.Generator()).networks.sample(2)
+
+
+def test_networks_that_do_not_fit_the_images(catalog: Catalog):
+    with pytest.raises(UsageError, match="lenet needs images of at least 12x12 pixels; digits has 8x8"):
+        prepare(*complete(RunSpec.parse({"method": "random_subset", "network": "lenet"}), catalog))
+
+
+def test_devices():
+    from ddbench.environment import resolve_device
+
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(MissingPrerequisite, match="'cuda' is not available"):
+            resolve_device("cuda")
+    with pytest.raises(UsageError, match="no device called 'gpu'"):
+        resolve_device("gpu")
+    with pytest.raises(DdbenchError):
+        resolve_device("meta")

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ddbench.bench import complete, prepare
+from ddbench.catalog import Catalog
+from ddbench.errors import DdbenchError, UsageError
+from ddbench.spec import RunSpec
+
+
+def draw(path: Path, shade: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = shade if mode == "L" else (shade, 0, 255 - shade)
+    Image.new(mode, size, colour).save(path)
+
+
+def load(catalog: Catalog, path: Path, **options: object):
+    dataset = {"name": f"folder:{path}", "options": options}
+    spec = RunSpec.parse({"method": "random_subset", "dataset": dataset, "network": "linear", "images_per_class": 2})
+    return prepare(*complete(spec, catalog))
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    for name, shade in (("dark", 40), ("light", 200)):
+        for i in range(30):
+            draw(tmp_path / "set" / name / f"{i}.png", shade + i)
+    return tmp_path / "set"
+
+
+def test_class_folders_are_split_by_file_name(catalog: Catalog, flat: Path):
+    bench = load(catalog, flat)
+    assert bench.train.info.classes == ("dark", "light")
+    assert bench.train.info.sample_shape == (1, 8, 8)
+    everything = bench.record.train + bench.record.validation + bench.record.test
+    assert everything == 60
+    assert 4 <= bench.record.test <= 20
+    assert bench.record.name == f"folder:{flat}@{bench.record.content_hash[:8]}"
+    tests = bench.record.test
+    draw(flat / "dark" / "new.png", 50)
+    more = load(catalog, flat)
+    assert more.record.test - tests in (0, 1)
+    assert more.record.content_hash != bench.record.content_hash
+
+
+def test_train_and_test_folders_and_colour(catalog: Catalog, tmp_path: Path):
+    for split, count in (("train", 10), ("val", 3)):
+        for name in ("cat", "dog"):
+            for i in range(count):
+                draw(tmp_path / split / name / f"{i}.jpg", 10 * i, (12, 8), "RGB")
+    bench = load(catalog, tmp_path)
+    assert bench.train.info.sample_shape == (3, 8, 12)
+    assert (bench.record.train + bench.record.validation, bench.record.test) == (20, 6)
+    assert load(catalog, tmp_path, size=4).train.info.sample_shape == (3, 4, 4)
+
+
+def test_pixels_are_those_of_the_files(catalog: Catalog, flat: Path):
+    bench = load(catalog, flat)
+    shades = {round(float(x)) for x in (bench.train.info.pixels(bench.train.inputs)[:, 0, 0, 0] * 255)}
+    assert shades <= {*range(40, 70), *range(200, 230)}
+
+
+def test_sizes_that_differ(catalog: Catalog, flat: Path):
+    draw(flat / "dark" / "big.png", 9, (16, 16))
+    with pytest.raises(UsageError, match="16x16 pixels") as error:
+        load(catalog, flat)
+    assert "--set dataset.size=32" in error.value.hint
+    assert load(catalog, flat, size=8).train.info.sample_shape == (1, 8, 8)
+
+
+def test_folders_that_hold_no_dataset(catalog: Catalog, tmp_path: Path, flat: Path):
+    with pytest.raises(UsageError, match="there is no folder"):
+        load(catalog, tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="at least two class folders") as error:
+        load(catalog, tmp_path / "empty")
+    assert "PATH/train/CLASS" in error.value.hint
+    (flat / "dark" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DdbenchError, match=r"broken\.png cannot be read as an image"):
+        load(catalog, flat)

@@ -1,0 +1,334 @@
+import csv
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+DDBENCH = Path(sys.executable).with_name("ddbench")
+QUICK = ("--network", "linear", "--eval-networks", 3, "--set", "outer_steps=20", "--set", "networks=1")
+
+LAST_IMAGES = '''
+"""The design's smallest plugin, in a file of its own."""
+import ddbench
+from ddbench import DistilledSet, Run, Task
+
+@ddbench.method
+def some_images(task: Task, run: Run, *, balanced: bool = True) -> DistilledSet:
+    """Real images, chosen at random."""
+    chosen = task.train.random_subset(task.budget.images_per_class, run.generator, balanced=balanced)
+    return DistilledSet(chosen.inputs[None], chosen.labels[None])
+
+@ddbench.hookimpl
+def ddbench_methods():
+    return [some_images]
+'''
+
+
+def rows_in(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "leaderboards" / "classification.csv", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_help_is_fast_and_imports_nothing_heavy(tmp_path: Path):
+    code = (
+        "import sys; sys.argv = ['ddbench', '--help']\n"
+        "from ddbench.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as exit: assert not exit.code\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'pandas', 'sklearn', 'scipy', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+
+
+def test_the_leaderboard_does_not_import_torch(tmp_path: Path):
+    (tmp_path / "leaderboards").mkdir()
+    code = (
+        "import sys; sys.argv = ['ddbench', 'leaderboard']\n"
+        "from ddbench.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as exit: assert not exit.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+
+
+@pytest.mark.parametrize("command", ["run", "resume", "evaluate", "list", "show", "leaderboard", "plugins"])
+def test_every_command_explains_itself_with_an_example(ddbench, command):
+    done = ddbench(command, "--help")
+    assert done.code == 0
+    assert f"ddbench {command}" in done.out
+
+
+def test_the_main_job(ddbench, tmp_path: Path):
+    """Run, look, score again, resume, run again: what a newcomer does in the first hour."""
+    done = ddbench("run", "--method", "unrolled_gd", *QUICK, "--seed", 3)
+    assert done.code == 0, done.err
+    assert "random_subset" in done.out
+    assert "95 % interval" in done.out
+    assert "Next:" in done.out
+    assert "digits: 1295 training" in done.err
+    assert "20/20" in done.err
+    assert "left" in done.err
+    [folder] = (tmp_path / "runs").iterdir()
+    files = {path.name for path in folder.iterdir()}
+    assert {"spec.json", "result.json", "distilled.safetensors", "log.jsonl", "distilled.png", "curve.png"} <= files
+    [row] = rows_in(tmp_path)
+    assert (row["method"], row["dataset"], row["seed"]) == ("unrolled_gd", "digits", "3")
+
+    assert "unrolled_gd" in ddbench("leaderboard").out
+    assert ddbench("leaderboard", "--json").json()["rows"][0]["mean"] == float(row["mean"])
+    assert "No rows yet" in ddbench("leaderboard", "--dataset", "svhn").out
+    assert row["run_id"] in ddbench("show", folder).out
+    again = ddbench("evaluate", folder, "--json").json()
+    assert again["score"]["mean"] == float(row["mean"])
+    assert again["artifact"]["sha256"] == row["artifact_sha256"]
+    other = ddbench("evaluate", folder / "distilled.safetensors", "--network", "mlp", "--set", "network.width=16")
+    assert other.code == 0, other.err
+    assert "This run has ended already" in ddbench("resume", folder).err
+    second = ddbench("run", "--method", "unrolled_gd", *QUICK, "--seed", 3)
+    assert "No second row" in second.err
+    assert "Reproduced exactly" in second.err
+
+
+def test_json_is_one_document_on_stdout(ddbench):
+    done = ddbench("run", "-m", "random_subset", "--network", "linear", "--eval-networks", 3, "--json")
+    document = done.json()
+    wanted = {
+        "status", "run_id", "run_dir", "spec", "primary", "score", "scores", "before", "companions", "row", "artifact",
+        "seconds", "peak_memory_mb", "environment",
+    }  # fmt: skip
+    assert wanted <= document.keys()
+    assert document["status"] == "ok"
+    assert {"mean", "std", "low", "high", "n", "values"} == document["score"].keys()
+    assert {"path", "sha256", "bytes"} <= document["artifact"].keys()
+    assert {"distill", "evaluate"} == document["seconds"].keys()
+    assert Path(document["artifact"]["path"]).name == "distilled.safetensors"
+
+
+def test_dry_run_and_smoke(ddbench, tmp_path: Path):
+    plan = ddbench("run", "-m", "unrolled_gd", "-d", "svhn", "--dry-run", "--json", DDBENCH_DATA=str(tmp_path)).json()
+    assert plan["status"] == "planned"
+    assert plan["spec"]["images_per_class"] == 10
+    assert "not there yet" in plan["data"]
+    assert "digits: 1437 training" in ddbench("run", "-m", "unrolled_gd", "--dry-run").out
+    assert list(tmp_path.iterdir()) == []
+    smoke = ddbench("run", "-m", "unrolled_gd", "--smoke")
+    assert smoke.code == 0
+    assert not (tmp_path / "leaderboards").exists()
+
+
+def test_config_file_flags_and_assignments_one_over_the_other(ddbench, tmp_path: Path):
+    (tmp_path / "run.toml").write_text(
+        'dataset = "digits"\nepochs = 5\nseed = 4\nsteps = 2\nimages_per_class = 4\n'
+        '[method]\nname = "unrolled_gd"\noptions.outer_lr = 0.5\n[init]\nname = "random"\noptions.scheme = "kaiming"\n'
+    )
+    spec = ddbench("run", "--config", "run.toml", "--seed", 9, "--set", "epochs=7", "--set", "outer_steps=11",
+                   "--set", "init.distribution=uniform", "--dry-run", "--json").json()["spec"]  # fmt: skip
+    assert (spec["seed"], spec["epochs"], spec["steps"]) == (9, 7, 2)
+    assert spec["method"]["options"]["outer_lr"] == 0.5
+    assert spec["method"]["options"]["outer_steps"] == 11
+    assert spec["init"]["options"] == {"scheme": "kaiming", "distribution": "uniform"}
+    other = ddbench("run", "--config", "run.toml", "-m", "random_subset", "--dry-run", "--json").json()["spec"]
+    assert other["method"] == {"name": "random_subset", "options": {"balanced": True}}
+
+
+def test_a_plugin_file_reaches_list_show_and_leaderboard(ddbench, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(LAST_IMAGES)
+    assert "some_images" in ddbench("list", "methods", "--plugin", "mine.py").out
+    assert "balanced" in ddbench("show", "some_images", "--plugin", "mine.py").out
+    done = ddbench("run", "--plugin", "mine.py", "-m", "some_images", "--network", "linear", "--eval-networks", 2)
+    assert done.code == 0, done.err
+    assert "some_images" in ddbench("leaderboard").out
+    assert "mine" in ddbench("plugins", DDBENCH_PLUGINS="mine.py").out
+
+
+def test_looking(ddbench):
+    listed = ddbench("list", "--json").json()
+    assert {
+        "methods",
+        "datasets",
+        "networks",
+        "inits",
+        "objectives",
+        "targets",
+        "protocols",
+        "experiments",
+    } <= listed.keys()
+    shown = ddbench("show", "unrolled_gd", "--json").json()["found"][0]
+    assert shown["options"]["outer_steps"]["description"]
+    assert shown["options"]["outer_steps"]["minimum"] == 1
+    assert "outer_lr" in ddbench("show", "unrolled_gd").out
+    assert ddbench("show", "timm/resnet18").code == 0
+    assert {"unrolled_gd", "coreset"} <= {p["name"] for p in ddbench("plugins", "--json").json()["plugins"]}
+    assert ddbench("--version").out.startswith("ddbench 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["run"], 2, "no method was named. Name one with --method"),
+        (["run", "-m", "unroled_gd"], 2, "no method called 'unroled_gd'. Did you mean 'unrolled_gd'?"),
+        (["run", "-m", "herding", "-d", "mnits"], 2, "no dataset called 'mnits'. Did you mean 'mnist'?"),
+        (["run", "-m", "herding", "--network", "lenett"], 2, "Did you mean 'lenet'?"),
+        (["run", "-m", "herding", "--network", "timm/resnet_18"], 2, "timm has no model 'resnet_18'. Did you mean 'resnet"),
+        (["run", "-m", "herding", "--protocol", "replay"], 2, "Did you mean 'replay/v1'?"),
+        (["run", "-m", "unrolled_gd", "--set", "outer_step=3"], 2, "no option 'outer_step'. Did you mean 'outer_steps'?"),
+        (["run", "-m", "unrolled_gd", "--set", "outer_steps=0"], 2, "greater than or equal to 1"),
+        (["run", "-m", "unrolled_gd", "--set", "outer_steps=ten"], 2, "outer_steps=ten"),
+        (["run", "-m", "unrolled_gd", "--set", "outer_steps"], 2, "not of the form KEY=VALUE"),
+        (["run", "-m", "herding", "--ipc", "0"], 2, "images_per_class: input should be greater than or equal to 1"),
+        (["run", "-m", "herding", "--ipc", "many"], 2, "--ipc"),
+        (["run", "-m", "herding", "--ipc", "5000"], 2, "fewer than 5000. Ask for at most --ipc"),
+        (["run", "-m", "herding", "--time-limit", "soon"], 2, "must be a time such as 90s"),
+        (["run", "-m", "herding", "--device", "gpu"], 2, "no device called 'gpu'"),
+        (["run", "-m", "herding", "--config", "nothing.toml"], 2, "there is no file nothing.toml"),
+        (["run", "--experiment", "wang2018/mnist"], 2, "there is no experiment"),
+        (["run", "-m", "herding", "-d", "folder:nowhere"], 2, "there is no folder nowhere"),
+        (["run", "-m", "herding", "--plugin", "nothing.py", "-d", "digit"], 2, "Did you mean 'digits'?"),
+        (["run", "-m", "mine", "--plugin", "mine.py"], 4, "there is no plugin file mine.py"),
+        (["evaluate", "nothing.safetensors"], 2, "there is no file nothing.safetensors"),
+        (["resume", "nowhere"], 2, "not a run folder"),
+        (["show", "unrolled"], 2, "Did you mean 'unrolled_gd'?"),
+        (["list", "metods"], 2, "Did you mean 'methods'?"),
+        (["leaderboard", "--leaderboards", "nowhere"], 2, "there is no folder nowhere"),
+        (["rnu"], 2, "No such command 'rnu'"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_told_in_a_sentence(ddbench, tmp_path: Path, arguments, code, told):
+    done = ddbench(*arguments)
+    assert told in done.told()
+    assert done.code == code
+    assert not (tmp_path / "leaderboards").exists()
+
+
+def test_failures_as_json(ddbench):
+    done = ddbench("run", "-m", "unroled_gd", "--json")
+    document = done.json()
+    assert (document["status"], document["exit_code"], done.code) == ("usage", 2, 2)
+    assert "Did you mean" in document["reason"]
+
+
+def test_absent_data_names_files_and_the_offline_default(ddbench, tmp_path: Path):
+    blocked = dict(
+        http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9", DDBENCH_DATA=str(tmp_path / "data")
+    )
+    done = ddbench("run", "-m", "herding", "-d", "usps", **blocked)
+    assert done.code == 3
+    assert "Put usps.bz2, usps.t.bz2 into" in done.told()
+    assert "--dataset digits" in done.told()
+
+
+def test_faulty_plugins_through_the_command_line(ddbench, tmp_path: Path):
+    (tmp_path / "broken.py").write_text("import nothing_like_it")
+    done = ddbench("run", "--plugin", "broken.py", "-m", "herding", "--network", "linear", "--eval-networks", 2)
+    assert done.code == 0
+    assert done.told().count("plugin 'broken' (broken.py) was set aside") == 1
+    nan = LAST_IMAGES.replace("chosen.inputs[None]", "chosen.inputs[None] * float('nan')")
+    (tmp_path / "nan.py").write_text(nan)
+    done = ddbench("run", "--plugin", "nan.py", "-m", "some_images", "--network", "linear")
+    assert done.code == 4
+    assert "inputs with NaN or infinite values" in done.told()
+    (tmp_path / "taken.py").write_text(LAST_IMAGES.replace("some_images", "herding"))
+    done = ddbench("run", "--plugin", "taken.py", "-m", "herding")
+    assert done.code == 4
+    assert "registered by both ddbench" in done.told()
+    verbose = ddbench("-v", "run", "--plugin", "nan.py", "-m", "some_images", "--network", "linear")
+    assert "Traceback" in verbose.err
+
+
+def test_a_foreign_leaderboard_is_refused_and_kept_but_the_run_is_not_lost(ddbench, tmp_path: Path):
+    board = tmp_path / "leaderboards" / "classification.csv"
+    board.parent.mkdir()
+    board.write_text("method,accuracy\nmine,99.9\n")
+    done = ddbench("run", "-m", "random_subset", "--network", "linear", "--eval-networks", 2)
+    assert done.code == 1
+    assert "its header is not ddbench's" in done.told()
+    assert board.read_text() == "method,accuracy\nmine,99.9\n"
+    board.unlink()
+    [folder] = (tmp_path / "runs").iterdir()
+    assert ddbench("resume", folder).code == 0
+    assert len(rows_in(tmp_path)) == 1
+
+
+def test_folders_that_cannot_be_written(ddbench, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    done = ddbench("run", "-m", "random_subset", "--network", "linear", "--runs", "file/runs")
+    assert done.code == 1
+    assert "cannot write file/runs" in done.told()
+
+
+def test_a_full_disk_stops_with_a_message_and_keeps_the_leaderboard(ddbench, tmp_path: Path):
+    """A limit on the size of files stands in for the disk: the kernel refuses the write in the same place."""
+    ddbench("run", "-m", "random_subset", "--network", "linear", "--eval-networks", 2)
+    board = tmp_path / "leaderboards" / "classification.csv"
+    before = board.read_bytes()
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), len(before)))
+
+    command = [DDBENCH, "run", "-m", "random_subset", "--network", "linear", "--eval-networks", "2", "--seed", "1"]
+    done = subprocess.run(command, cwd=tmp_path, preexec_fn=limited, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert board.read_bytes() == before
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_resume_goes_on(ddbench, tmp_path: Path):
+    slow = ["run", "-m", "unrolled_gd", "--network", "linear", "--eval-networks", "2", "--set", "outer_steps=4000"]
+    process = subprocess.Popen(
+        [DDBENCH, *slow], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy()
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/*/log.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    [folder] = (tmp_path / "runs").iterdir()
+    assert f"ddbench resume {folder.relative_to(tmp_path)}" in err
+    steps = len((folder / "log.jsonl").read_text().splitlines())
+    assert 0 < steps < 4000
+    assert "has not ended" in ddbench("show", folder).err or "interrupted" in ddbench("show", folder).out
+    # The rest would take a while: that it goes on from there, and not from the start, is what matters here.
+    again = subprocess.Popen([DDBENCH, "resume", folder], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    seen = ""
+    for line in again.stderr:
+        seen += line
+        if "Resumed at outer step" in line:
+            break
+    again.kill()
+    again.wait()
+    again.stderr.close()
+    assert f"Resumed at outer step {steps} of 4000" in seen
+
+
+def test_two_runs_appending_at_once(tmp_path: Path):
+    commands = [
+        [DDBENCH, "run", "-m", "random_subset", "--network", "linear", "--eval-networks", "2", "--seed", str(seed)]
+        for seed in range(2)
+    ]
+    running = [
+        subprocess.Popen(c, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for c in commands
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    rows = rows_in(tmp_path)
+    assert sorted(row["seed"] for row in rows) == ["0", "1"]
+
+
+def test_commands_of_plugins(ddbench, tmp_path: Path):
+    (tmp_path / "more.py").write_text(
+        "import ddbench\n\n@ddbench.hookimpl\ndef ddbench_commands(app):\n"
+        "    @app.command()\n    def hello(name: str = 'you'):\n        print(f'hello {name}')\n"
+    )
+    assert ddbench("hello", "--name", "me", DDBENCH_PLUGINS="more.py").out == "hello me\n"

@@ -1,0 +1,156 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddbench.data import DatasetInfo, DistilledSet, ExampleSet, ImageSplits, normalise
+from ddbench.errors import DdbenchError, PluginError, UsageError
+from ddbench.task import Budget, Task
+
+INFO = DatasetInfo("toy", ("a", "b"), (1, 2, 2), (0.5,), (0.25,), "image", "c0ffee" * 10, False)
+
+
+def toy_task(images_per_class: int = 4, steps: int = 2, epochs: int = 3) -> Task:
+    return Task(None, None, None, Budget(images_per_class, steps, epochs), INFO)  # type: ignore[arg-type]
+
+
+def toy_set(steps: int = 2, n: int = 4, soft: bool = False, epochs: int | None = 3, seed: int = 0) -> DistilledSet:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn((steps, n, 1, 2, 2), generator=generator)
+    labels = (
+        torch.randn((steps, n, 2), generator=generator).softmax(-1) if soft else torch.arange(n).repeat(steps, 1) % 2
+    )
+    lrs = None if epochs is None else torch.rand((epochs, steps), generator=generator)
+    return DistilledSet(inputs, labels, lrs, {"classes": '["a", "b"]'})
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.booleans(), st.none() | st.integers(1, 3))
+def test_saved_and_loaded_is_the_same(tmp_path_factory, steps, n, soft, epochs):
+    path = tmp_path_factory.mktemp("sets") / "distilled.safetensors"
+    made = toy_set(steps, n, soft, epochs).described(mean=[0.5], note="ä")
+    digest = made.save(path)
+    found = DistilledSet.load(path)
+    for name in ("inputs", "labels", "lrs"):
+        ours, theirs = getattr(found, name), getattr(made, name)
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.equal(ours, theirs)
+    assert found.metadata == {"classes": '["a", "b"]', "mean": "[0.5]", "note": "ä"}
+    assert found.save(path) == digest
+    assert found.nbytes == sum(t.nbytes for t in (made.inputs, made.labels, made.lrs) if t is not None)
+
+
+def test_flat_gives_plain_images_and_labels():
+    made = toy_set()
+    images, labels = made.flat()
+    assert images.shape == (8, 1, 2, 2)
+    assert torch.equal(images[5], made.inputs[1, 1])
+    assert labels[5] == made.labels[1, 1]
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\x80\x04pickle"])
+def test_files_that_are_no_distilled_set(tmp_path: Path, content: bytes):
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(UsageError, match="there is no file"):
+        DistilledSet.load(path)
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="damaged or not a distilled set"):
+        DistilledSet.load(path)
+    toy_set().save(path)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UsageError, match="damaged"):
+        DistilledSet.load(path)
+
+
+def test_sets_that_fit_the_task():
+    for made in (toy_set(), toy_set(soft=True), toy_set(1, 8, epochs=None), toy_set(epochs=1)):
+        made.validate(toy_task())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(inputs=torch.zeros(2, 4, 3, 2, 2)), "inputs of shape [2, 4, 3, 2, 2] where [steps, n, 1, 2, 2]"),
+        (dict(inputs=torch.zeros(4, 1, 2, 2)), "where [steps, n, 1, 2, 2]"),
+        (dict(inputs=torch.zeros(2, 4, 1, 2, 2, dtype=torch.float64)), "torch.float64 instead of torch.float32"),
+        (dict(inputs=torch.full((2, 4, 1, 2, 2), torch.nan)), "inputs with NaN or infinite values"),
+        (dict(inputs="images"), "inputs of type str"),
+        (dict(labels=torch.zeros(2, 3, dtype=torch.int64)), "labels of shape [2, 3] where [2, 4]"),
+        (dict(labels=torch.zeros(2, 4, dtype=torch.int32)), "labels of type torch.int32"),
+        (dict(labels=torch.full((2, 4), 2)), "labels outside 0 .. 1"),
+        (dict(labels=torch.full((2, 4), -1)), "labels outside 0 .. 1"),
+        (dict(labels=torch.ones(2, 4, 2)), "do not sum to one"),
+        (dict(labels=torch.ones(2, 4, 3) / 3), "labels of shape [2, 4, 3] where [2, 4, 2]"),
+        (dict(lrs=torch.ones(3, 4)), "lrs of shape [3, 4] where [epochs, 2]"),
+        (dict(lrs=torch.ones(4, 2)), "8 gradient steps where the budget is 6"),
+        (dict(lrs=torch.full((3, 2), torch.inf)), "lrs with NaN or infinite values"),
+        (dict(inputs=torch.zeros(2, 5, 1, 2, 2), labels=torch.zeros(2, 5, dtype=torch.int64)), "10 images where the budget is 4"),
+        (dict(inputs=torch.zeros(2, 0, 1, 2, 2), labels=torch.zeros(2, 0, dtype=torch.int64)), "0 images"),
+    ],
+)  # fmt: skip
+def test_sets_that_do_not(change, told):
+    with pytest.raises(PluginError) as error:
+        dataclasses.replace(toy_set(), **change).validate(toy_task())
+    assert told in error.value.message
+
+
+def splits(seed: int = 0, partial: bool = False) -> ImageSplits:
+    generator = torch.Generator().manual_seed(seed)
+
+    def images(n: int) -> torch.Tensor:
+        return torch.randint(256, (n, 3, 4, 4), generator=generator).byte()
+
+    return ImageSplits(images(20), torch.arange(20) % 2, images(6), torch.arange(6) % 2, partial)
+
+
+def test_normalised_by_the_training_images():
+    train, test = normalise("toy", splits(), ("a", "b"), "image")
+    torch.testing.assert_close(train.inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(train.inputs.std((0, 2, 3)), torch.ones(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(train.info.pixels(test.inputs) * 255, splits().test_images.float(), atol=1e-3, rtol=0)
+    assert train.info.sample_shape == (3, 4, 4)
+
+
+def test_a_partial_copy_is_named_by_its_content():
+    train, _ = normalise("toy", splits(partial=True), ("a", "b"), "image")
+    assert train.info.label == f"toy@{splits().content_hash()[:8]}"
+    assert normalise("toy", splits(), ("a", "b"), "image")[0].info.label == "toy"
+    assert splits(1).content_hash() != splits(0).content_hash() == splits(0).content_hash()
+
+
+def test_data_that_cannot_be_used():
+    good = splits()
+    with pytest.raises(DdbenchError, match="labels outside 0 .. 0"):
+        normalise("toy", good, ("a",), "image")
+    with pytest.raises(DdbenchError, match="0 images"):
+        normalise(
+            "toy",
+            dataclasses.replace(good, test_images=good.test_images[:0], test_labels=good.test_labels[:0]),
+            ("a", "b"),
+            "image",
+        )
+    with pytest.raises(DdbenchError, match="20 images and 6 labels"):
+        normalise("toy", dataclasses.replace(good, train_labels=good.test_labels), ("a", "b"), "image")
+
+
+def test_subsets_are_balanced_and_repeatable():
+    train, _ = normalise("toy", splits(), ("a", "b"), "image")
+    subset = train.random_subset(3, torch.Generator().manual_seed(1))
+    assert subset.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert torch.equal(subset.inputs, train.random_subset(3, torch.Generator().manual_seed(1)).inputs)
+    assert not torch.equal(subset.inputs, train.random_subset(3, torch.Generator().manual_seed(2)).inputs)
+    assert len(train.random_subset(3, torch.Generator(), balanced=False)) == 6
+    assert len(train.minibatch(100, torch.Generator())) == 20
+    with pytest.raises(UsageError, match="class 'a' of toy has 10 training images, fewer than 11"):
+        train.random_subset(11, torch.Generator())
+
+
+def test_metadata_is_text():
+    described = toy_set().described(seed=3, mean=[0.5], method="m")
+    assert {k: json.loads(described.metadata[k]) for k in ("seed", "mean")} == {"seed": 3, "mean": [0.5]}
+    assert described.metadata["method"] == "m"
+    assert isinstance(described, DistilledSet)
+    assert ExampleSet(torch.zeros(1, 2), torch.zeros(1), INFO).info is INFO

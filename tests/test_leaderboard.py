@@ -1,0 +1,106 @@
+import csv
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from ddbench.errors import DdbenchError, UsageError
+from ddbench.leaderboard import COLUMNS, Row, append, comparison, groups, path_for, read
+
+
+def make_row(**changes: object) -> Row:
+    fields: dict[str, object] = {}
+    for name, field in Row.model_fields.items():
+        fields[name] = {int: 1, float: 0.5, bool: True}.get(field.annotation, "x")  # type: ignore[arg-type]
+    fields |= dict(
+        std=0.1, low=0.4, high=0.6, n=2, values="[0.4, 0.6]", companions='{"random": {"mean": 0.2, "std": 0.1, "n": 2}}'
+    )
+    return Row.model_validate({**fields, **changes})
+
+
+def test_rows_survive_the_file(tmp_path: Path):
+    path = tmp_path / "classification.csv"
+    first = make_row(fingerprint="a", method_options='{"a": "x,\\n\\"y\\""}')
+    second = make_row(fingerprint="b", std=None, low=None, high=None)
+    assert append(path, first) is None
+    before = path.read_bytes()
+    assert append(path, second) is None
+    assert path.read_bytes().startswith(before)
+    assert read(tmp_path) == [first, second]
+    assert next(csv.reader(path.read_text().splitlines())) == list(COLUMNS)
+    assert first.score().values == [0.4, 0.6]
+    assert first.companion("random")["mean"] == 0.2
+
+
+def test_the_same_spec_on_the_same_data_has_one_row(tmp_path: Path):
+    path = tmp_path / "classification.csv"
+    row = make_row(fingerprint="a", dataset_hash="h")
+    append(path, row)
+    before = path.read_bytes()
+    assert append(path, make_row(fingerprint="a", dataset_hash="h", mean=0.7)) == row
+    assert path.read_bytes() == before
+    assert append(path, make_row(fingerprint="a", dataset_hash="other")) is None
+    assert "Reproduced exactly" in comparison(row, row)
+    assert "+0.2000 against 0.5000" in comparison(make_row(mean=0.7, values="[0.7, 0.7]"), row)
+
+
+def _append_many(path: Path, name: str) -> None:
+    for i in range(15):
+        append(path, make_row(fingerprint=f"{name}{i}"))
+
+
+def test_two_processes_appending_at_once_lose_nothing(tmp_path: Path):
+    path = tmp_path / "classification.csv"
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_append_many, args=(path, name)) for name in "ab"]
+    [worker.start() for worker in workers]
+    [worker.join() for worker in workers]
+    assert sorted(row.fingerprint for row in read(tmp_path)) == sorted(f"{n}{i}" for n in "ab" for i in range(15))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda text: text.replace("fingerprint", "id", 1), "its header is not ddbench's"),
+        (lambda text: "method,accuracy\nmine,99\n", "its header is not ddbench's"),
+        (lambda text: text[: len(text) - 3], "row 2 is not a row ddbench wrote"),
+        (lambda text: text.replace(",0.5,", ",high,", 1), "row 2 is not a row ddbench wrote"),
+        (lambda text: text + "<<<<<<< HEAD\n", "row 3 is not a row ddbench wrote"),
+        (lambda text: text + 'x,"unclosed', "unexpected end of data"),
+    ],
+)
+def test_files_of_others_are_left_alone(tmp_path: Path, damage, told):
+    path = tmp_path / "classification.csv"
+    append(path, make_row())
+    path.write_text(damage(path.read_text()))
+    before = path.read_bytes()
+    with pytest.raises(DdbenchError, match=told):
+        append(path, make_row(fingerprint="new"))
+    with pytest.raises(DdbenchError, match=told):
+        read(tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_a_missing_last_newline_is_mended(tmp_path: Path):
+    path = tmp_path / "classification.csv"
+    append(path, make_row(fingerprint="a"))
+    path.write_text(path.read_text().rstrip("\n"))
+    append(path, make_row(fingerprint="b"))
+    assert [row.fingerprint for row in read(tmp_path)] == ["a", "b"]
+
+
+def test_only_what_compares_shares_a_ranking():
+    rows = [make_row()]
+    rows += [
+        make_row(**{column: "other"}) for column in ("dataset", "network", "init", "protocol", "label_regime", "metric")
+    ]
+    rows += [make_row(images_per_class=2), make_row(method="other"), make_row(seed=5)]
+    sizes = [len(group) for group in groups(rows).values()]
+    assert sizes == [3, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_where_rows_go(tmp_path: Path):
+    assert path_for(tmp_path, make_row(target="", objective="poisoning")).name == "poisoning.csv"
+    assert path_for(tmp_path, make_row(target="svhn_to_mnist")).name == "adaptation.csv"
+    with pytest.raises(UsageError, match="there is no folder"):
+        read(tmp_path / "nothing")

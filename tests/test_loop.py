@@ -1,0 +1,166 @@
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddbench.errors import DdbenchError, Interrupted, PluginError
+from ddbench.loop import MAX_ROLLBACKS, Pace, Run
+
+
+def descend(run: Run, steps: int, *, stop_at: int | None = None) -> torch.Tensor:
+    """A method in small: a noisy descent whose result depends on every random number and every step."""
+    point = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.Adam([point], lr=0.1)
+    for step in run.loop(steps, dict(point=point, optimizer=optimizer)):
+        if step == stop_at:
+            signal.raise_signal(signal.SIGINT)
+        noise = torch.randn(3, generator=run.generator) + 0.1 * torch.randn(3)
+        optimizer.zero_grad()
+        loss = ((point - noise) ** 2).sum()
+        loss.backward()
+        optimizer.step()
+        run.log(loss=loss)
+    return point.detach()
+
+
+def test_logs_every_step(tmp_path: Path):
+    run = Run(tmp_path)
+    descend(run, 5)
+    lines = [json.loads(line) for line in run.log_path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+    assert all(line["loop"] == 0 and line["loss"] > 0 and line["seconds"] >= 0 for line in lines)
+    assert run.steps_done == 5
+
+
+@pytest.mark.parametrize("stop_at", [0, 7, 19, 20, 44])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, stop_at: int):
+    torch.manual_seed(0)
+    (tmp_path / "whole").mkdir()
+    whole = descend(Run(tmp_path / "whole", seed=3), 45)
+    folder = tmp_path / "halves"
+    folder.mkdir()
+    torch.manual_seed(0)
+    with pytest.raises(Interrupted, match=f"after outer step {stop_at + 1} of 45"):
+        descend(Run(folder, seed=3), 45, stop_at=stop_at)
+    torch.manual_seed(99)
+    halves = descend(Run(folder, seed=3), 45)
+    assert torch.equal(whole, halves)
+    steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(45))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_finished_loop_is_not_run_again(tmp_path: Path):
+    first = descend(Run(tmp_path), 10)
+    again = Run(tmp_path)
+    point = torch.zeros(3)
+    optimizer = torch.optim.Adam([point], lr=0.1)
+    assert list(again.loop(10, dict(point=point, optimizer=optimizer))) == []
+    assert torch.equal(point, first)
+    assert again.steps_done == 10
+
+
+def test_two_loops_one_after_the_other(tmp_path: Path):
+    def method(run: Run, stop: bool) -> torch.Tensor:
+        a, b = torch.zeros(1), torch.zeros(1)
+        for _ in run.loop(3, dict(a=a)):
+            a += torch.rand(1, generator=run.generator)
+        for step in run.loop(4, dict(b=b)):
+            if stop and step == 2:
+                signal.raise_signal(signal.SIGINT)
+            b += a * torch.rand(1, generator=run.generator)
+        return b
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    whole = method(Run(tmp_path / "one"), stop=False)
+    with pytest.raises(Interrupted):
+        method(Run(tmp_path / "two"), stop=True)
+    assert torch.equal(method(Run(tmp_path / "two"), stop=False), whole)
+
+
+def test_time_limit_keeps_what_there_is(tmp_path: Path):
+    run = Run(tmp_path, time_limit=0.05)
+    for step in run.loop(10_000, dict(x=torch.zeros(1))):
+        time.sleep(0.01)
+        assert step < 100
+    assert run.stopped_by == "time limit"
+    assert 1 <= run.steps_done < 100
+
+
+def test_divergence_rolls_back_and_goes_on(tmp_path: Path):
+    run = Run(tmp_path)
+    x, diverged = torch.zeros(1), []
+    for step in run.loop(50, dict(x=x)):
+        x += torch.rand(1, generator=run.generator)
+        if step == 30 and not diverged:
+            diverged.append(step)
+            x.fill_(float("nan"))
+        run.log(x=x)
+    assert run.rollbacks == 1
+    assert torch.isfinite(x).all()
+    lines = [json.loads(line) for line in run.log_path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(50))
+
+
+def test_a_state_that_diverges_in_silence_is_noticed(tmp_path: Path):
+    run = Run(tmp_path)
+    x, diverged = torch.zeros(1), []
+    for step in run.loop(50, dict(x=x)):
+        x += 1
+        if step == 25 and not diverged:
+            diverged.append(step)
+            x.fill_(float("inf"))
+    assert run.rollbacks == 1
+    assert x.item() == 50
+
+
+def test_endless_divergence_ends_with_advice(tmp_path: Path):
+    run = Run(tmp_path)
+
+    def diverge() -> None:
+        for _ in run.loop(50, dict(x=torch.zeros(1))):
+            run.log(loss=float("nan"))
+
+    with pytest.raises(DdbenchError, match=f"diverged {MAX_ROLLBACKS + 1} times") as error:
+        diverge()
+    assert "learning rates" in error.value.hint
+
+
+def test_states_that_cannot_be_restored(tmp_path: Path):
+    with pytest.raises(PluginError, match="'count' is a int"):
+        next(Run(tmp_path).loop(3, dict(count=3)))
+
+
+def test_checkpoints_of_others_and_damaged_ones(tmp_path: Path):
+    run = Run(tmp_path, identity="mine")
+    list(run.loop(3, dict(x=torch.zeros(1))))
+    with pytest.raises(DdbenchError, match="belongs to another run"):
+        Run(tmp_path, identity="yours")
+    with pytest.raises(PluginError, match=r"the checkpoint holds \['x'\]"):
+        next(Run(tmp_path, identity="mine").loop(3, dict(y=torch.zeros(1))))
+    run.checkpoint_path.write_bytes(run.checkpoint_path.read_bytes()[:50])
+    with pytest.raises(DdbenchError, match="cannot be read"):
+        Run(tmp_path, identity="mine")
+
+
+def test_a_checkpoint_never_runs_code(tmp_path: Path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    torch.save({"identity": "", "loops": [], "evil": Evil()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(DdbenchError, match="cannot be read"):
+        Run(tmp_path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_remaining_time_follows_the_pace():
+    pace = Pace()
+    assert pace.left(10) is None
+    time.sleep(0.02)
+    pace.tick()
+    assert 0.15 < pace.left(10) < 0.6

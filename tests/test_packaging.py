@@ -1,0 +1,111 @@
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+THIRD_PARTY = Path(__file__).parent / "third_party"
+PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+
+
+def toml(path: Path) -> dict:
+    return tomllib.loads(path.read_text())
+
+
+def build(folder: Path, out: Path) -> Path:
+    """Build a wheel with the backend that pyproject.toml names, without a network."""
+    subprocess.run(
+        [sys.executable, "-c", f"from hatchling.build import build_wheel; build_wheel({str(out)!r})"],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    [wheel] = out.glob("*.whl")
+    return wheel
+
+
+def test_there_are_plugins():
+    assert [path.name for path in PLUGINS] == ["coreset", "random_subset", "unrolled_gd"]
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
+def test_root_and_plugin_projects_are_in_step(plugin: Path):
+    root, own = toml(ROOT / "pyproject.toml"), toml(plugin / "pyproject.toml")
+    package = f"ddbench_{plugin.name}"
+    [(name, module)] = own["project"]["entry-points"]["ddbench"].items()
+    assert root["project"]["entry-points"]["ddbench"][name] == module == package
+    assert f"plugins/{plugin.name}/{package}" in root["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert own["project"]["version"] == root["project"]["version"]
+    assert own["project"]["requires-python"] == root["project"]["requires-python"]
+    stated = {d.split(">=")[0]: d for d in root["project"]["dependencies"]}
+    for dependency in own["project"]["dependencies"]:
+        assert dependency.split(">=")[0] == "ddbench" or stated[dependency.split(">=")[0]] == dependency
+    assert package in root["tool"]["mypy"]["packages"]
+    assert (plugin / "README.md").exists()
+
+
+def test_the_wheel_holds_the_harness_and_its_plugins_and_nothing_else(tmp_path: Path):
+    names = zipfile.ZipFile(build(ROOT, tmp_path)).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {
+        "ddbench",
+        "ddbench_coreset",
+        "ddbench_random_subset",
+        "ddbench_unrolled_gd",
+        "ddbench-0.1.0.dist-info",
+    }
+    assert "ddbench/py.typed" in names
+
+
+def test_the_template_is_under_25_lines():
+    lines = (ROOT / "plugins/random_subset/ddbench_random_subset/__init__.py").read_text().splitlines()
+    assert len(lines) < 25
+
+
+def test_no_code_of_the_harness_names_a_method():
+    """Examples in help texts aside: nothing the program compares, looks up or branches on."""
+    import ast
+
+    from ddbench.catalog import Catalog
+
+    names = {component.name for component in Catalog().components("method")}
+    for path in (ROOT / "ddbench").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value not in names, f"{path}:{node.lineno} names a method"
+            if isinstance(node, ast.Name | ast.Attribute | ast.alias):
+                name = getattr(node, "id", None) or getattr(node, "attr", None) or getattr(node, "name", "")
+                assert name not in names, f"{path} names a method"
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    commands = [
+        line.strip() for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("    python3 -m venv")
+    ]
+    assert len(commands) == 2
+    assert any(command.endswith("pytest") for command in commands)
+    assert next(c for c in commands if c.endswith("pytest")) in (ROOT / ".ci/run").read_text().splitlines()
+
+
+def test_an_installed_third_party_plugin(tmp_path: Path, ddbench):
+    """Built from its own pyproject, installed, listed, run, and on the leaderboard."""
+    (tmp_path / "wheels").mkdir()
+    wheel = build(THIRD_PARTY, tmp_path / "wheels")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    listed = ddbench("list", "--json", PYTHONPATH=path).json()
+    [entry] = [m for m in listed["methods"] if m["name"] == "class_means"]
+    assert entry["source"] == "ddbench-class-means 1.2.3"
+    assert "parity" in [d["name"] for d in listed["datasets"]]
+    run = ddbench(
+        "run", "-m", "class_means", "-d", "parity", "--init", "small", "--eval-networks", 3, "--json", PYTHONPATH=path
+    )
+    assert run.code == 0, run.err
+    result = run.json()
+    assert result["row"]["method_source"] == "ddbench-class-means 1.2.3"
+    assert result["row"]["dataset"].startswith("parity")
+    board = ddbench("leaderboard", PYTHONPATH=path)
+    assert "class_means" in board.out

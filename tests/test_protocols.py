@@ -1,0 +1,150 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ddbench.data import DistilledSet
+from ddbench.errors import DdbenchError, UsageError
+from ddbench.loop import Silent
+from ddbench.protocols import get_protocol
+from ddbench.protocols.base import better, measure
+from ddbench.protocols.replay import RATES
+from ddbench.task import Objective
+
+REPLAY = get_protocol("replay/v1")
+
+
+class Watching:
+    """A test split that counts how often it is read."""
+
+    def __init__(self, examples) -> None:
+        self._examples, self.reads = examples, 0
+
+    def __getattr__(self, name: str):
+        if name == "inputs":
+            self.reads += 1
+        return getattr(self._examples, name)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+
+def learned(bench, lr: float = 0.1) -> DistilledSet:
+    chosen = bench.train.random_subset(2, torch.Generator().manual_seed(0))
+    inputs, labels = chosen.inputs.view(10, 2, *chosen.inputs.shape[1:]), chosen.labels.view(10, 2)
+    return DistilledSet(inputs.transpose(0, 1), labels.T, torch.full((3, 2), lr))
+
+
+def test_replays_the_sets_own_steps_and_rates(make_bench):
+    """Against the training written out with torch.optim on one network at a time."""
+    bench = make_bench(images_per_class=2, steps=2)
+    distilled = learned(bench)
+    found = REPLAY.evaluate([distilled], bench.setting, 3, Silent())
+
+    from ddbench.environment import derive_seed
+
+    generator = torch.Generator().manual_seed(derive_seed("replay/v1", "evaluation"))
+    network = bench.setting.module
+    accuracies, before = [], []
+    for _ in range(3):
+        nn.init.xavier_normal_(network.classifier.weight.data, generator=generator)
+        nn.init.zeros_(network.classifier.bias.data)
+        before.append(float((network(bench.setting.test.inputs).argmax(1) == bench.setting.test.labels).float().mean()))
+        for _ in range(3):
+            for step in range(2):
+                network.zero_grad()
+                F.cross_entropy(network(distilled.inputs[step]), distilled.labels[step]).backward()
+                with torch.no_grad():
+                    for parameter in network.parameters():
+                        parameter -= 0.1 * parameter.grad
+        accuracies.append(
+            float((network(bench.setting.test.inputs).argmax(1) == bench.setting.test.labels).float().mean())
+        )
+    assert found.scores["accuracy"] == pytest.approx(accuracies, abs=0.006)
+    assert found.before["accuracy"] == pytest.approx(before, abs=0.006)
+    assert found.selected == "nothing"
+
+
+def test_every_method_meets_the_same_networks_and_seeds_do_not_move_them(make_bench):
+    one, other = (REPLAY.evaluate([learned(b)], b.setting, 4, Silent()) for b in (make_bench(seed=0, images_per_class=2, steps=2), make_bench(seed=7, images_per_class=2, steps=2)))  # fmt: skip
+    assert one.before == other.before
+    assert one.scores == other.scores
+    assert len(set(one.before["accuracy"])) > 1
+
+
+def test_sets_without_rates_get_the_best_fixed_rate_of_the_validation_slice(make_bench):
+    bench = make_bench(images_per_class=2, steps=2)
+    chosen = bench.train.random_subset(2, torch.Generator().manual_seed(0))
+    plain = DistilledSet(chosen.inputs[None], chosen.labels[None])
+    found = REPLAY.evaluate([plain], bench.setting, 3, Silent())
+    rate = float(found.selected.split()[1])
+    assert rate in RATES
+    assert found.selected.endswith(f"on {len(bench.setting.validation)} validation images")
+    # The rate makes the set equal to one with that rate for all epochs * steps gradient steps.
+    same = dataclasses.replace(plain, lrs=torch.full((6, 1), rate))
+    assert REPLAY.evaluate([same], bench.setting, 3, Silent()).scores == found.scores
+
+
+def test_the_test_split_is_read_only_to_score(make_bench):
+    bench = make_bench(images_per_class=2, steps=2)
+    chosen = bench.train.random_subset(2, torch.Generator().manual_seed(0))
+    watching = Watching(bench.setting.test)
+    setting = dataclasses.replace(bench.setting, test=watching)
+    reads = []
+
+    class Reporter(Silent):
+        def progress(self, done, total, values, seconds_left):
+            reads.append(("rate" in values, watching.reads))
+
+    REPLAY.evaluate([DistilledSet(chosen.inputs[None], chosen.labels[None])], setting, 2, Reporter())
+    assert [r for selecting, r in reads if selecting] == [0] * len(RATES)
+    # Once before and once after training, for each of two networks.
+    assert watching.reads == 4
+
+
+def test_a_fixed_init_is_the_same_network_and_counts_once(make_bench):
+    bench = make_bench(init="fixed", images_per_class=2, steps=2)
+    found = REPLAY.evaluate([learned(bench)], bench.setting, 20, Silent())
+    assert len(found.scores["accuracy"]) == 1
+    given = bench.task(torch.Generator()).networks.sample(4)
+    [evaluated] = (bench.setting.networks("evaluation", torch.Generator().manual_seed(5)).sample(1),)
+    for name, tensor in given.items():
+        assert torch.equal(tensor, evaluated[name])
+    several = REPLAY.evaluate([learned(bench), learned(bench, 0.01)], bench.setting, 20, Silent())
+    assert several.scores["accuracy"][0] == found.scores["accuracy"][0]
+    assert len(several.scores["accuracy"]) == 2
+
+
+def test_a_diverging_set_still_has_an_accuracy_but_no_loss(make_bench):
+    bench = make_bench(images_per_class=2, steps=2, network="mlp")
+    found = REPLAY.evaluate([learned(bench, 1e30)], bench.setting, 2, Silent())
+    assert set(found.scores) == {"accuracy"}
+    objective = dataclasses.replace(bench.setting.objective, primary="loss", higher_is_better=False)
+    with pytest.raises(DdbenchError, match="loss is not finite"):
+        REPLAY.evaluate([learned(bench, 1e30)], dataclasses.replace(bench.setting, objective=objective), 2, Silent())
+
+
+def test_measuring_in_batches_is_measuring_at_once(make_bench, monkeypatch):
+    bench = make_bench()
+    weights = next(iter([{k: v[0] for k, v in bench.setting.networks("train", torch.Generator()).sample(1).items()}]))
+    whole = measure(bench.setting.module, weights, {}, bench.setting.test, bench.setting.objective)
+    monkeypatch.setattr("ddbench.protocols.base.BATCH", 7)
+    assert measure(bench.setting.module, weights, {}, bench.setting.test, bench.setting.objective) == pytest.approx(
+        whole
+    )
+
+
+def test_better_follows_the_objective():
+    up = Objective(None, lambda logits, labels: {}, "accuracy")
+    down = dataclasses.replace(up, higher_is_better=False)
+    assert better(up, 0.9, 0.8)
+    assert not better(down, 0.9, 0.8)
+    assert better(up, 0.1, float("nan"))
+    assert not better(up, float("nan"), 0.1)
+
+
+def test_unknown_protocols():
+    with pytest.raises(UsageError, match="Did you mean 'replay/v1'"):
+        get_protocol("replay/v2")

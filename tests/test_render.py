@@ -1,0 +1,100 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from ddbench.data import DistilledSet
+from ddbench.render.live import Bar, Plain, duration, live
+from ddbench.render.pictures import draw_curve, draw_images
+from ddbench.render.tables import number, score_lines, score_text
+from ddbench.stats import summarise
+
+
+def shaded(soft: bool = False) -> DistilledSet:
+    """Two steps of three classes; image i has the shade i / 10."""
+    shades = torch.arange(6.0).view(2, 3, 1, 1, 1) / 10
+    inputs = ((shades - 0.5) / 0.25).expand(2, 3, 1, 8, 8).clone()
+    labels = torch.arange(3).repeat(2, 1)
+    metadata = {"classes": '["ant", "bee", "cat"]', "mean": "[0.5]", "std": "[0.25]", "method": "m", "dataset": "d"}
+    if soft:
+        labels = torch.nn.functional.one_hot(labels, 3).float() * 0.7 + 0.1
+    return DistilledSet(inputs, labels, torch.tensor([[0.1, 0.2], [0.3, 0.4]]), metadata)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_picture_shows_every_image_at_its_shade(tmp_path: Path, soft: bool):
+    path = tmp_path / "distilled.png"
+    draw_images(shaded(soft), path)
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    shown = {shade for shade in range(256) if (pixels == shade).sum() > 1000}
+    assert {0, 26, 51, 76, 102, 128} <= {s + d for s in shown for d in (-1, 0, 1)}
+
+
+def test_sets_without_metadata_or_with_many_images_are_drawn(tmp_path: Path):
+    draw_images(DistilledSet(torch.rand(1, 50, 3, 4, 4), torch.arange(50)[None]), tmp_path / "plain.png")
+    draw_images(shaded(), tmp_path / "again.png")
+    with Image.open(tmp_path / "plain.png") as picture:
+        assert picture.width > 500
+
+
+def test_the_curve_has_a_panel_for_each_logged_figure(tmp_path: Path):
+    records = [{"loop": 0, "step": i, "seconds": i, "loss": 1 / (i + 1), "accuracy": i / 50} for i in range(50)]
+    draw_curve(records, tmp_path / "two.png")
+    draw_curve([{**r, "loss": float("nan")} for r in records], tmp_path / "nan.png")
+    draw_curve([{"loop": 0, "step": 0, "seconds": 0}], tmp_path / "none.png")
+    with Image.open(tmp_path / "two.png") as picture:
+        assert picture.width > 600
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]):
+    with live() as reporter:
+        assert isinstance(reporter, Plain)
+        reporter.stage("Distilling")
+        reporter.progress(1, 100, {"loss": 0.5}, 99.0)
+        reporter.progress(100, 100, {"train_accuracy": 0.123456}, 0.0)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "Distilling ...\n  Distilling: 100/100  train accuracy 0.123  0.0 s left\n"
+
+
+def test_a_bar_on_a_terminal():
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=120, no_color=True, highlight=False)
+    with Progress(console=console) as progress:
+        bar = Bar(progress)
+        bar.say("Data [bold] as it is")
+        bar.stage("Distilling")
+        bar.progress(3, 10, {"loss": 0.5}, 75)
+        [task] = progress.tasks
+        assert (task.completed, task.total) == (3, 10)
+        assert task.fields["figures"] == "3/10  loss 0.5  1 min 15 s left"
+        bar.stage("Scoring")
+        assert [t.description for t in progress.tasks] == ["Scoring"]
+    assert "Data [bold] as it is" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.97, "10 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_scores_for_people():
+    score, companion = summarise([0.8, 0.9]), summarise([0.5, 0.6])
+    assert score_text("accuracy", score).startswith("85.0 % (std 7.1, 95 % interval 21.5 to 148.5")
+    assert score_text("loss", summarise([0.5])) == "0.5 (1 network, so no interval)"
+    lines = list(score_lines("accuracy", score, summarise([0.1]), {"random_subset": companion}, higher_is_better=True))
+    assert "this run is 30.0 points better" in lines[1]
+    assert "10.0 %" in lines[2]
+    lines = list(score_lines("loss", score, summarise([0.1]), {"random_subset": companion}, higher_is_better=False))
+    assert "this run is 0.3 worse" in lines[1]
+    assert number("accuracy", 0.5, signed=True) == "+50.0 %"
+    assert json.loads(score.model_dump_json())["values"] == [0.8, 0.9]

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddbench.errors import UsageError
+from ddbench.spec import RunSpec, default_steps, parse_duration, place_assignments
+
+
+def test_names_stand_for_choices_and_defaults_are_filled():
+    spec = RunSpec.parse({"method": "m", "dataset": {"name": "svhn"}, "time_limit": "15m"})
+    assert (spec.method.name, spec.dataset.name, spec.init.name, spec.time_limit) == ("m", "svhn", "random", 900)
+
+
+def test_fingerprint_depends_on_what_is_computed_and_on_nothing_else():
+    base = {"method": "m", "dataset": "digits"}
+    fingerprint = RunSpec.parse(base).fingerprint
+    assert RunSpec.parse({**base, "device": "cpu"}).fingerprint == fingerprint
+    assert RunSpec.model_validate_json(RunSpec.parse(base).model_dump_json()).fingerprint == fingerprint
+    # Pinned: a change that moves it makes every committed row unfindable, so it must be meant.
+    assert json.loads(RunSpec.parse(base).canonical())["method"] == {"name": "m", "options": {}}
+    for change in (
+        {"seed": 1},
+        {"epochs": 2},
+        {"smoke": True},
+        {"time_limit": 5},
+        {"method": {"name": "m", "options": {"a": 1}}},
+    ):
+        assert RunSpec.parse({**base, **change}).fingerprint != fingerprint
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, "no method was given"),
+        ({"method": "m", "epoch": 3}, "no field 'epoch'. Did you mean 'epochs'?"),
+        ({"method": "m", "epochs": 0}, "epochs: input should be greater than or equal to 1"),
+        ({"method": "m", "time_limit": "soon"}, "must be a time such as 90s, 15m or 2h"),
+        ({"method": "m", "device": "GPU 1"}, "must be a device"),
+        ({"method": "m", "seed": -1}, "seed"),
+        ({"method": {"name": "m", "opts": {}}}, "method.opts"),
+        ({"method": 3}, "method"),
+    ],
+)
+def test_wrong_fields_are_named(fields, told):
+    with pytest.raises(UsageError) as error:
+        RunSpec.parse(fields)
+    assert told in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("1.5h", 5400), (" 2 d ", 172800), (7, 7)]
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@given(st.integers(1, 5000))
+def test_default_steps_divide_the_images(images_per_class):
+    steps = default_steps(images_per_class)
+    assert images_per_class % steps == 0
+    assert 1 <= steps <= 10
+    assert steps == 10 or images_per_class % 10
+
+
+def test_assignments_go_where_they_belong():
+    fields = {"method": "m", "init": {"name": "random", "options": {"scheme": "xavier"}}}
+    placed = place_assignments(fields, {"rate": 2, "init.scheme": "kaiming", "epochs": 5}, {"rate"})
+    assert placed["method"] == {"name": "m", "options": {"rate": 2}}
+    assert placed["init"] == {"name": "random", "options": {"scheme": "kaiming"}}
+    assert placed["epochs"] == 5
+    # The method's own option of the same name comes first, and an unknown name is the method's to reject.
+    assert place_assignments(fields, {"epochs": 5}, {"epochs"})["method"]["options"] == {"epochs": 5}
+    assert place_assignments(fields, {"epoch": 5}, set())["method"]["options"] == {"epoch": 5}
+
+
+def test_assignments_to_nowhere():
+    with pytest.raises(UsageError, match="no part 'inti' of a run. Did you mean 'init'"):
+        place_assignments({"method": "m"}, {"inti.scheme": "kaiming"}, set())
+    with pytest.raises(UsageError, match="no network was named"):
+        place_assignments({"method": "m"}, {"network.width": 3}, set())
+
+
+def test_run_ids_are_file_names():
+    spec = RunSpec.parse({"method": "m", "dataset": "folder:/a b/ü", "images_per_class": 3})
+    assert spec.run_id == f"m-folder_a_b-ipc3-{spec.fingerprint[:6]}"
