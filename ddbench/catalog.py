@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
+import pydantic
 
 from ddbench import hookspecs
 from ddbench.errors import DdbenchError, PluginError, UsageError
@@ -39,6 +40,29 @@ class BrokenPlugin:
 
     def __str__(self) -> str:
         return f"plugin {self.name!r} ({self.distribution}) was set aside: {self.error}"
+
+
+class Published(pydantic.BaseModel):
+    """A published figure, as a fraction where it is a share; never ranked with measured ones."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    mean: float
+    std: float | None = None
+    source: str
+
+
+class Experiment(pydantic.BaseModel):
+    """A run spec by name, with the published figure it answers to."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    summary: str
+    spec: dict[str, Any]
+    published: Published | None
+    distribution: str
 
 
 @dataclass
@@ -68,7 +92,7 @@ class Catalog:
         self.plugins: list[Plugin] = []
         self.broken: list[BrokenPlugin] = []
         self._found: dict[str, list[Component]] = {kind: [] for kind in KINDS}
-        self._experiments: dict[str, tuple[Path, str]] = {}
+        self._experiments: dict[str, Experiment] = {}
         self._silenced: set[str] = set()
         self._manager = pluggy.PluginManager("ddbench")
         self._manager.add_hookspecs(hookspecs)
@@ -112,9 +136,16 @@ class Catalog:
         component = self.get(kind, choice.name, info)
         return component, Choice(name=choice.name, options=component.validated(choice.options))
 
-    def experiments(self) -> dict[str, Path]:
-        """Named experiments and the TOML files that hold them."""
-        return {name: path for name, (path, _) in sorted(self._experiments.items())}
+    def experiments(self) -> list[Experiment]:
+        """All named experiments, by name."""
+        return [experiment for _, experiment in sorted(self._experiments.items())]
+
+    def experiment(self, name: str) -> Experiment:
+        """The experiment called `name`. Raises `UsageError` for an unknown one."""
+        if name not in self._experiments:
+            near = did_you_mean(name, self._experiments)
+            raise UsageError(f"there is no experiment {name!r}.{near}", "See: ddbench list experiments")
+        return self._experiments[name]
 
     def notify(self, hook: str, **arguments: object) -> list[str]:
         """Call a lifecycle hook of every plugin; one that raises is switched off. Returns a line for each."""
@@ -138,7 +169,7 @@ class Catalog:
             plugin = Plugin(name, distribution, self._hooks_of(module, name))
             registered = [(kind, component) for kind in KINDS for component in self._registered(plugin, kind)]
             experiments = [
-                (_experiment_name(Path(path)), Path(path))
+                _experiment(Path(path), distribution)
                 for implementation in plugin.hooks
                 if _name(implementation) == "ddbench_experiments"
                 for path in _call(implementation, {})
@@ -150,8 +181,8 @@ class Catalog:
         for kind, component in registered:
             self._found[kind].append(component)
             plugin.offers.append(f"{kind} {component.name}")
-        for experiment, path in experiments:
-            self._experiments[experiment] = (path, distribution)
+        for experiment in experiments:
+            self._experiments[experiment.name] = experiment
 
     def _hooks_of(self, module: object, name: str) -> list[pluggy.HookImpl]:
         """Register `module` with pluggy and return its hooks; a hook ddbench does not know is an error."""
@@ -263,9 +294,12 @@ def _import_path(path: Path) -> ModuleType:
     return module
 
 
-def _experiment_name(path: Path) -> str:
+def _experiment(path: Path, distribution: str) -> Experiment:
+    """Read a TOML file of spec fields with `name`, `summary` and, where there is one, `[published]`."""
     try:
-        name = tomllib.loads(path.read_text()).get("name", path.stem)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        fields = tomllib.loads(path.read_text())
+        described = {key: fields.pop(key, None) for key in ("name", "summary", "published")}
+        described = {**described, "name": described["name"] or path.stem, "summary": described["summary"] or ""}
+        return Experiment(**described, spec=fields, distribution=distribution)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, pydantic.ValidationError) as error:
         raise PluginError(f"experiment {path}: {error}.") from error
-    return str(name)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddbench.environment import derive_seed
+from ddbench.environment import derive_seed, seed_everything
 from ddbench.errors import DdbenchError, Interrupted, PluginError
 from ddbench.files import atomic_write, explained_os_errors
 
@@ -116,6 +116,8 @@ class Run:
         self._on_progress = on_progress
         self._identity = identity
         self._loops: list[_Loop] = []
+        # Where a roll-back goes: always a multiple of SNAPSHOT_EVERY, so that an interruption does not move it.
+        self._good: _Loop | None = None
         self._current = -1
         self._values: dict[str, float] = {}
         self._diverged = False
@@ -175,6 +177,7 @@ class Run:
         self._load(here, state)
         if here.finished:
             return
+        self._good = self._good or here
         step, pace = here.step, Pace()
         if step:
             self.say(f"Resumed at outer step {step} of {total}.")
@@ -195,19 +198,19 @@ class Run:
                 pace.tick()
                 self._report(step, total, pace)
                 if step % SNAPSHOT_EVERY == 0:
-                    self._loops[self._current] = self._snapshot(step, state)
+                    self._good = self._loops[self._current] = self._snapshot(step, state)
+                    if time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
+                        self._save()
                 if self._interrupts:
                     self._loops[self._current] = self._snapshot(step, state)
                     self._save()
                     raise Interrupted(f"interrupted after outer step {step} of {total}.", "A checkpoint was kept.")
-                if step % SNAPSHOT_EVERY == 0 and time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
-                    self._save()
             if not _finite(state):
                 raise DdbenchError("the last outer steps left values that are not finite.", _DIVERGENCE_ADVICE)
         self.steps_done += step
         here = self._snapshot(step, state)
         here.finished = True
-        self._loops[self._current] = here
+        self._loops[self._current], self._good = here, None
         self._save()
 
     def _report(self, step: int, total: int, pace: Pace) -> None:
@@ -230,11 +233,14 @@ class Run:
         self.rollbacks += 1
         if self.rollbacks > MAX_ROLLBACKS:
             raise DdbenchError(f"the run diverged {self.rollbacks} times and was ended.", _DIVERGENCE_ADVICE)
-        good = self._loops[self._current]
+        assert self._good is not None
+        good = self._good
         self._load(good, state)
         self._truncate_log(self._log_bytes_of(good))
         # The same random numbers would diverge the same way again.
-        self.generator.manual_seed(derive_seed(self.seed, "roll-back", self.rollbacks))
+        fresh = derive_seed(self.seed, "roll-back", self.rollbacks)
+        self.generator.manual_seed(fresh)
+        seed_everything(fresh)
         what = ", ".join(f"{k} {v:g}" for k, v in self._values.items()) or "the state"
         self.say(f"Not finite ({what}): back to outer step {good.step} (roll-back {self.rollbacks}).")
         return good.step
@@ -246,7 +252,7 @@ class Run:
         self._log_bytes = size
         if self.log_path.exists():
             with explained_os_errors(self.log_path), open(self.log_path, "r+b") as stream:
-                stream.truncate(size)
+                stream.truncate(min(size, self.log_path.stat().st_size))
 
     def _snapshot(self, step: int, state: Mapping[str, object]) -> _Loop:
         generators = {"own": self.generator.get_state(), "log_bytes": self._log_bytes, **_global_generators()}
@@ -275,6 +281,7 @@ class Run:
             "rollbacks": self.rollbacks,
             "stopped_by": self.stopped_by,
             "loops": [vars(loop) for loop in self._loops],
+            "good": self._good and vars(self._good),
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -288,6 +295,7 @@ class Run:
         try:
             content = torch.load(self.checkpoint_path, weights_only=True, map_location="cpu")
             identity, loops = content["identity"], [_Loop(**loop) for loop in content["loops"]]
+            self._good = content["good"] and _Loop(**content["good"])
         except Exception as error:
             raise DdbenchError(
                 f"the checkpoint {self.checkpoint_path} cannot be read: {type(error).__name__}.",

@@ -153,4 +153,7 @@ from pathlib import Path
 def ddbench_experiments():
     return [Path({str(tmp_path / "a.toml")!r})]
 """
-    assert Catalog([write("exp.py", text)]).experiments()["mine/a"] == tmp_path / "a.toml"
+    found = Catalog([write("exp.py", text)]).experiment("mine/a")
+    assert (found.spec, found.published) == ({"method": "random_subset"}, None)
+    write("a.toml", 'name = "mine/a"\n[published]\nmean = "high"\n')
+    assert "experiment" in str(Catalog([write("exp.py", text)]).broken[0])

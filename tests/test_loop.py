@@ -106,6 +106,28 @@ def test_divergence_rolls_back_and_goes_on(tmp_path: Path):
     assert [line["step"] for line in lines] == list(range(50))
 
 
+def test_an_interruption_does_not_move_what_a_roll_back_goes_to(tmp_path: Path):
+    def method(run: Run, stop_at: int | None = None) -> torch.Tensor:
+        x = torch.zeros(1)
+        for step in run.loop(50, dict(x=x)):
+            if step == stop_at:
+                signal.raise_signal(signal.SIGINT)
+            x += torch.rand(1, generator=run.generator) + torch.rand(1)
+            run.log(x=float("nan") if step == 35 and run.rollbacks == 0 else x)
+        return x
+
+    for name in ("whole", "halves"):
+        (tmp_path / name).mkdir()
+    torch.manual_seed(1)
+    whole = method(Run(tmp_path / "whole"))
+    torch.manual_seed(1)
+    with pytest.raises(Interrupted):
+        method(Run(tmp_path / "halves"), stop_at=30)
+    run = Run(tmp_path / "halves")
+    assert torch.equal(method(run), whole)
+    assert run.rollbacks == 1
+
+
 def test_a_state_that_diverges_in_silence_is_noticed(tmp_path: Path):
     run = Run(tmp_path)
     x, diverged = torch.zeros(1), []

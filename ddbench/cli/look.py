@@ -127,7 +127,7 @@ def _entries(catalog: "Catalog", plural: str) -> list[dict[str, str]]:
 
         return [{"name": p.name, "summary": p.summary, "source": "ddbench"} for p in PROTOCOLS.values()]
     if plural == "experiments":
-        return [{"name": name, "summary": str(path), "source": ""} for name, path in catalog.experiments().items()]
+        return [{"name": e.name, "summary": e.summary, "source": e.distribution} for e in catalog.experiments()]
     components = catalog.components(PLURALS[plural])
     return [{"name": c.name, "summary": c.summary, "source": c.distribution} for c in components]
 

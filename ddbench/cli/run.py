@@ -10,7 +10,7 @@ import typer
 
 from ddbench.cli.output import failures_told, print_json
 from ddbench.errors import UsageError
-from ddbench.options import did_you_mean, parse_assignments
+from ddbench.options import parse_assignments
 
 if TYPE_CHECKING:
     from ddbench.catalog import Catalog
@@ -106,10 +106,14 @@ def run(
             return
         from ddbench import runner
         from ddbench.render.live import live
+        from ddbench.render.tables import published_lines
 
         with live() as reporter:
             result = runner.run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
         _conclude(result, leaderboards, as_json)
+        if experiment is not None and not as_json:
+            for line in published_lines(catalog.experiment(experiment), result):
+                typer.echo(line)
 
 
 def resume(
@@ -208,15 +212,7 @@ def _spec(
     """The spec of a `run`: an experiment, then a config file, then flags, then `--set`, each over the one before."""
     fields: dict[str, Any] = {}
     if experiment is not None:
-        known = catalog.experiments()
-        if experiment not in known:
-            raise UsageError(
-                f"there is no experiment {experiment!r}.{did_you_mean(experiment, known)}",
-                "See: ddbench list experiments",
-            )
-        fields.update(_toml(known[experiment]))
-        for described in ("name", "summary", "published"):
-            fields.pop(described, None)
+        fields.update(catalog.experiment(experiment).spec)
     if config is not None:
         fields.update(_toml(config))
     name = flags["method"] or fields.get("method")

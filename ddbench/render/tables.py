@@ -17,7 +17,7 @@ from ddbench.spec import Choice, RunSpec
 from ddbench.stats import Score
 
 if TYPE_CHECKING:
-    from ddbench.catalog import Catalog
+    from ddbench.catalog import Catalog, Experiment
     from ddbench.options import Component
 
 PERCENT = ("accuracy", "success", "rate", "error")
@@ -98,6 +98,18 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
             yield f"  ddbench leaderboard --dataset {spec.dataset.name}{where}"
         yield f"  ddbench evaluate {folder.path} --network mlp"
         yield f"  python -c \"import ddbench; print(ddbench.DistilledSet.load('{folder.artifact}').flat()[0].shape)\""
+
+
+def published_lines(experiment: "Experiment", result: RunResult) -> Iterator[str]:
+    """The published figure an experiment answers to, marked as such."""
+    published = experiment.published
+    if published is None or published.metric not in result.scores:
+        return
+    spread = "" if published.std is None else f" +- {number(published.metric, published.std)}"
+    ours = number(published.metric, result.scores[published.metric].mean)
+    yield ""
+    theirs = number(published.metric, published.mean) + spread
+    yield f"Published: {published.metric} {theirs}, {published.source}; here {ours}"
 
 
 def setting(spec: RunSpec) -> str:

@@ -1,6 +1,7 @@
 """Dataset distillation by unrolled gradient descent (Wang, Zhu, Torralba and Efros 2018, arXiv 1811.10959)."""
 
 import math
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -109,3 +110,8 @@ def _decay(schedule: str, done: float) -> float:
 @ddbench.hookimpl
 def ddbench_methods() -> list[object]:
     return [unrolled_gd]
+
+
+@ddbench.hookimpl
+def ddbench_experiments() -> list[Path]:
+    return sorted((Path(__file__).parent / "experiments").glob("*.toml"))

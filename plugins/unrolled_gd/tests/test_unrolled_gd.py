@@ -77,3 +77,17 @@ def test_schedules():
     # The paper's: halved every 40 of 400 epochs.
     assert [_decay("step", share) for share in (0, 0.099, 0.1, 0.95)] == [1, 1, 0.5, 0.5**9]
     assert _decay("constant", 0.9) == 1
+
+
+def test_the_papers_experiments_are_complete_specs_with_published_figures(catalog):
+    found = {e.name: e for e in catalog.experiments() if e.name.startswith("wang2018/")}
+    figures = {name: (e.published.mean, e.published.std) for name, e in found.items()}
+    assert figures == {
+        "wang2018/cifar10-fixed-10x3": (0.54, None),
+        "wang2018/cifar10-random-10x3": (0.368, 0.012),
+        "wang2018/mnist-fixed-1x3": (0.938, None),
+        "wang2018/mnist-random-10x3": (0.795, 0.081),
+    }
+    for experiment in found.values():
+        spec, _ = complete(RunSpec.parse(experiment.spec), catalog)
+        assert (spec.method.options["outer_lr"], spec.method.options["real_batch"], spec.epochs) == (0.01, 1024, 3)
