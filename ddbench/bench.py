@@ -1,7 +1,9 @@
 """A run spec made ready to run: names resolved, data loaded and split, network built."""
 
+import copy
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,26 +12,29 @@ from torch import nn
 from ddbench.catalog import Catalog
 from ddbench.data import DatasetInfo, ExampleSet, ImageSplits, normalise
 from ddbench.environment import data_dir, derive_seed, resolve_device
-from ddbench.errors import DdbenchError, PluginError
+from ddbench.errors import PluginError, blamed_on
 from ddbench.options import Component
 from ddbench.protocols import Setting, get_protocol
 from ddbench.results import DatasetRecord
 from ddbench.spec import Choice, RunSpec, default_steps
 from ddbench.task import AdaptationTarget, Budget, Networks, Objective, Side, Task
+from ddbench.unroll import evaluation_mode
 
 SMOKE_TRAIN, SMOKE_TEST = 50, 20
 """Examples of each class that a smoke run keeps."""
+SMOKE_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Parts:
     """The components a spec names."""
 
-    method: Component
+    method: Component | None
     dataset: Component
     network: Component
     objective: Component
     init: Callable[..., Any]
+    init_source: Component
 
 
 @dataclass(frozen=True)
@@ -43,57 +48,53 @@ class Bench:
     record: DatasetRecord
     device: torch.device
 
+    @property
+    def most_steps(self) -> int | None:
+        """How many outer steps a smoke run takes; None for a run in earnest."""
+        return SMOKE_STEPS if self.spec.smoke else None
+
     def task(self, generator: torch.Generator) -> Task:
-        """What a method is given; its networks are drawn with `generator`."""
-        setting = self.setting
-        return Task(
-            self.train, setting.objective, setting.networks("train", generator), setting.budget, self.train.info
-        )
+        """What a method is given, its networks drawn with `generator`.
+
+        Data and network are copies: what a method does to them cannot reach the scoring, or another method.
+        """
+        setting, info = self.setting, self.train.info
+        train = replace(self.train, inputs=self.train.inputs.clone(), labels=self.train.labels.clone())
+        networks = Networks(copy.deepcopy(setting.module), self.parts.init, info, generator, "train")
+        return Task(train, setting.objective, networks, setting.budget, info)
 
 
-def complete(spec: RunSpec, catalog: Catalog) -> tuple[RunSpec, Parts]:
+def complete(spec: RunSpec, catalog: Catalog, *, with_method: bool = True) -> tuple[RunSpec, Parts]:
     """The spec with every default and option spelt out, and the components it names. Loads no data.
 
-    Raises `UsageError` for a name or option that does not exist.
+    `with_method=False` leaves the method as it is: scoring somebody's set needs none of their code. Raises
+    `UsageError` for a name or option that does not exist.
     """
     get_protocol(spec.protocol)
-    method, method_choice = catalog.resolve("method", spec.method)
-    init: Callable[..., Any]
+    changes: dict[str, object] = {}
+    method = None
+    if with_method:
+        method, changes["method"] = catalog.resolve("method", spec.method)
+    dataset_choice, network_choice = spec.dataset, spec.network
     if spec.target is not None:
         component, target = catalog.resolve("target", spec.target)
         adaptation = component.call(target.options)
         if not isinstance(adaptation, AdaptationTarget):
-            raise PluginError(f"target {target.name!r} returned {type(adaptation).__name__}, not an AdaptationTarget.")
-        spec = spec.model_copy(
-            update={
-                "target": target,
-                "dataset": Choice(name=adaptation.dataset),
-                "network": Choice(name=adaptation.network),
-                "init": target,
-            }
-        )
-        init = adaptation.sample
-        init_choice = target
+            raise PluginError(f"{component.who} returned {type(adaptation).__name__}, not an AdaptationTarget.")
+        dataset_choice, network_choice = Choice(name=adaptation.dataset), Choice(name=adaptation.network)
+        changes |= {"target": target, "init": target}
+        sampler = _blamed(adaptation.sample, component.who)
     else:
-        init_component, init_choice = catalog.resolve("init", spec.init)
-        init = _bound(init_component, init_choice)
-    dataset, dataset_choice = catalog.resolve("dataset", spec.dataset)
-    objective, objective_choice = catalog.resolve("objective", spec.objective)
-    network_choice = spec.network or Choice.from_name(dataset.facts.get("network", "mlp"))
-    network, network_choice = catalog.resolve("network", network_choice, info_from_facts(dataset))
+        component, init_choice = catalog.resolve("init", spec.init)
+        changes["init"] = init_choice
+        sampler = functools.partial(component.call, init_choice.options)
+    dataset, changes["dataset"] = catalog.resolve("dataset", dataset_choice)
+    objective, changes["objective"] = catalog.resolve("objective", spec.objective)
+    network_choice = network_choice or Choice.from_name(dataset.facts.get("network", "mlp"))
+    network, changes["network"] = catalog.resolve("network", network_choice, info_from_facts(dataset))
     images_per_class = spec.images_per_class or dataset.facts.get("images_per_class", 10)
-    done = spec.model_copy(
-        update={
-            "method": method_choice,
-            "dataset": dataset_choice,
-            "objective": objective_choice,
-            "network": network_choice,
-            "init": init_choice,
-            "images_per_class": images_per_class,
-            "steps": spec.steps or default_steps(images_per_class),
-        }
-    )
-    return done, Parts(method, dataset, network, objective, init)
+    changes |= {"images_per_class": images_per_class, "steps": spec.steps or default_steps(images_per_class)}
+    return spec.model_copy(update=changes), Parts(method, dataset, network, objective, sampler, component)
 
 
 def info_from_facts(dataset: Component) -> DatasetInfo:
@@ -113,19 +114,11 @@ def info_from_facts(dataset: Component) -> DatasetInfo:
 
 def load_data(spec: RunSpec, dataset: Component, *, download: bool) -> tuple[ExampleSet, ExampleSet]:
     """Train and test examples of the spec's dataset, normalised. Raises `PluginError` when its plugin fails."""
-    try:
-        splits = dataset.call(spec.dataset.options, data_dir(), download)
-    except (DdbenchError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"dataset {dataset.name!r} ({dataset.distribution}) could not be loaded: {type(error).__name__}: {error}.",
-            "Run with -v for the traceback.",
-        ) from error
+    splits = dataset.call(spec.dataset.options, data_dir(), download)
     if not isinstance(splits, ImageSplits):
-        raise PluginError(f"dataset {dataset.name!r} returned {type(splits).__name__}, not ImageSplits.")
+        raise PluginError(f"{dataset.who} returned {type(splits).__name__}, not ImageSplits.")
     classes = tuple(dataset.facts["classes"])
-    return normalise(dataset.name, splits, classes, dataset.facts.get("modality", "image"))
+    return normalise(dataset.facts.get("label", dataset.name), splits, classes, dataset.facts.get("modality", "image"))
 
 
 def split_validation(train: ExampleSet, share: float) -> tuple[ExampleSet, ExampleSet]:
@@ -154,7 +147,7 @@ def prepare(spec: RunSpec, parts: Parts, *, download: bool = True) -> Bench:
         module = _built(parts.network, spec, info).to(device)
     objective = parts.objective.call(spec.objective.options, info)
     if not isinstance(objective, Objective):
-        raise PluginError(f"objective {spec.objective.name!r} returned {type(objective).__name__}, not an Objective.")
+        raise PluginError(f"{parts.objective.who} returned {type(objective).__name__}, not an Objective.")
     budget = Budget(spec.images_per_class or 1, spec.steps or 1, spec.epochs)
 
     def networks(side: Side, generator: torch.Generator) -> Networks:
@@ -172,43 +165,31 @@ def prepare(spec: RunSpec, parts: Parts, *, download: bool = True) -> Bench:
     return Bench(spec, parts, train, Setting(module, validation, test, objective, budget, networks), record, device)
 
 
-def _bound(component: Component, choice: Choice) -> Callable[..., Any]:
-    """An init distribution with its options, whose own failures are told as the plugin's."""
+def _blamed(function: Callable[..., Any], who: str) -> Callable[..., Any]:
+    """`function`, whose failures are told as those of `who`."""
 
-    def sample(*args: Any) -> Any:
-        try:
-            return component.call(choice.options, *args)
-        except (DdbenchError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            raise PluginError(
-                f"init {component.name!r} ({component.distribution}) raised {type(error).__name__}: {error}.",
-                "Run with -v for the traceback.",
-            ) from error
+    def call(*args: Any) -> Any:
+        with blamed_on(who):
+            return function(*args)
 
-    return sample
+    return call
 
 
 def _built(component: Component, spec: RunSpec, info: DatasetInfo) -> nn.Module:
     assert spec.network is not None
+    module = component.call(spec.network.options, info)
+    if not isinstance(module, nn.Module):
+        raise PluginError(f"{component.who} returned {type(module).__name__}, not an nn.Module.")
     try:
-        module = component.call(spec.network.options, info)
-        if not isinstance(module, nn.Module):
-            raise PluginError(f"network {component.name!r} returned {type(module).__name__}, not an nn.Module.")
-        module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(module):
             shape = tuple(module(torch.zeros(2, *info.sample_shape)).shape)
-    except (DdbenchError, KeyboardInterrupt):
-        raise
     except Exception as error:
         raise PluginError(
-            f"network {component.name!r} does not work on examples of shape {list(info.sample_shape)}: {error}.",
+            f"{component.who} does not work on examples of shape {list(info.sample_shape)}: {error}.",
             "Choose another with --network; `ddbench list networks` names them.",
         ) from error
     if shape != (2, len(info.classes)):
-        raise PluginError(
-            f"network {component.name!r} gives outputs {list(shape[1:])} for {len(info.classes)} classes."
-        )
+        raise PluginError(f"{component.who} gives outputs {list(shape[1:])} for {len(info.classes)} classes.")
     return module
 
 

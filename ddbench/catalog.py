@@ -8,7 +8,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import pydantic
 
 from ddbench import hookspecs
 from ddbench.errors import DdbenchError, PluginError, UsageError
+from ddbench.files import sha256
 from ddbench.options import KINDS, Component, component_of, did_you_mean
 from ddbench.spec import Choice
 
@@ -99,8 +100,9 @@ class Catalog:
         for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
             distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
             self._load(entry.name, distribution, entry.load, by_hand=False)
-        for path in [*paths, *_paths_from_environment(), *_paths_from_config()]:
-            self._load(path.stem, str(path), functools.partial(_import_path, path), by_hand=True)
+        by_hand = {path.resolve(): path for path in [*paths, *_paths_from_environment(), *_paths_from_config()]}
+        for path in by_hand.values():
+            self._load(path.stem, _file_version(path), functools.partial(_import_path, path), by_hand=True)
 
     def components(self, kind: str) -> list[Component]:
         """All components of a kind, by name."""
@@ -120,7 +122,7 @@ class Catalog:
             )
         if owners:
             return owners[0]
-        found = self._find_open_ended(kind, name, info)
+        found = self.find(kind, name, info)
         if found is not None:
             return found
         known = sorted(c.name for c in self._found[kind])
@@ -182,7 +184,10 @@ class Catalog:
             self._found[kind].append(component)
             plugin.offers.append(f"{kind} {component.name}")
         for experiment in experiments:
-            self._experiments[experiment.name] = experiment
+            first = self._experiments.setdefault(experiment.name, experiment)
+            if first is not experiment:
+                what = f"experiment {experiment.name!r} is offered by {first.distribution} too"
+                self.broken.append(BrokenPlugin(name, distribution, what, by_hand))
 
     def _hooks_of(self, module: object, name: str) -> list[pluggy.HookImpl]:
         """Register `module` with pluggy and return its hooks; a hook ddbench does not know is an error."""
@@ -218,9 +223,10 @@ class Catalog:
                 raise PluginError(f"{_HOOK_OF[kind]} returned {type(things).__name__} instead of a list.")
             for thing in things:
                 found = component_of(thing, kind)
-                yield Component(kind, found.name, found.function, found.options, found.facts, plugin.distribution)
+                yield replace(found, distribution=plugin.distribution)
 
-    def _find_open_ended(self, kind: str, name: str, info: "DatasetInfo | None") -> Component | None:
+    def find(self, kind: str, name: str, info: "DatasetInfo | None" = None) -> Component | None:
+        """The dataset or network of an open-ended name, or None when no plugin knows it."""
         hook = f"ddbench_find_{kind}"
         for plugin in self.plugins:
             for implementation in plugin.hooks:
@@ -229,7 +235,7 @@ class Catalog:
                 try:
                     found = _call(implementation, {"name": name, "info": info})
                     if found is not None:
-                        return component_of(found, kind)
+                        return replace(component_of(found, kind), distribution=plugin.distribution)
                 except DdbenchError:
                     raise
                 except Exception as error:
@@ -272,6 +278,13 @@ def _paths_from_config() -> list[Path]:
     return [Path(item) for item in listed]
 
 
+def _file_version(path: Path) -> str:
+    """A plugin file's path with a digest of its code: what a released package says by its version."""
+    sources = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    code = b"".join(source.read_bytes() for source in sources if source.is_file())
+    return f"{path}@{sha256(code)[:8]}" if code else str(path)
+
+
 def _import_path(path: Path) -> ModuleType:
     """Import a .py file or a package folder that is not installed."""
     source = path / "__init__.py" if path.is_dir() else path
@@ -279,7 +292,7 @@ def _import_path(path: Path) -> ModuleType:
         raise PluginError(f"there is no plugin file {source}.", "Give a .py file or a folder with __init__.py.")
     name = path.resolve().stem
     # A name of its own keeps the file from shadowing an importable module of the same name.
-    unique = name if path.is_dir() and name not in sys.modules else f"ddbench_plugin_file_{name}"
+    unique = name if path.is_dir() and name not in sys.modules else f"ddbench_plugin_{name}_{sha256(bytes(source))[:8]}"
     locations = [str(path.resolve())] if path.is_dir() else None
     spec = importlib.util.spec_from_file_location(unique, source, submodule_search_locations=locations)
     if spec is None or spec.loader is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ddbench.bench import Bench
 from ddbench.catalog import Catalog
 from ddbench.data import DistilledSet
-from ddbench.environment import cache_dir, derive_seed, describe
+from ddbench.environment import cache_dir, derive_seed, describe, seed_everything
 from ddbench.errors import DdbenchError, Interrupted
 from ddbench.files import atomic_write, sha256
 from ddbench.loop import Reporter, Run
@@ -50,8 +50,10 @@ def score_companions(bench: Bench, catalog: Catalog, networks: int, reporter: Re
 def _score(bench: Bench, method: Component, networks: int, reporter: Reporter) -> Score:
     sets = []
     for i in range(networks):
+        seed = derive_seed("companion", i)
+        seed_everything(seed)
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(Path(folder), seed=derive_seed("companion", i), device=bench.device)
+            run = Run(Path(folder), seed=seed, device=bench.device, most_steps=bench.most_steps)
             task = bench.task(run.generator)
             made: DistilledSet = method.call(method.validated({}), task, run)
             made.validate(task)
@@ -64,5 +66,7 @@ def _key(bench: Bench, method: Component, networks: int) -> str:
     """What a companion's score depends on: the spec without the run's own method, the data, the machine."""
     choice = Choice(name=method.name, options=method.validated({}))
     spec = bench.spec.model_copy(update={"method": choice, "seed": 0, "time_limit": None, "eval_networks": networks})
-    parts = [spec.canonical(), bench.record.content_hash, method.distribution, json.dumps(describe(bench.device))]
-    return sha256("\n".join(parts).encode())
+    parts = bench.parts
+    sources = [c.distribution for c in (method, parts.dataset, parts.network, parts.objective, parts.init_source)]
+    machine = json.dumps(describe(bench.device))
+    return sha256("\n".join([spec.canonical(), bench.record.content_hash, *sources, machine]).encode())

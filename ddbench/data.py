@@ -52,14 +52,15 @@ class DatasetInfo:
 class ImageSplits:
     """What a dataset plugin loads, in two splits: `uint8` images `[n, channels, height, width]`, `int64` labels.
 
-    `partial` says that this copy is not the full original: its checksum differs, or there is none to compare with.
+    `partial=False` promises that this copy is the full original, checked against something; rows of other copies carry
+    their content hash.
     """
 
     train_images: UInt8[Tensor, "n c h w"]
     train_labels: Int[Tensor, " n"]
     test_images: UInt8[Tensor, "m c h w"]
     test_labels: Int[Tensor, " m"]
-    partial: bool = False
+    partial: bool = True
 
     def content_hash(self) -> str:
         """SHA-256 over shapes, images and labels of both splits."""
@@ -153,12 +154,12 @@ class DistilledSet:
         lrs = None if self.lrs is None else self.lrs.detach().to(device)
         return replace(self, inputs=self.inputs.detach().to(device), labels=self.labels.detach().to(device), lrs=lrs)
 
-    def validate(self, task: "Task") -> None:
+    def validate(self, task: "Task", whence: str = "the method returned") -> None:
         """Check shape, dtype, finiteness and budget against `task`; raises `PluginError` naming the first fault."""
         for fault in self._faults(task):
             raise PluginError(
-                f"the method returned {fault}.",
-                "It holds inputs [steps, n, *sample_shape], labels [steps, n] and lrs [epochs, steps] or None.",
+                f"{whence} {fault}.",
+                "A set has inputs [steps, n, *sample_shape], labels [steps, n] and lrs [epochs, steps] or None.",
             )
 
     def _faults(self, task: "Task") -> list[str]:
@@ -181,18 +182,24 @@ class DistilledSet:
         for name, tensor in tensors.items():
             if tensor is not None and not torch.isfinite(tensor).all():
                 faults.append(f"{name} with NaN or infinite values")
-        if self.soft and not torch.allclose(self.labels.sum(-1), torch.ones(()).to(self.labels), atol=1e-4):
-            faults.append("soft labels that do not sum to one")
+        sums = self.labels.sum(-1) if self.soft else None
+        if sums is not None and not ((sums - 1).abs().le(1e-4).all() and self.labels.ge(0).all()):
+            faults.append("soft labels that are not distributions: they must not be negative and sum to one")
         if not self.soft and self.labels.numel() and not 0 <= self.labels.min() <= self.labels.max() < classes:
             faults.append(f"labels outside 0 .. {classes - 1}")
         if not 1 <= self.count <= budget.images_per_class * classes:
             faults.append(
                 f"{self.count} images where the budget is {budget.images_per_class} for each of {classes} classes"
             )
-        if self.lrs is not None:
+        if self.lrs is None:
+            if budget.total_steps % shape[0]:
+                faults.append(
+                    f"{shape[0]} batches without rates, which {budget.total_steps} steps cannot cycle through"
+                )
+        else:
             if self.lrs.dim() != 2 or self.lrs.shape[1] != shape[0]:
                 return [*faults, f"lrs of shape {list(self.lrs.shape)} where [epochs, {shape[0]}] is expected"]
-            if self.lrs.numel() > budget.total_steps:
+            if not 1 <= self.lrs.numel() <= budget.total_steps:
                 faults.append(f"{self.lrs.numel()} gradient steps where the budget is {budget.total_steps}")
         return faults
 

@@ -65,18 +65,19 @@ def peak_memory_mb() -> float:
 
 @functools.cache
 def git_commit() -> str:
-    """The commit of the working tree this package is imported from, `+changed` when edited, or `""`."""
+    """The commit of the working tree that tracks this package, `+changed` when edited, or `""` outside of one."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, timeout=10)
+
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+changed", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        # Installed into a folder inside somebody's own project, the commit would be theirs.
+        if git("ls-files", "--error-unmatch", here.name).returncode:
+            return ""
+        return git("describe", "--always", "--abbrev=12", "--dirty=+changed", "--exclude=*").stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip()
 
 
 def describe(device: "torch.device") -> dict[str, str]:

@@ -1,5 +1,12 @@
 """What can go wrong in a way a user can act on, each with the exit code the command line gives it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ddbench.results import RunResult
+
 
 class DdbenchError(Exception):
     """A failure explained in one sentence (`message`) and answered in another (`hint`)."""
@@ -10,6 +17,8 @@ class DdbenchError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.result: RunResult | None = None
+        """What the run had reached, where it was a run that failed."""
 
 
 class UsageError(DdbenchError):
@@ -40,3 +49,14 @@ class Unsupported(DdbenchError):
     """Raised by a method that cannot serve a task: the run is `skipped`, which is not a failure."""
 
     exit_code = 0
+
+
+@contextmanager
+def blamed_on(who: str) -> Iterator[None]:
+    """Turn whatever a plugin raises into a `PluginError` that names it; errors of ddbench's own pass as they are."""
+    try:
+        yield
+    except (DdbenchError, MemoryError):
+        raise
+    except Exception as error:
+        raise PluginError(f"{who} raised {type(error).__name__}: {error}.", "Run with -v for the traceback.") from error

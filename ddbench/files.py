@@ -56,6 +56,21 @@ def sha256(data: bytes) -> str:
 
 
 @contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keep a run folder to this process. Raises `DdbenchError` at once when another has it."""
+    lock = filelock.FileLock(folder / ".run.lock", timeout=0)
+    with explained_os_errors(folder):
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise DdbenchError(f"the run in {folder} is going on in another process.", "Wait for it to end.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def locked(path: Path, timeout: float = 60) -> Iterator[None]:
     """Hold the lock that guards `path` against other processes (a hidden `.lock` file beside it)."""
     with explained_os_errors(path):

@@ -11,11 +11,12 @@ import pydantic
 from pydantic import ConfigDict
 
 from ddbench.errors import DdbenchError, UsageError
-from ddbench.files import atomic_write, explained_os_errors, locked
+from ddbench.files import atomic_write, locked
 from ddbench.results import RunResult
-from ddbench.stats import Score
 
 SCHEMA = 1
+# A row holds the raw value of every network; the csv module's own limit is reached at some 7000 of them.
+csv.field_size_limit(2**31 - 1)
 
 
 class Row(pydantic.BaseModel):
@@ -36,6 +37,7 @@ class Row(pydantic.BaseModel):
     method_source: str
     dataset: str
     dataset_hash: str
+    dataset_options: str
     train_images: int
     validation_images: int
     test_images: int
@@ -76,16 +78,10 @@ class Row(pydantic.BaseModel):
     artifact_sha256: str
     run_id: str
 
-    def score(self) -> Score:
-        """The primary figure with its raw values."""
-        return Score(
-            mean=self.mean, std=self.std, low=self.low, high=self.high, n=self.n, values=json.loads(self.values)
-        )
-
-    def companion(self, name: str | None = None) -> dict[str, float] | None:
-        """Mean, std and n of a companion (the first one where no name is given)."""
+    def companion_scores(self) -> dict[str, dict[str, float]]:
+        """Mean, std and n of each companion."""
         found: dict[str, dict[str, float]] = json.loads(self.companions)
-        return found.get(name) if name else next(iter(found.values()), None)
+        return found
 
 
 COLUMNS = tuple(Row.model_fields)
@@ -109,6 +105,7 @@ def row_of(result: RunResult, *, method_source: str, created: str) -> Row:
         method_source=method_source,
         dataset=dataset.name,
         dataset_hash=dataset.content_hash,
+        dataset_options=_json(spec.dataset.options),
         train_images=dataset.train,
         validation_images=dataset.validation,
         test_images=dataset.test,
@@ -156,17 +153,25 @@ def path_for(folder: Path, row: Row) -> Path:
     return folder / ("adaptation.csv" if row.target else f"{row.objective}.csv")
 
 
+def find(path: Path, row: Row) -> Row | None:
+    """The row that is there for the same spec, data and version of the method, if any."""
+    for existing in _parse(path, _read_text(path)):
+        if _identity(existing) == _identity(row):
+            return existing
+    return None
+
+
 def append(path: Path, row: Row) -> Row | None:
-    """Append `row`, or return the row that is there for the same spec and data.
+    """Append `row`, or return the row that is there for the same spec, data and version of the method.
 
     Holds a lock and replaces the file in one step, so that neither another process nor a full disk can leave half
     a row. Raises `DdbenchError` for a file that ddbench did not write.
     """
     with locked(path):
+        existing = find(path, row)
+        if existing is not None:
+            return existing
         before = _read_text(path)
-        for existing in _parse(path, before):
-            if (existing.fingerprint, existing.dataset_hash) == (row.fingerprint, row.dataset_hash):
-                return existing
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         if not before:
@@ -200,26 +205,35 @@ def read(folder: Path) -> list[Row]:
 def groups(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
     """Rows that may be ranked against one another, best first, each group under what its rows share.
 
-    Only rows of the same metric, target, dataset (by content, where partial), total IPC, protocol, network, init and
+    Only rows of the same objective, metric, target, data (by content), total IPC and steps, protocol, network, init and
     label regime compare.
     """
     grouped: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         budget = f"IPC {row.images_per_class}, {row.steps}x{row.epochs} steps"
-        setting = (row.objective, row.target, row.dataset, row.network, row.network_options, row.init, row.init_options)
-        key = (*setting, budget, row.protocol, row.label_regime, row.metric)
-        grouped.setdefault(key, []).append(row)
-    return grouped
+        data = (row.dataset, row.dataset_hash, str(row.train_images))
+        networks = (row.network, row.network_options, row.init, row.init_options)
+        aim = (row.objective, row.objective_options, row.target, row.metric)
+        grouped.setdefault((*data, *networks, *aim, budget, row.protocol, row.label_regime), []).append(row)
+    return {
+        key: sorted(group, key=lambda row: row.mean, reverse=group[0].higher_is_better)
+        for key, group in grouped.items()
+    }
+
+
+def _identity(row: Row) -> tuple[str, str, str]:
+    return row.fingerprint, row.dataset_hash, row.method_source
 
 
 def _read_text(path: Path) -> str:
     if not path.exists():
         return ""
-    with explained_os_errors(path):
-        try:
-            return path.read_text()
-        except UnicodeDecodeError as error:
-            raise _foreign(path, "it is not text") from error
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise _foreign(path, "it is not text") from error
+    except OSError as error:
+        raise _foreign(path, (error.strerror or str(error)).lower()) from error
 
 
 def _parse(path: Path, text: str) -> list[Row]:

@@ -1,8 +1,10 @@
 """Run: the loop, log and random numbers a method uses, so that it resumes, reports and stops in time for free."""
 
+import copy
 import io
 import json
 import math
+import pickle
 import random
 import signal
 import threading
@@ -88,7 +90,9 @@ class Run:
     """A method's handle on the outside world: random numbers, the loop, the log.
 
     `seed` and `generator` (on the CPU) are where randomness comes from; `device` is where tensors live. Time spent
-    counts over interruptions. Made by the harness; plugin tests can make one with a folder and nothing else.
+    counts over interruptions. `share_done` tells a schedule how much of the loop is over; under a time limit it
+    follows the clock, so that such a run ends its schedule in time but cannot be repeated to the byte. Made by the
+    harness; a plugin's tests can make one with a folder and nothing else.
     """
 
     def __init__(
@@ -118,6 +122,8 @@ class Run:
         self._loops: list[_Loop] = []
         # Where a roll-back goes: always a multiple of SNAPSHOT_EVERY, so that an interruption does not move it.
         self._good: _Loop | None = None
+        self._good_of = -1
+        self._left: _Loop | None = None
         self._current = -1
         self._values: dict[str, float] = {}
         self._diverged = False
@@ -127,7 +133,6 @@ class Run:
         self._log_bytes = 0
         self._saved_at = time.monotonic()
         self.share_done = 0.0
-        """How much of the current loop is over, from 0 to 1: by steps or, where that is more, by the time limit."""
         self._restore()
 
     @property
@@ -169,15 +174,18 @@ class Run:
         and after 5 times raises `DdbenchError`. A method may have several loops, one after the other.
         """
         _check_state(state)
+        self.finish()
         total = steps if self._most_steps is None else min(steps, self._most_steps)
         self._current += 1
         if self._current == len(self._loops):
             self._loops.append(self._snapshot(0, state))
+            _check_readable(self._loops[-1])
         here = self._loops[self._current]
         self._load(here, state)
         if here.finished:
             return
-        self._good = self._good or here
+        if self._good_of != self._current or self._good is None:
+            self._good, self._good_of = here, self._current
         step, pace = here.step, Pace()
         if step:
             self.say(f"Resumed at outer step {step} of {total}.")
@@ -188,10 +196,15 @@ class Run:
                     break
                 self._values, self._diverged = {}, False
                 self.share_done = max(step / total, self.seconds / self._time_limit if self._time_limit else 0.0)
-                yield step
+                try:
+                    yield step
+                except GeneratorExit:
+                    # A break, or an exception on its way: only what the method does next tells which.
+                    self._left = self._snapshot(step + 1, state)
+                    raise
                 step += 1
-                bad = self._diverged or (step % SNAPSHOT_EVERY == 0 and not _finite(state))
-                if bad:
+                at_snapshot = step % SNAPSHOT_EVERY == 0 or step == total
+                if self._diverged or (at_snapshot and not _finite(state)):
                     step = self._roll_back(state)
                     continue
                 self._record(step - 1, total)
@@ -206,11 +219,19 @@ class Run:
                     self._save()
                     raise Interrupted(f"interrupted after outer step {step} of {total}.", "A checkpoint was kept.")
             if not _finite(state):
-                raise DdbenchError("the last outer steps left values that are not finite.", _DIVERGENCE_ADVICE)
-        self.steps_done += step
-        here = self._snapshot(step, state)
-        here.finished = True
-        self._loops[self._current], self._good = here, None
+                step = self._roll_back(state)
+        self._end(self._snapshot(step, state))
+
+    def finish(self) -> None:
+        """The method has returned; called by the harness. A loop that it broke out of has ended there."""
+        if self._left is not None:
+            self._end(self._left)
+            self._left = None
+
+    def _end(self, ended: _Loop) -> None:
+        self.steps_done += ended.step
+        ended.finished = True
+        self._loops[self._current], self._good = ended, None
         self._save()
 
     def _report(self, step: int, total: int, pace: Pace) -> None:
@@ -282,6 +303,7 @@ class Run:
             "stopped_by": self.stopped_by,
             "loops": [vars(loop) for loop in self._loops],
             "good": self._good and vars(self._good),
+            "good_of": self._good_of,
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -295,7 +317,7 @@ class Run:
         try:
             content = torch.load(self.checkpoint_path, weights_only=True, map_location="cpu")
             identity, loops = content["identity"], [_Loop(**loop) for loop in content["loops"]]
-            self._good = content["good"] and _Loop(**content["good"])
+            self._good, self._good_of = content["good"] and _Loop(**content["good"]), content["good_of"]
         except Exception as error:
             raise DdbenchError(
                 f"the checkpoint {self.checkpoint_path} cannot be read: {type(error).__name__}.",
@@ -345,6 +367,20 @@ def _check_state(state: Mapping[str, object]) -> None:
             )
 
 
+def _check_readable(snapshot: _Loop) -> None:
+    """What is written must be readable again without running code; better to know at the start than after hours."""
+    buffer = io.BytesIO()
+    torch.save(snapshot.state, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise PluginError(
+            "the loop's state holds objects that a checkpoint cannot give back.",
+            "Its state_dict may hold tensors, numbers, text, and lists and dicts of them.",
+        ) from error
+
+
 def _copied(thing: object) -> Any:
     return _copied_tree(thing if isinstance(thing, Tensor) else thing.state_dict())  # type: ignore[attr-defined]
 
@@ -357,18 +393,31 @@ def _copied_tree(tree: Any) -> Any:
         return {key: _copied_tree(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return type(tree)(_copied_tree(value) for value in tree)
-    return tree
+    return copy.deepcopy(tree)
 
 
 def _finite(state: Mapping[str, object]) -> bool:
-    tensors = [thing for thing in state.values() if isinstance(thing, Tensor) and thing.is_floating_point()]
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    """Whether every tensor of the state, those inside `state_dict` included, is finite."""
+    trees = [thing if isinstance(thing, Tensor) else thing.state_dict() for thing in state.values()]  # type: ignore[attr-defined]
+    return all(bool(torch.isfinite(tensor).all()) for tree in trees for tensor in _tensors(tree))
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from _tensors(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _tensors(value)
 
 
 def _global_generators() -> dict[str, Any]:
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
         "python": random.getstate(),
     }
@@ -376,6 +425,8 @@ def _global_generators() -> dict[str, Any]:
 
 def _set_global_generators(saved: Mapping[str, Any]) -> None:
     torch.set_rng_state(saved["torch"])
+    if saved["cuda"]:
+        torch.cuda.set_rng_state_all(saved["cuda"])
     kind, keys, position, has_gauss, gauss = saved["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     random.setstate(saved["python"])

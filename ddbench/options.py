@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 import pydantic
 
-from ddbench.errors import PluginError, UsageError
+from ddbench.errors import PluginError, UsageError, blamed_on
 
 KINDS = ("method", "init", "objective", "target", "dataset", "network")
 
@@ -60,9 +60,18 @@ class Component:
             ) from error
 
     def call(self, options: Mapping[str, Any], /, *args: Any) -> Any:
-        """Call the function with validated options bound as keyword arguments."""
+        """Call the function with validated options bound as keyword arguments.
+
+        What it raises, other than ddbench's own errors, becomes a `PluginError` that names it.
+        """
         model = self.options.model_validate(dict(options))
-        return self.function(*args, **{name: getattr(model, name) for name in self.options.model_fields})
+        with blamed_on(self.who):
+            return self.function(*args, **{name: getattr(model, name) for name in self.options.model_fields})
+
+    @property
+    def who(self) -> str:
+        """The component as an error names it: `method 'mine' (my-package 1.0)`."""
+        return f"{self.kind} {self.name!r}" + (f" ({self.distribution})" if self.distribution else "")
 
     def named(self, name: str) -> "Component":
         """The same component under another name (open-ended names such as `folder:/path` need it)."""
@@ -111,6 +120,12 @@ def component(kind: str, function: Callable[..., Any], **facts: Any) -> Componen
         model()
     except (pydantic.ValidationError, pydantic.errors.PydanticUserError, NameError) as error:
         raise PluginError(f"the options of {kind} {name!r} are not valid: {error}") from error
+    missing = {"classes", "sample_shape"} - facts.keys() if kind == "dataset" else set()
+    if missing:
+        raise PluginError(
+            f"dataset {name!r} does not say its {' and '.join(sorted(missing))}.",
+            'Write @ddbench.dataset(classes=("a", "b"), sample_shape=(1, 28, 28)).',
+        )
     return Component(kind, name, function, model, facts)
 
 

@@ -16,18 +16,18 @@ from ddbench.catalog import Catalog
 from ddbench.companions import score_companions
 from ddbench.data import DistilledSet
 from ddbench.environment import derive_seed, describe, peak_memory_mb, seed_everything
-from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported
-from ddbench.files import atomic_write, explained_os_errors
+from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
+from ddbench.files import atomic_write, explained_os_errors, in_use
 from ddbench.leaderboard import Row
 from ddbench.loop import Reporter, Run, Silent
 from ddbench.protocols import get_protocol
-from ddbench.results import Artifact, RunFolder, RunResult, Seconds
+from ddbench.results import Artifact, RunFolder, RunResult, Seconds, Status
 from ddbench.spec import RunSpec
 from ddbench.stats import Score, summarise
 
 ARTIFACT_LIMIT = 1_000_000
 """Largest artefact, in bytes, that is kept beside its leaderboard row."""
-SMOKE_STEPS, SMOKE_NETWORKS = 3, 2
+SMOKE_NETWORKS = 2
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,20 @@ def evaluate(
 ) -> tuple[Bench, Scores]:
     """Score a set under the spec's protocol; writes nothing. Raises `DdbenchError` when it does not fit the spec."""
     catalog = catalog or Catalog()
-    bench = prepare(*complete(spec, catalog))
-    distilled = distilled.to(bench.device)
-    distilled.validate(bench.task(torch.Generator()))
-    return bench, _score(bench, distilled, catalog, reporter or Silent())
+    bench = prepare(*complete(spec, catalog, with_method=False))
+    try:
+        distilled.validate(bench.task(torch.Generator()), "the set has")
+    except PluginError as error:
+        raise UsageError(f"this set does not fit {bench.record.name}: {error.message}", error.hint) from error
+    return bench, _score(bench, distilled.to(bench.device), catalog, reporter or Silent())
 
 
 def _run_in(folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Path, reporter: Reporter) -> RunResult:
-    """The run itself, in its folder; whatever ends it is written to result.json."""
+    """The run itself, in its folder; however it ends, result.json says so."""
     spec = bench.spec
     result = RunResult(
         status="failed",
-        run_id=folder.path.name,
+        run_id=folder.path.resolve().name,
         run_dir=str(folder.path),
         spec=spec,
         dataset=bench.record,
@@ -108,25 +110,35 @@ def _run_in(folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Pat
         higher_is_better=bench.setting.objective.higher_is_better,
         environment=describe(bench.device),
     )
-    _notify(catalog, reporter, "ddbench_run_started", spec=spec, run_dir=str(folder.path))
-    resume_hint = f"Go on with: ddbench resume {folder.path}"
-    try:
-        result = _distil_and_score(folder, bench, catalog, leaderboards, reporter, result)
-    except Unsupported as error:
-        result = result.model_copy(update={"status": "skipped", "reason": error.message})
-    except (Interrupted, KeyboardInterrupt) as error:
-        reason = error.message if isinstance(error, Interrupted) else "interrupted."
-        result = result.model_copy(update={"status": "interrupted", "reason": reason})
-        _finish(folder, catalog, reporter, result)
-        raise Interrupted(reason, resume_hint) from None
-    except DdbenchError as error:
-        result = result.model_copy(update={"status": "failed", "reason": error.message})
+
+    def ended(status: Status, reason: str) -> RunResult:
+        over = result.model_copy(update={"status": status, "reason": reason})
         # The disk may be what failed.
         with contextlib.suppress(DdbenchError):
-            _finish(folder, catalog, reporter, result)
-        raise
-    _finish(folder, catalog, reporter, result)
-    return result
+            folder.write_result(over)
+        _notify(catalog, reporter, "ddbench_run_finished", result=over)
+        return over
+
+    with in_use(folder.path):
+        _notify(catalog, reporter, "ddbench_run_started", spec=spec, run_dir=str(folder.path))
+        try:
+            result = _distil_and_score(folder, bench, catalog, leaderboards, reporter, result)
+            folder.write_result(result)
+        except Unsupported as error:
+            return ended("skipped", error.message)
+        except (Interrupted, KeyboardInterrupt) as error:
+            reason = error.message if isinstance(error, Interrupted) else "interrupted."
+            stopped = Interrupted(reason, f"Go on with: ddbench resume {folder.path}")
+            stopped.result = ended("interrupted", reason)
+            raise stopped from None
+        except DdbenchError as error:
+            error.result = ended("failed", error.message)
+            raise
+        except Exception as error:
+            ended("failed", f"{type(error).__name__}: {error}")
+            raise
+        _notify(catalog, reporter, "ddbench_run_finished", result=result)
+        return result
 
 
 def _distil_and_score(
@@ -138,7 +150,7 @@ def _distil_and_score(
         seed=spec.seed,
         device=bench.device,
         time_limit=spec.time_limit,
-        most_steps=SMOKE_STEPS if spec.smoke else None,
+        most_steps=bench.most_steps,
         reporter=reporter,
         on_progress=lambda step, total, values: _notify(
             catalog, reporter, "ddbench_run_progress", step=step, total=total, values=values
@@ -189,18 +201,13 @@ def _distil(bench: Bench, run: Run) -> DistilledSet:
     spec, method = bench.spec, bench.parts.method
     seed_everything(derive_seed(spec.seed, "global"))
     task = bench.task(run.generator)
-    who = f"method {method.name!r} ({method.distribution})"
-    try:
-        distilled = method.call(spec.method.options, task, run)
-    except (DdbenchError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        raise PluginError(f"{who} raised {type(error).__name__}: {error}.", "Run with -v for the traceback.") from error
+    assert method is not None
+    distilled = method.call(spec.method.options, task, run)
+    run.finish()
     if not isinstance(distilled, DistilledSet):
-        raise PluginError(f"{who} returned {type(distilled).__name__}, not a DistilledSet.")
-    distilled = distilled.to(bench.device)
+        raise PluginError(f"{method.who} returned {type(distilled).__name__}, not a DistilledSet.")
     distilled.validate(task)
-    return distilled
+    return distilled.to(bench.device)
 
 
 def _score(bench: Bench, distilled: DistilledSet, catalog: Catalog, reporter: Reporter) -> Scores:
@@ -242,19 +249,22 @@ def _described(distilled: DistilledSet, bench: Bench) -> DistilledSet:
 def _append(result: RunResult, bench: Bench, folder: RunFolder, leaderboards: Path, reporter: Reporter) -> Row | None:
     """Keep the artefact beside the leaderboard and append the row; None when the same spec has one already."""
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    assert bench.parts.method is not None
     row = leaderboard.row_of(result, method_source=bench.parts.method.distribution, created=created)
     path = leaderboard.path_for(leaderboards, row)
+    existing = leaderboard.find(path, row)
+    if existing is not None:
+        comparison = leaderboard.comparison(row, existing)
+        reporter.say(f"No second row: {path} has this spec already. {comparison}")
+        return None
     raw = folder.artifact.read_bytes()
     if len(raw) <= ARTIFACT_LIMIT:
         atomic_write(leaderboards / "artifacts" / f"{row.artifact_sha256}.safetensors", raw)
     else:
         reporter.say(f"The artefact is over {ARTIFACT_LIMIT / 1e6:.0f} MB and stays in the run folder alone.")
-    existing = leaderboard.append(path, row)
-    if existing is None:
-        reporter.say(f"Row appended to {path}.")
-        return row
-    reporter.say(f"No second row: {path} has this spec already. {leaderboard.comparison(row, existing)}")
-    return None
+    leaderboard.append(path, row)
+    reporter.say(f"Row appended to {path}.")
+    return row
 
 
 def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
@@ -294,11 +304,6 @@ def _new_folder(runs: Path, spec: RunSpec, reporter: Reporter) -> RunFolder:
         folder.write_spec(spec)
         return folder
     raise DdbenchError(f"{runs} holds 10 000 runs of this spec.", "Name another folder with --runs.")
-
-
-def _finish(folder: RunFolder, catalog: Catalog, reporter: Reporter, result: RunResult) -> None:
-    folder.write_result(result)
-    _notify(catalog, reporter, "ddbench_run_finished", result=result)
 
 
 def _notify(catalog: Catalog, reporter: Reporter, hook: str, **arguments: object) -> None:

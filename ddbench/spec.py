@@ -104,11 +104,6 @@ class RunSpec(_Frozen):
                 f"{where}: {message[:1].lower()}{message[1:]}{given}.", "See: ddbench run --help"
             ) from error
 
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is left for the dataset to suggest."""
-        return None not in (self.network, self.images_per_class, self.steps)
-
     def canonical(self) -> str:
         """The same text for the same run on any machine: JSON, sorted keys, without the device."""
         return json.dumps(self.model_dump(mode="json", exclude={"device"}), sort_keys=True, separators=(",", ":"))

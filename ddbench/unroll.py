@@ -58,9 +58,9 @@ def meta_gradient(
     """Exact gradient of the outer loss after training on `inputs`, averaged over the networks.
 
     `params` holds the initial weights, `{name: [nets, *shape]}` (as `torch.func.stack_module_state` gives) or
-    `{name: shape}` for one network. The inner steps run in training mode with dropout off; the outer loss is
-    `outer_loss(logits, real_labels)` in evaluation mode. Running statistics, where a network has them, follow
-    the inner steps and are constants to the gradient.
+    `{name: shape}` for one network. The inner steps normalise by batch statistics and leave dropout and its like off
+    (`inner_mode`); the outer loss is `outer_loss(logits, real_labels)` in evaluation mode. Running statistics, where a
+    network has them, follow the inner steps and are constants to the gradient.
 
     `memory` trades memory for time at equal results: `"store"` keeps every step's graph, `"recompute"` keeps the
     weights of each step and rebuilds one graph at a time, `"checkpoint"` keeps every k-th weights (k about
@@ -74,10 +74,8 @@ def meta_gradient(
     first = 0 if window is None else max(0, total - window)
     soft = labels.is_floating_point()
     losses = []
-    sums = [torch.zeros_like(lrs), torch.zeros_like(inputs), torch.zeros_like(labels) if soft else None]
-    grad_lrs, grad_inputs, grad_labels = sums
-    assert grad_lrs is not None and grad_inputs is not None
-    flat_lrs = grad_lrs.view(-1)
+    flat_lrs, grad_inputs = torch.zeros_like(lrs.flatten()), torch.zeros_like(inputs)
+    grad_labels = torch.zeros_like(labels) if soft else None
 
     for start in unstack(network, params):
         trajectory = _Trajectory(network, start, inputs, labels, lrs, memory, first)
@@ -94,10 +92,10 @@ def meta_gradient(
             if grad_labels is not None:
                 grad_labels[t % len(inputs)] += back[-1]
 
-    for gradient in (grad_lrs, grad_inputs, grad_labels):
+    for gradient in (flat_lrs, grad_inputs, grad_labels):
         if gradient is not None:
             gradient /= len(losses)
-    return MetaGradient(torch.stack(losses), grad_inputs, grad_labels, grad_lrs)
+    return MetaGradient(torch.stack(losses), grad_inputs, grad_labels, flat_lrs.view(lrs.shape))
 
 
 def train(
@@ -129,10 +127,13 @@ def unstack(network: nn.Module, params: Params) -> Iterator[dict[str, Tensor]]:
 
 @contextmanager
 def inner_mode(network: nn.Module) -> Iterator[None]:
-    """Training mode with dropout off, so that a step is a function of weights and batch alone."""
+    """Normalisation by the statistics of the batch, all else (dropout, stochastic depth) as in evaluation.
+
+    So a step is a function of weights and batch alone, and can be gone through again.
+    """
     modes = [(module, module.training) for module in network.modules()]
     for module, _ in modes:
-        module.training = not isinstance(module, nn.modules.dropout._DropoutNd)
+        module.training = isinstance(module, nn.modules.batchnorm._NormBase)
     try:
         yield
     finally:

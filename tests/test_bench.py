@@ -143,17 +143,14 @@ def test_targets_bring_dataset_network_and_weights(faulty: Catalog):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"network": "not_a_module"}, "'not_a_module' returned int, not an nn.Module"),
-        ({"network": "wrong_outputs"}, "gives outputs [3] for 10 classes"),
-        ({"dataset": "crashing_data"}, "'crashing_data' .* could not be loaded: KeyError"),
-        ({"dataset": "no_splits"}, "'no_splits' returned tuple, not ImageSplits"),
+        ({"network": "not_a_module"}, "'not_a_module' .* returned int, not an nn.Module"),
+        ({"network": "wrong_outputs"}, r".* gives outputs \[3\] for 10 classes"),
+        ({"dataset": "crashing_data"}, "'crashing_data' .* raised KeyError: 'on purpose'"),
+        ({"dataset": "no_splits"}, "'no_splits' .* returned tuple, not ImageSplits"),
     ],
 )
 def test_faulty_parts_are_named(faulty: Catalog, fields, told):
-    import re
-
-    pattern = told if ".*" in told else re.escape(told)
-    with pytest.raises(PluginError, match=pattern):
+    with pytest.raises(PluginError, match=told):
         prepare(*complete(RunSpec.parse({"method": "random_subset", **fields}), faulty))
 
 

@@ -36,7 +36,7 @@ def test_class_folders_are_split_by_file_name(catalog: Catalog, flat: Path):
     everything = bench.record.train + bench.record.validation + bench.record.test
     assert everything == 60
     assert 4 <= bench.record.test <= 20
-    assert bench.record.name == f"folder:{flat}@{bench.record.content_hash[:8]}"
+    assert bench.record.name == f"folder:set@{bench.record.content_hash[:8]}"
     tests = bench.record.test
     draw(flat / "dark" / "new.png", 50)
     more = load(catalog, flat)
@@ -79,3 +79,25 @@ def test_folders_that_hold_no_dataset(catalog: Catalog, tmp_path: Path, flat: Pa
     (flat / "dark" / "broken.png").write_bytes(b"no image")
     with pytest.raises(DdbenchError, match=r"broken\.png cannot be read as an image"):
         load(catalog, flat)
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("training", "testing"), ("train", "valid")])
+def test_split_folders_by_their_usual_names(catalog: Catalog, tmp_path: Path, train: str, test: str):
+    for split, count in ((train, 10), (test, 3)):
+        for name in ("a", "b"):
+            for i in range(count):
+                draw(tmp_path / split / name / f"{i}.png", 10 * i)
+    bench = load(catalog, tmp_path)
+    assert bench.train.info.classes == ("a", "b")
+    assert bench.record.test == 6
+
+
+def test_one_colour_image_makes_the_set_colour_and_sixteen_bits_are_scaled(catalog: Catalog, flat: Path):
+    draw(flat / "light" / "colour.png", 9, mode="RGB")
+    Image.new("I;16", (8, 8), 128 * 257).save(flat / "dark" / "deep.png")
+    bench = load(catalog, flat)
+    assert bench.train.info.sample_shape == (3, 8, 8)
+    parts = (bench.train, bench.setting.validation, bench.setting.test)
+    shades = {round(float(x)) for part in parts for x in (part.info.pixels(part.inputs)[:, 0, 0, 0] * 255)}
+    assert 128 in shades
+    assert 255 not in shades

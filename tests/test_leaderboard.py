@@ -1,4 +1,5 @@
 import csv
+import json
 import multiprocessing
 from pathlib import Path
 
@@ -6,6 +7,11 @@ import pytest
 
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.leaderboard import COLUMNS, Row, append, comparison, groups, path_for, read
+
+COMPARED = (
+    "dataset", "dataset_hash", "network", "network_options", "init", "init_options", "protocol", "label_regime",
+    "metric", "objective", "objective_options", "target",
+)  # fmt: skip
 
 
 def make_row(**changes: object) -> Row:
@@ -28,8 +34,7 @@ def test_rows_survive_the_file(tmp_path: Path):
     assert path.read_bytes().startswith(before)
     assert read(tmp_path) == [first, second]
     assert next(csv.reader(path.read_text().splitlines())) == list(COLUMNS)
-    assert first.score().values == [0.4, 0.6]
-    assert first.companion("random")["mean"] == 0.2
+    assert first.companion_scores()["random"]["mean"] == 0.2
 
 
 def test_the_same_spec_on_the_same_data_has_one_row(tmp_path: Path):
@@ -40,6 +45,7 @@ def test_the_same_spec_on_the_same_data_has_one_row(tmp_path: Path):
     assert append(path, make_row(fingerprint="a", dataset_hash="h", mean=0.7)) == row
     assert path.read_bytes() == before
     assert append(path, make_row(fingerprint="a", dataset_hash="other")) is None
+    assert append(path, make_row(fingerprint="a", dataset_hash="h", method_source="a newer version")) is None
     assert "Reproduced exactly" in comparison(row, row)
     assert "+0.2000 against 0.5000" in comparison(make_row(mean=0.7, values="[0.7, 0.7]"), row)
 
@@ -90,13 +96,24 @@ def test_a_missing_last_newline_is_mended(tmp_path: Path):
 
 
 def test_only_what_compares_shares_a_ranking():
-    rows = [make_row()]
-    rows += [
-        make_row(**{column: "other"}) for column in ("dataset", "network", "init", "protocol", "label_regime", "metric")
-    ]
+    rows = [make_row(), *(make_row(**{column: "other"}) for column in COMPARED)]
     rows += [make_row(images_per_class=2), make_row(method="other"), make_row(seed=5)]
     sizes = [len(group) for group in groups(rows).values()]
-    assert sizes == [3, 1, 1, 1, 1, 1, 1, 1]
+    assert sizes == [3] + [1] * (len(COMPARED) + 1)
+
+
+def test_groups_are_best_first_whichever_way_is_better():
+    rows = [make_row(mean=m, seed=i) for i, m in enumerate((0.2, 0.9, 0.5))]
+    [group] = groups(rows).values()
+    assert [row.mean for row in group] == [0.9, 0.5, 0.2]
+    [group] = groups([row.model_copy(update={"higher_is_better": False}) for row in rows]).values()
+    assert [row.mean for row in group] == [0.2, 0.5, 0.9]
+
+
+def test_rows_of_ten_thousand_networks(tmp_path: Path):
+    values = json.dumps([0.123456789012345678 + i / 1e6 for i in range(10_000)])
+    append(tmp_path / "classification.csv", make_row(values=values))
+    assert read(tmp_path)[0].values == values
 
 
 def test_where_rows_go(tmp_path: Path):

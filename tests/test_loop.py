@@ -186,3 +186,75 @@ def test_remaining_time_follows_the_pace():
     time.sleep(0.02)
     pace.tick()
     assert 0.15 < pace.left(10) < 0.6
+
+
+def test_breaking_out_of_a_loop_ends_it(tmp_path: Path):
+    run = Run(tmp_path)
+    x, y, diverged = torch.zeros(1), torch.full((1,), 100.0), []
+    for step in run.loop(100, dict(x=x)):
+        x += 1
+        run.log(x=x)
+        if step == 24:
+            break
+    for step in run.loop(10, dict(x=y)):
+        y += 1
+        if step == 3 and not diverged:
+            diverged.append(step)
+            run.log(y=float("nan"))
+        run.log(y=y)
+    assert (x.item(), y.item(), run.steps_done, run.rollbacks) == (25, 110, 35, 1)
+    run.finish()
+    again = Run(tmp_path)
+    assert list(again.loop(100, dict(x=x))) == list(again.loop(10, dict(x=y))) == []
+    assert again.steps_done == 35
+
+
+def test_states_are_copied_whole_and_must_be_readable(tmp_path: Path):
+    class Counter:
+        def __init__(self, kept: object) -> None:
+            self.kept = kept
+
+        def state_dict(self) -> dict:
+            return {"kept": self.kept}
+
+        def load_state_dict(self, state: dict) -> None:
+            self.kept = state["kept"]
+
+    run, counter, diverged = Run(tmp_path), Counter([0]), []
+    for step in run.loop(40, dict(counter=counter)):
+        counter.kept[0] += 1
+        if step == 30 and not diverged:
+            diverged.append(step)
+            run.log(loss=float("nan"))
+    assert counter.kept == [40]
+    with pytest.raises(PluginError, match="cannot give back"):
+        next(Run(tmp_path / "other").loop(3, dict(counter=Counter(Path("x")))))
+
+
+def test_nan_in_a_model_or_in_the_last_steps_is_noticed(tmp_path: Path):
+    model, diverged, run = torch.nn.Linear(1, 1), [], Run(tmp_path)
+    for step in run.loop(45, dict(model=model)):
+        if step == 44 and not diverged:
+            diverged.append(step)
+            with torch.no_grad():
+                model.weight.fill_(float("nan"))
+    assert run.rollbacks == 1
+    assert torch.isfinite(model.weight).all()
+    assert run.steps_done == 45
+
+
+def test_an_exception_does_not_end_the_loop(tmp_path: Path):
+    def method(run: Run, fail: bool) -> torch.Tensor:
+        x = torch.zeros(1)
+        for step in run.loop(30, dict(x=x)):
+            if fail and step == 5:
+                raise ZeroDivisionError
+            x += torch.rand(1, generator=run.generator)
+        return x
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    whole = method(Run(tmp_path / "one"), fail=False)
+    with pytest.raises(ZeroDivisionError):
+        method(Run(tmp_path / "two"), fail=True)
+    assert torch.equal(method(Run(tmp_path / "two"), fail=False), whole)

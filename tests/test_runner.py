@@ -111,7 +111,7 @@ def test_a_run_leaves_its_evidence(tmp_path: Path):
     assert row.mean == result.score.mean
     assert json.loads(row.values) == result.score.values
     assert row.outer_steps == 25
-    assert row.companion("random_subset")["mean"] == result.companions["random_subset"].mean
+    assert row.companion_scores()["random_subset"]["mean"] == result.companions["random_subset"].mean
     kept = tmp_path / "boards" / "artifacts" / f"{row.artifact_sha256}.safetensors"
     assert kept.read_bytes() == folder.artifact.read_bytes()
     assert any(
@@ -168,7 +168,7 @@ def test_a_companion_has_none_of_itself(tmp_path: Path):
     [
         ("nan_images", PluginError, "the method returned inputs with NaN or infinite values"),
         ("greedy", PluginError, "20 images where the budget is 1 for each of 10 classes"),
-        ("raises", PluginError, r"method 'raises' \(.*methods.py\) raised ZeroDivisionError: on purpose"),
+        ("raises", PluginError, r"method 'raises' \(.*methods.py@.*\) raised ZeroDivisionError: on purpose"),
         ("nothing", PluginError, "returned NoneType, not a DistilledSet"),
     ],
 )

@@ -14,8 +14,12 @@ import ddbench
 from ddbench import Component, DdbenchError, ImageSplits, UsageError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-TEST_NAMES = ("test", "val", "validation")
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation")
 TEST_SHARE = 0.2
+NETWORK = {"name": "convnet", "options": {"width": 32}}
+
+SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
 
 Listing = Mapping[str, list[Path]]
 
@@ -28,9 +32,17 @@ def ddbench_find_dataset(name: str) -> Component | None:
     train, test = _listings(path)
     classes = tuple(train)
     with _opened(next(iter(train.values()))[0]) as first:
-        channels, size = (1 if first.mode in ("1", "L", "I", "I;16") else 3), first.size
+        size = first.size
+    files = [file for listing in (train, test) for listed in listing.values() for file in listed]
+    channels = 1 if all(_is_grey(file) for file in files) else 3
 
-    @ddbench.dataset(classes=classes, sample_shape=(channels, size[1], size[0]), network="convnet")
+    # Rows are shared; the path of a folder on somebody's machine is not.
+    @ddbench.dataset(
+        classes=classes,
+        sample_shape=(channels, size[1], size[0]),
+        network=NETWORK,
+        label=f"folder:{path.resolve().name}",
+    )
     def folder(
         root: Path,
         download: bool,
@@ -50,9 +62,11 @@ def _listings(path: Path) -> tuple[Listing, Listing]:
     """Image files by class of the two splits. Raises `UsageError` where the folder is not laid out that way."""
     if not path.is_dir():
         raise UsageError(f"there is no folder {path}.", "Name one that holds a folder of images per class.")
-    test_folder = next((path / name for name in TEST_NAMES if (path / name).is_dir()), None)
-    if (path / "train").is_dir() and test_folder:
-        train, test = _by_class(path / "train"), _by_class(test_folder)
+    folders = {entry.name.lower(): entry for entry in path.iterdir() if entry.is_dir()}
+    train_folder = next((folders[name] for name in TRAIN_NAMES if name in folders), None)
+    test_folder = next((folders[name] for name in TEST_NAMES if name in folders), None)
+    if train_folder and test_folder:
+        train, test = _by_class(train_folder), _by_class(test_folder)
     else:
         both = _by_class(path)
         train = {name: [f for f in files if not _held_out(f)] for name, files in both.items()}
@@ -89,6 +103,19 @@ def _opened(file: Path) -> Image.Image:
         raise DdbenchError(f"{file} cannot be read as an image.", "Remove or replace it.") from error
 
 
+def _is_grey(file: Path) -> bool:
+    try:
+        with Image.open(file) as image:
+            return image.mode in ("1", "L", "LA", *SIXTEEN_BIT)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return True  # told with its name when it is loaded
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """The image with values of 0 to 255; conversion alone would clip those of 16 bits."""
+    return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)) if image.mode in SIXTEEN_BIT else image
+
+
 def _load(listing: Listing, channels: int, size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """`uint8 [n, channels, height, width]` and labels; without `size` all images must have the same one."""
     arrays: list[np.ndarray] = []
@@ -96,7 +123,7 @@ def _load(listing: Listing, channels: int, size: int | None) -> tuple[torch.Tens
     for label, files in enumerate(listing.values()):
         for file in files:
             with _opened(file) as image:
-                plain = image.convert("L" if channels == 1 else "RGB")
+                plain = _eight_bit(image).convert("L" if channels == 1 else "RGB")
                 if size is not None:
                     plain = plain.resize((size, size), Image.Resampling.BILINEAR)
                 array = np.asarray(plain).reshape(plain.height, plain.width, channels)

@@ -9,11 +9,14 @@ from ddbench import DatasetInfo, Objective
 
 @ddbench.objective
 def classification(info: DatasetInfo) -> Objective:
-    """Classify as the real data does: cross-entropy, ranked by accuracy."""
+    """Classify as the real data does: cross-entropy, ranked by accuracy.
+
+    An example whose logits are not finite counts as wrong.
+    """
 
     def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         return {
-            "accuracy": (logits.argmax(-1) == labels).float().mean().item(),
+            "accuracy": ((logits.argmax(-1) == labels) & logits.isfinite().all(-1)).float().mean().item(),
             "loss": F.cross_entropy(logits, labels).item(),
         }
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddbench.cli.output import failures_told, print_json
-from ddbench.cli.run import Json, Plugins
+from ddbench.cli.run import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins
 from ddbench.errors import UsageError
 from ddbench.options import KINDS, did_you_mean
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ddbench.options import Component
 
 PLURALS = {f"{kind}s": kind for kind in KINDS}
-LISTED = (*PLURALS, "protocols", "experiments")
+UNCONFIGURED = ("protocols", "experiments")
+LISTED = (*PLURALS, *UNCONFIGURED)
 
 
 def list_(
@@ -64,8 +65,14 @@ def show(
 
         catalog = Catalog(plugin or [])
         found = [c for kind in KINDS for c in catalog.components(kind) if c.name == name]
-        if not found:
-            found = [_anything(catalog, name)]
+        entry = next((e for plural in UNCONFIGURED for e in _entries(catalog, plural) if e["name"] == name), None)
+        if entry and not found:
+            if as_json:
+                print_json({"status": "ok", "found": [entry]})
+            else:
+                typer.echo(f"{entry['name']}  ({entry['source']})\n\n{entry['summary']}")
+            return
+        found = found or [_anything(catalog, name)]
         if as_json:
             print_json({"status": "ok", "found": [_described(component) for component in found]})
             return
@@ -75,9 +82,7 @@ def show(
 
 def leaderboard(
     ctx: typer.Context,
-    leaderboards: Annotated[Path, typer.Option("--leaderboards", help="Folder of the CSVs.", metavar="DIR")] = Path(
-        "leaderboards"
-    ),
+    leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Only this dataset.")] = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="Only this method.")] = None,
     as_json: Json = False,
@@ -135,11 +140,12 @@ def _entries(catalog: "Catalog", plural: str) -> list[dict[str, str]]:
 def _anything(catalog: "Catalog", name: str) -> "Component":
     """A component of an open-ended name, or a `UsageError` with the nearest of all names."""
     from ddbench.bench import info_from_facts
+    from ddbench.spec import RunSpec
 
-    if name.startswith("folder:") or name.startswith("hf:"):
-        return catalog.get("dataset", name)
-    if "/" in name and not Path(name).suffix and name.split("/")[0] in ("timm", "torchvision"):
-        return catalog.get("network", name, info_from_facts(catalog.get("dataset", "digits")))
+    info = info_from_facts(catalog.get("dataset", RunSpec.model_fields["dataset"].default.name))
+    component = catalog.find("dataset", name) or catalog.find("network", name, info)
+    if component is not None:
+        return component
     known = [c.name for kind in KINDS for c in catalog.components(kind)]
     raise UsageError(f"there is nothing called {name!r}.{did_you_mean(name, known)}", "See: ddbench list")
 

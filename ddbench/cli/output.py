@@ -1,5 +1,6 @@
 """The one place where failures become text and an exit code, and where JSON is printed."""
 
+import contextlib
 import json
 import sys
 import traceback
@@ -9,46 +10,48 @@ from typing import Any
 
 import typer
 
-from ddbench.errors import DdbenchError, UsageError
+from ddbench.errors import DdbenchError, Interrupted, UsageError
 
-INTERRUPTED = 130
-UNEXPECTED = 1
+_STDOUT = sys.stdout
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    """One JSON document on stdout, whoever has borrowed it."""
+    _STDOUT.write(json.dumps(document, indent=2) + "\n")
 
 
 @contextmanager
 def failures_told(*, as_json: bool = False, verbose: bool = False) -> Iterator[None]:
     """Turn a `DdbenchError` (or Ctrl-C) into a sentence, a hint and an exit code; no traceback without `verbose`.
 
-    With `as_json` the same goes to stdout as a document with `status`, `reason`, `hint` and `exit_code`.
+    With `as_json`, stdout is kept for the one document: what plugins print goes to stderr, and a failure is a document
+    too, with `status`, `reason`, `hint`, `exit_code` and whatever the run had reached.
     """
+    borrowed = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     try:
-        yield
+        with borrowed:
+            yield
     except DdbenchError as error:
-        status = {INTERRUPTED: "interrupted", UsageError.exit_code: "usage"}.get(error.exit_code, "failed")
-        _tell(error, status, error.message, error.hint, error.exit_code, as_json, verbose)
+        _tell(error, error, as_json, verbose)
     except KeyboardInterrupt as error:
-        _tell(error, "interrupted", "interrupted.", "", INTERRUPTED, as_json, verbose)
+        _tell(error, Interrupted("interrupted."), as_json, verbose)
     except MemoryError as error:
-        hint = "Lower the batch sizes or images per class, or choose a smaller network."
-        _tell(error, "failed", "the machine ran out of memory.", hint, UNEXPECTED, as_json, verbose)
+        advice = "Lower the batch sizes or images per class, or choose a smaller network."
+        _tell(error, DdbenchError("the machine ran out of memory.", advice), as_json, verbose)
     except (typer.Exit, BrokenPipeError):
         raise
     except Exception as error:
         what = f"ddbench met a fault of its own: {type(error).__name__}: {error}"
-        _tell(
-            error, "failed", what, "Please report it with the output of `ddbench -v ...`.", UNEXPECTED, as_json, verbose
-        )
+        _tell(error, DdbenchError(what, "Please report it with the output of `ddbench -v ...`."), as_json, verbose)
 
 
-def _tell(error: BaseException, status: str, message: str, hint: str, code: int, as_json: bool, verbose: bool) -> None:
+def _tell(cause: BaseException, error: DdbenchError, as_json: bool, verbose: bool) -> None:
     if verbose:
-        traceback.print_exception(error)
+        traceback.print_exception(cause)
     if as_json:
-        print_json({"status": status, "reason": message, "hint": hint, "exit_code": code})
-    sys.stderr.write(f"Error: {message}\n" + (f"  {hint}\n" if hint else ""))
-    raise typer.Exit(code)
+        reached = error.result.model_dump(mode="json") if error.result else {}
+        status = {Interrupted: "interrupted", UsageError: "usage"}.get(type(error), "failed")
+        told = {"status": status, "reason": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        print_json({**reached, **told})
+    sys.stderr.write(f"Error: {error.message}\n" + (f"  {error.hint}\n" if error.hint else ""))
+    raise typer.Exit(error.exit_code)

@@ -3,13 +3,15 @@
 import json
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddbench.cli.output import failures_told, print_json
-from ddbench.errors import UsageError
+from ddbench.errors import Interrupted, UsageError
 from ddbench.options import parse_assignments
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from ddbench.results import RunResult
     from ddbench.spec import RunSpec
 
+DEFAULT_LEADERBOARDS = Path("leaderboards")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all else goes to stderr.")]
 Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", help="Load a plugin file or folder (repeatable).", metavar="PATH")
@@ -63,7 +66,7 @@ def run(
     smoke: Annotated[bool, typer.Option("--smoke", help="A few steps on little data, to see that it works.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,
     runs: Annotated[Path, typer.Option(help="Folder of the run folders.", metavar="DIR")] = Path("runs"),
-    leaderboards: Leaderboards = Path("leaderboards"),
+    leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     as_json: Json = False,
 ) -> None:
     """Distil a dataset, score the result on fresh networks, and append a row to a leaderboard.
@@ -107,11 +110,12 @@ def run(
         from ddbench import runner
         from ddbench.render.live import live
         from ddbench.render.tables import published_lines
+        from ddbench.spec import RunSpec
 
-        with live() as reporter:
+        with _resumable(plugin, leaderboards), live() as reporter:
             result = runner.run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
         _conclude(result, leaderboards, as_json)
-        if experiment is not None and not as_json:
+        if experiment is not None and not as_json and spec == RunSpec.parse(catalog.experiment(experiment).spec):
             for line in published_lines(catalog.experiment(experiment), result):
                 typer.echo(line)
 
@@ -120,7 +124,7 @@ def resume(
     ctx: typer.Context,
     path: Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN")],
     plugin: Plugins = None,
-    leaderboards: Leaderboards = Path("leaderboards"),
+    leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     as_json: Json = False,
 ) -> None:
     """Go on with a run that was interrupted, killed or out of disk.
@@ -134,7 +138,7 @@ def resume(
 
         catalog = Catalog(plugin or [])
         _warn_of_broken(catalog)
-        with live() as reporter:
+        with _resumable(plugin, leaderboards), live() as reporter:
             result = runner.resume(path, catalog=catalog, leaderboards=leaderboards, reporter=reporter)
         _conclude(result, leaderboards, as_json)
 
@@ -179,6 +183,7 @@ def evaluate(
         path = file / "distilled.safetensors" if file.is_dir() else file
         distilled = DistilledSet.load(path)
         made_for = _made_for(distilled.metadata.get("spec"), path)
+        _check_target(made_for.get("target"), flags)
         catalog = Catalog(plugin or [])
         _warn_of_broken(catalog)
         spec = _merged(made_for, flags, parse_assignments(assignments or []), set())
@@ -215,6 +220,7 @@ def _spec(
         fields.update(catalog.experiment(experiment).spec)
     if config is not None:
         fields.update(_toml(config))
+    _check_target(flags["target"] or fields.get("target"), flags)
     name = flags["method"] or fields.get("method")
     if name is None:
         known_methods = ", ".join(c.name for c in catalog.components("method"))
@@ -248,15 +254,32 @@ def _toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not a readable TOML file: {error}.") from error
 
 
+def _check_target(target: object, flags: dict[str, Any]) -> None:
+    for part in ("dataset", "network", "init"):
+        if target and flags.get(part):
+            raise UsageError(f"a target brings its own {part}: --{part} does not go with it.", f"Leave --{part} out.")
+
+
+@contextmanager
+def _resumable(plugins: list[Path] | None, leaderboards: Path) -> Iterator[None]:
+    """Complete the advice to resume with the flags that the run was started with."""
+    try:
+        yield
+    except Interrupted as error:
+        flags = [f"--plugin {path}" for path in plugins or []]
+        flags += [] if leaderboards == DEFAULT_LEADERBOARDS else [f"--leaderboards {leaderboards}"]
+        error.hint = " ".join([error.hint, *flags])
+        raise
+
+
 def _made_for(canonical: str | None, path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(canonical or "")
-    except json.JSONDecodeError as error:
-        raise UsageError(
-            f"{path} does not say what it was made for.", "Evaluate files that ddbench wrote; they carry their spec."
-        ) from error
-    assert isinstance(fields, dict)
-    return fields
+        if isinstance(fields, dict):
+            return fields
+    except json.JSONDecodeError:
+        pass
+    raise UsageError(f"{path} does not say what it was made for.", "Files that ddbench wrote carry their spec.")
 
 
 def _warn_of_broken(catalog: "Catalog") -> None:
@@ -302,7 +325,11 @@ def _conclude(result: "RunResult", leaderboards: Path, as_json: bool) -> None:
     if result.status == "ok":
         from ddbench.render.pictures import draw_run
 
-        draw_run(folder)
+        try:
+            draw_run(folder)
+        except Exception as error:
+            # The run and its row are there; a picture is not worth losing them.
+            sys.stderr.write(f"Warning: the pictures could not be drawn: {error}\n")
     if as_json:
         print_json(result.model_dump(mode="json"))
         return

@@ -35,7 +35,6 @@ class Bar:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task: TaskID | None = None
-        self._title, self._started = "", 0.0
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
@@ -45,7 +44,6 @@ class Bar:
         """Replace the bar by a new one."""
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._title = title
         self._task = self._progress.add_task(escape(title), total=None, figures="")
 
     def progress(self, done: int, total: int, values: Mapping[str, float], seconds_left: float | None) -> None:

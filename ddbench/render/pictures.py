@@ -39,7 +39,7 @@ def draw_images(distilled: DistilledSet, path: Path) -> None:
     rows = grid[:MOST_ROWS]
     pixels = _pixels(distilled)
     figure = Figure(figsize=(1.7 + 0.85 * columns, 1.1 + 0.9 * len(rows)), layout="constrained")
-    figure.suptitle(_title(distilled), fontsize=10, color=INK)
+    figure.suptitle(_title(distilled), fontsize=10, color=INK, parse_math=False)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for (label, indices), line in zip(rows, axes, strict=True):
         for axis in line:
@@ -48,7 +48,7 @@ def draw_images(distilled: DistilledSet, path: Path) -> None:
         for axis, index in zip(line, indices, strict=False):
             image = pixels[index]
             axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
-            axis.set_title(_class_name(distilled, index, classes), fontsize=7, color=INK, pad=2)
+            axis.set_title(_class_name(distilled, index, classes), fontsize=7, color=INK, pad=2, parse_math=False)
     _save(figure, path)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ddbench.catalog import Catalog, Experiment
     from ddbench.options import Component
 
-PERCENT = ("accuracy", "success", "rate", "error")
+PERCENT = ("accuracy", "success")
 
 
 def in_percent(metric: str) -> bool:
@@ -201,30 +201,24 @@ def ranking(groups: Mapping[tuple[str, ...], Sequence[Row]]) -> None:
         regime = "" if first.label_regime == "hard" else f", {first.label_regime} labels"
         console.print(Text(title + regime + (f", target {first.target}" if first.target else ""), style="bold"))
         table = Table(box=None, pad_edge=False)
-        for heading in (
-            "",
-            "method",
-            first.metric,
-            "95 % interval",
-            "n",
-            "gain over random",
-            "images kB",
-            "time",
-            "run",
-        ):
+        names = sorted({name for row in rows for name in row.companion_scores()})
+        gains = [f"gain over {name}" for name in names]
+        for heading in ("", "method", first.metric, "95 % interval", "n", *gains, "kB", "time", "run"):
             left = heading in ("method", "run")
             table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=heading == "method")
-        ordered = sorted(rows, key=lambda row: row.mean, reverse=first.higher_is_better)
-        for rank, row in enumerate(ordered, start=1):
-            companion = row.companion()
-            gain = "" if companion is None else number(row.metric, row.mean - companion["mean"], signed=True)
+        for rank, row in enumerate(rows, start=1):
+            found = row.companion_scores()
+            gained = [
+                number(row.metric, row.mean - found[name]["mean"], signed=True) if name in found else ""
+                for name in names
+            ]
             table.add_row(
                 str(rank),
                 row.method,
                 number(row.metric, row.mean),
                 _interval(row),
                 str(row.n),
-                gain,
+                *gained,
                 f"{row.bytes / 1000:.1f}",
                 duration(row.seconds_distill),
                 row.run_id,

@@ -31,7 +31,9 @@ def unrolled_gd(
     inner_lr: Annotated[Positive, Field(description="rate that every inner step starts from")] = 0.02,
     networks: Annotated[Count, Field(description="networks an outer step averages over (a fixed init has one)")] = 2,
     real_batch: Annotated[Count, Field(description="real images the outer loss is taken on")] = 512,
-    clip: Annotated[float, Field(ge=0, description="bound on the norm of the images' gradient; 0 for none")] = 1.0,
+    clip: Annotated[
+        float, Field(ge=0, description="bound on the norms of the images' and of the rates' gradient; 0 for none")
+    ] = 1.0,
     window: Annotated[int | None, Field(ge=1, description="go back through the last so many steps only")] = None,
     memory: Annotated[Memory, Field(description="what the reverse pass keeps; the numbers are the same")] = "recompute",
 ) -> DistilledSet:
