@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from ddbench.parallel import for_each_network
+
 Params = Mapping[str, Tensor]
 OuterLoss = Callable[[Tensor, Tensor], Tensor]
 Memory = Literal["store", "recompute", "checkpoint"]
@@ -67,35 +69,21 @@ def meta_gradient(
     sqrt(T)) and trains again in between. `window=k` stops the reverse pass after the last k steps: truncated
     back-propagation, no longer exact.
 
-    Raises `ValueError` for shapes that do not belong together.
+    On the CPU several networks go through at a time (`ddbench.parallel`), so `outer_loss` may be called from several
+    threads at once. Raises `ValueError` for shapes that do not belong together.
     """
     _check(inputs, labels, lrs, memory, window)
-    total = lrs.numel()
-    first = 0 if window is None else max(0, total - window)
-    soft = labels.is_floating_point()
-    losses = []
-    flat_lrs, grad_inputs = torch.zeros_like(lrs.flatten()), torch.zeros_like(inputs)
-    grad_labels = torch.zeros_like(labels) if soft else None
+    first = 0 if window is None else max(0, lrs.numel() - window)
 
-    for start in unstack(network, params):
-        trajectory = _Trajectory(network, start, inputs, labels, lrs, memory, first)
-        loss, adjoint = _outer(network, trajectory, outer_loss, real_inputs, real_labels)
-        losses.append(loss)
-        for t in reversed(range(first, total)):
-            step = trajectory.step(t)
-            flat_lrs[t] -= _dot(adjoint, step.gradient)
-            scaled = [-step.lr * a for a in adjoint]
-            wanted = [*step.weights, step.inputs, *([step.labels] if soft else [])]
-            back = torch.autograd.grad(step.gradient, wanted, scaled, allow_unused=True, materialize_grads=True)
-            adjoint = [a + b for a, b in zip(adjoint, back, strict=False)]
-            grad_inputs[t % len(inputs)] += back[len(adjoint)]
-            if grad_labels is not None:
-                grad_labels[t % len(inputs)] += back[-1]
+    def one(own: nn.Module, start: Params) -> tuple[Tensor, list[Tensor]]:
+        trajectory = _Trajectory(own, start, inputs, labels, lrs, memory, first)
+        loss, adjoint = _outer(own, trajectory, outer_loss, real_inputs, real_labels)
+        return loss, _reverse(trajectory, adjoint)
 
-    for gradient in (flat_lrs, grad_inputs, grad_labels):
-        if gradient is not None:
-            gradient /= len(losses)
-    return MetaGradient(torch.stack(losses), grad_inputs, grad_labels, flat_lrs.view(lrs.shape))
+    losses, gradients = zip(*for_each_network(one, network, list(unstack(network, params))), strict=True)
+    # Summed in the order of the networks, so that the number of workers does not show in the last digits.
+    of_lrs, of_inputs, *of_labels = (torch.stack(parts).mean(0) for parts in zip(*gradients, strict=True))
+    return MetaGradient(torch.stack(losses), of_inputs, of_labels[0] if of_labels else None, of_lrs.view(lrs.shape))
 
 
 def train(
@@ -231,6 +219,24 @@ class _Trajectory:
                 loss, leaves, create_graph=with_graph, allow_unused=True, materialize_grads=True
             )
         return _Step(leaves, inputs, labels, self.lrs[t], gradient)
+
+
+def _reverse(trajectory: "_Trajectory", adjoint: list[Tensor]) -> list[Tensor]:
+    """Back from `a_T` to the first step that counts: gradients of flat rates, inputs and, where soft, labels."""
+    soft = trajectory.labels.is_floating_point()
+    lrs, inputs = torch.zeros_like(trajectory.lrs), torch.zeros_like(trajectory.inputs)
+    labels = torch.zeros_like(trajectory.labels) if soft else None
+    for t in reversed(range(trajectory.first, len(lrs))):
+        step = trajectory.step(t)
+        lrs[t] -= _dot(adjoint, step.gradient)
+        scaled = [-step.lr * a for a in adjoint]
+        wanted = [*step.weights, step.inputs, *([step.labels] if soft else [])]
+        back = torch.autograd.grad(step.gradient, wanted, scaled, allow_unused=True, materialize_grads=True)
+        adjoint = [a + b for a, b in zip(adjoint, back, strict=False)]
+        inputs[t % len(inputs)] += back[len(adjoint)]
+        if labels is not None:
+            labels[t % len(inputs)] += back[-1]
+    return [lrs, inputs] if labels is None else [lrs, inputs, labels]
 
 
 def _outer(

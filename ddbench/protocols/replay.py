@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddbench.data import DistilledSet, ExampleSet
 from ddbench.environment import derive_seed
 from ddbench.errors import DdbenchError
 from ddbench.loop import Pace, Reporter
+from ddbench.parallel import for_each_network
 from ddbench.protocols.base import Evaluation, Setting, better, measure
 from ddbench.task import Side
 from ddbench.unroll import train, unstack
@@ -43,18 +44,26 @@ class Replay:
 
         drawn = self._networks(setting, "evaluation", networks)
         buffers = dict(setting.module.named_buffers())
-        scores: dict[str, list[float]] = {}
-        before: dict[str, list[float]] = {}
-        # A distribution with one network (fixed) gives one value for one set, and one for each of several sets.
-        total, pace = max(len(drawn), len(sets)), Pace()
-        for i in range(total):
+
+        def one(own: nn.Module, i: int) -> tuple[dict[str, float], dict[str, float]]:
             weights, chosen = drawn[i % len(drawn)], i % len(sets)
-            _add(before, measure(setting.module, weights, buffers, setting.test, setting.objective))
-            trained = self._trained(sets[chosen], rates[chosen], weights, setting, setting.test)
-            _add(scores, trained)
+            before = measure(own, weights, buffers, setting.test, setting.objective)
+            return before, self._trained(own, sets[chosen], rates[chosen], weights, setting, setting.test)
+
+        # A distribution with one network (fixed) gives one value for one set, and one for each of several sets.
+        total = max(len(drawn), len(sets))
+        before: dict[str, list[float]] = {}
+        scores: dict[str, list[float]] = {}
+        primary, pace = setting.objective.primary, Pace()
+
+        def done(result: tuple[dict[str, float], dict[str, float]]) -> None:
+            _add(before, result[0])
+            _add(scores, result[1])
             pace.tick()
-            primary = setting.objective.primary
-            reporter.progress(i + 1, total, {primary: math.fsum(scores[primary]) / (i + 1)}, pace.left(total - i - 1))
+            count = len(scores[primary])
+            reporter.progress(count, total, {primary: math.fsum(scores[primary]) / count}, pace.left(total - count))
+
+        for_each_network(one, setting.module, range(total), done)
         return Evaluation(_finite(scores, setting), _finite(before, setting), selected)
 
     def _networks(self, setting: Setting, side: Side, count: int) -> list[dict[str, Tensor]]:
@@ -64,6 +73,7 @@ class Replay:
 
     def _trained(
         self,
+        network: nn.Module,
         distilled: DistilledSet,
         lrs: Tensor | None,
         weights: dict[str, Tensor],
@@ -71,27 +81,34 @@ class Replay:
         examples: ExampleSet,
     ) -> dict[str, float]:
         assert lrs is not None
-        after, buffers = train(setting.module, weights, distilled.inputs, distilled.labels, lrs)
-        return measure(setting.module, after, buffers, examples, setting.objective)
+        after, buffers = train(network, weights, distilled.inputs, distilled.labels, lrs)
+        return measure(network, after, buffers, examples, setting.objective)
 
     def _best_rate(self, sets: Sequence[DistilledSet], setting: Setting, reporter: Reporter) -> float:
+        """The rate whose mean primary metric on the validation slice is best; the smaller one of equals."""
         drawn = self._networks(setting, "train", SELECTION_NETWORKS)
-        objective, best, best_value = setting.objective, RATES[0], math.nan
         pairs = max(len(drawn), min(len(sets), SELECTION_NETWORKS))
-        pace = Pace()
-        for done, rate in enumerate(RATES):
-            values = []
-            for i in range(pairs):
-                distilled, weights = sets[i % len(sets)], drawn[i % len(drawn)]
-                lrs = _constant(distilled, setting.budget.total_steps, rate)
-                metrics = self._trained(distilled, lrs, weights, setting, setting.validation)
-                values.append(metrics[objective.primary])
-            value = math.fsum(values) / pairs
-            if better(objective, value, best_value):
-                best, best_value = rate, value
+        trials = [(rate, i) for rate in RATES for i in range(pairs)]
+        primary, pace, values = setting.objective.primary, Pace(), []
+
+        def one(own: nn.Module, trial: tuple[float, int]) -> float:
+            rate, i = trial
+            distilled, weights = sets[i % len(sets)], drawn[i % len(drawn)]
+            lrs = _constant(distilled, setting.budget.total_steps, rate)
+            return self._trained(own, distilled, lrs, weights, setting, setting.validation)[primary]
+
+        def done(value: float) -> None:
+            values.append(value)
             pace.tick()
-            left = len(RATES) - done - 1
-            reporter.progress(done + 1, len(RATES), {"rate": rate, objective.primary: value}, pace.left(left))
+            count = len(values)
+            reporter.progress(count, len(trials), {"rate": trials[count - 1][0]}, pace.left(len(trials) - count))
+
+        for_each_network(one, setting.module, trials, done)
+        best, best_value = RATES[0], math.nan
+        for position, rate in enumerate(RATES):
+            value = math.fsum(values[position * pairs : (position + 1) * pairs]) / pairs
+            if better(setting.objective, value, best_value):
+                best, best_value = rate, value
         return best
 
 
