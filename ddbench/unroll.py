@@ -24,11 +24,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from ddbench.operators import FastOperators
 from ddbench.parallel import for_each_network
 
 Params = Mapping[str, Tensor]
 OuterLoss = Callable[[Tensor, Tensor], Tensor]
 Memory = Literal["store", "recompute", "checkpoint"]
+
+OUTER_CHUNK = 128
+"""Real examples that go through a network at a time: what they leave behind stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,7 @@ class _Trajectory:
         labels = self.labels[batch].detach()
         if labels.is_floating_point():
             labels.requires_grad_(with_graph)
-        with torch.enable_grad(), inner_mode(self.network):
+        with torch.enable_grad(), inner_mode(self.network), FastOperators():
             named = dict(zip(self.names, leaves, strict=True))
             logits = functional_call(self.network, (named, buffers), (inputs,))
             loss = F.cross_entropy(logits, labels)
@@ -244,9 +248,10 @@ def _outer(
 ) -> tuple[Tensor, list[Tensor]]:
     """The outer loss at the last weights and its gradient with respect to them, `a_T`."""
     leaves = [w.detach().requires_grad_() for w in trajectory.final]
-    with torch.enable_grad(), evaluation_mode(network):
+    with torch.enable_grad(), evaluation_mode(network), FastOperators():
         named = dict(zip(trajectory.names, leaves, strict=True))
-        logits = functional_call(network, (named, trajectory.buffers), (real_inputs,))
+        chunks = torch.split(real_inputs, OUTER_CHUNK if real_inputs.device.type == "cpu" else len(real_inputs))
+        logits = torch.cat([functional_call(network, (named, trajectory.buffers), (chunk,)) for chunk in chunks])
         loss = outer_loss(logits, real_labels)
         gradient = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     return loss.detach(), list(gradient)

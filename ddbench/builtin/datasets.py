@@ -140,9 +140,12 @@ def _idx(which: str, root: Path, download: bool) -> ImageSplits:
 
     def read() -> ImageSplits:
         # The files themselves, not the class: it prefers older files in `processed/` that nobody can verify.
-        train_images, train_labels, test_images, test_labels = (
-            read_sn3_pascalvincent_tensor(folder / f) for f in checksums
-        )
+        try:
+            train_images, train_labels, test_images, test_labels = (
+                read_sn3_pascalvincent_tensor(folder / f) for f in checksums
+            )
+        except AssertionError:
+            raise ValueError("a file does not hold as much as its header says") from None
         splits = _splits(train_images[:, None], train_labels, test_images[:, None], test_labels)
         return replace(splits, partial=not all(_original_idx(which, folder / f, md5) for f, md5 in checksums.items()))
 
