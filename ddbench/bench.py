@@ -11,7 +11,7 @@ from torch import nn
 
 from ddbench.catalog import Catalog
 from ddbench.data import DatasetInfo, ExampleSet, ImageSplits, normalise
-from ddbench.environment import data_dir, derive_seed, resolve_device
+from ddbench.environment import data_dir, derive_seed, keep_freed_memory, resolve_device
 from ddbench.errors import PluginError, blamed_on
 from ddbench.options import Component
 from ddbench.protocols import Setting, get_protocol
@@ -52,6 +52,16 @@ class Bench:
     def most_steps(self) -> int | None:
         """How many outer steps a smoke run takes; None for a run in earnest."""
         return SMOKE_STEPS if self.spec.smoke else None
+
+    def peak_memory(self) -> tuple[int, str] | None:
+        """Bytes that the method says it will take beside what is held now, and how; None when it does not say."""
+        method = self.parts.method
+        predict = method.facts.get("peak_memory") if method else None
+        if method is None or predict is None:
+            return None
+        with blamed_on(method.who):
+            peak: tuple[int, str] = predict(self.task(torch.Generator()), **self.spec.method.options)
+        return peak
 
     def task(self, generator: torch.Generator) -> Task:
         """What a method is given, its networks drawn with `generator`.
@@ -137,6 +147,7 @@ def split_validation(train: ExampleSet, share: float) -> tuple[ExampleSet, Examp
 def prepare(spec: RunSpec, parts: Parts, *, download: bool = True) -> Bench:
     """Load the data and build the network. Raises `DdbenchError` when either cannot be had."""
     device = resolve_device(spec.device)
+    keep_freed_memory()
     everything, test = load_data(spec, parts.dataset, download=download)
     train, validation = split_validation(everything, spec.validation)
     if spec.smoke:

@@ -1,5 +1,6 @@
 """The machine a number was made on: versions, device, threads, seeds, memory, folders."""
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -61,6 +62,37 @@ def peak_memory_mb() -> float:
     """The most memory this process has held so far, in MB (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def free_memory(device: "torch.device") -> int:
+    """Bytes that may still be taken on `device`: what the system could give without swapping, or half of all it has."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed for what is allocated next, from now on in this process.
+
+    By default glibc gives every large block back to the system and gets it back page by page, cleared: for tensors of
+    a few MB that are made and let go thousands of times, this can cost as much as the arithmetic. Nothing happens where
+    there is no glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    # Of malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD (32 MB is the most it takes).
+    for option, value in ((-1, 2**31 - 1), (-2, 64 * 2**20), (-3, 32 * 2**20)):
+        mallopt(option, value)
 
 
 @functools.cache

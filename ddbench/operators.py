@@ -25,7 +25,7 @@ class _WindowMaximum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, size: int, stride: int) -> Tensor:
-        parts = _windows(x, dim, size, stride)
+        parts = windows(x, dim, size, stride)
         best, choice = parts[0], []
         for part in parts[1:]:
             # Not `part > best` alone: NaN must win, as it does in torch.
@@ -50,7 +50,7 @@ class _Scatter(torch.autograd.Function):
         shape, dim, size, stride = of
         whole = stride == size and shape[dim] % size == 0
         out = grad.new_empty(shape) if whole else grad.new_zeros(shape)
-        places = _windows(out, dim, size, stride)
+        places = windows(out, dim, size, stride)
         left = grad
         for place, later in zip(reversed(places[1:]), reversed(choice), strict=True):
             taken = left * later
@@ -71,7 +71,7 @@ class _Pick(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, of: Any, *choice: Tensor) -> Tensor:
         ctx.save_for_backward(*choice)
         ctx.of = of
-        first, *others = _windows(v, *of[1:])
+        first, *others = windows(v, *of[1:])
         for part, later in zip(others, choice, strict=True):
             first = torch.where(later, part, first)
         return first
@@ -81,7 +81,7 @@ class _Pick(torch.autograd.Function):
         return _Scatter.apply(grad, ctx.of, *ctx.saved_tensors), None, *[None] * len(ctx.saved_tensors)
 
 
-def _windows(x: Tensor, dim: int, size: int, stride: int) -> list[Tensor]:
+def windows(x: Tensor, dim: int, size: int, stride: int) -> list[Tensor]:
     """The i-th element of every window along `dim`, for i = 0 .. size - 1, as views."""
     count = (x.shape[dim] - size) // stride + 1
     index: list[Any] = [slice(None)] * x.dim()
@@ -99,27 +99,27 @@ class _ResponseNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.options = (size, alpha, beta, k)
-        return x * _denominator(x, *ctx.options)[1]
+        return x * denominator(x, *ctx.options)[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         # dL/dx = g d^-beta - 2 (alpha / size) beta x S'(g x d^(-beta-1)), with S' the adjoint of S.
         [x] = ctx.saved_tensors
         size, alpha, beta, _ = ctx.options
-        d, power = _denominator(x, *ctx.options)
+        d, power = denominator(x, *ctx.options)
         of_power = grad * power
-        spread = _channel_sum(of_power * x / d, size, adjoint=True)
+        spread = channel_sum(of_power * x / d, size, adjoint=True)
         return of_power - (2 * alpha * beta / size) * x * spread, None, None, None, None
 
 
-def _denominator(x: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, Tensor]:
+def denominator(x: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, Tensor]:
     """d and d^-beta; the usual beta of 3/4 needs no logarithm."""
-    d = _channel_sum(x * x, size) * (alpha / size) + k
+    d = channel_sum(x * x, size) * (alpha / size) + k
     root = torch.rsqrt(d) if beta == 0.75 else None
     return d, d.pow(-beta) if root is None else root * root.sqrt()
 
 
-def _channel_sum(x: Tensor, size: int, *, adjoint: bool = False) -> Tensor:
+def channel_sum(x: Tensor, size: int, *, adjoint: bool = False) -> Tensor:
     """Sum over a window of `size` channels, `size // 2` of them below the middle (above it for the adjoint)."""
     before, after = size // 2, (size - 1) // 2
     if adjoint:
@@ -136,7 +136,8 @@ def _channel_sum(x: Tensor, size: int, *, adjoint: bool = False) -> Tensor:
     return total
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """A size, stride or padding as (rows, columns)."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
@@ -149,8 +150,8 @@ def _max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | None:
-    (high, wide), strides, (pad_h, pad_w) = _pair(kernel_size), _pair(stride or kernel_size), _pair(padding)
-    if input.dim() != 4 or input.numel() < MANY_VALUES or _pair(dilation) != (1, 1) or ceil_mode or return_indices:
+    (high, wide), strides, (pad_h, pad_w) = pair(kernel_size), pair(stride or kernel_size), pair(padding)
+    if input.dim() != 4 or input.numel() < MANY_VALUES or pair(dilation) != (1, 1) or ceil_mode or return_indices:
         return None
     if pad_h or pad_w:
         input = F.pad(input, (pad_w, pad_w, pad_h, pad_h), value=-torch.inf)

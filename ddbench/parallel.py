@@ -5,6 +5,7 @@ cores. Kernels release the interpreter's lock, so threads are enough.
 """
 
 import copy
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -52,12 +53,16 @@ def for_each_network(
             free.put(own)
 
     results = []
+    interval = sys.getswitchinterval()
     try:
+        # Small networks are many short calls: a worker must not wait long for its turn at the interpreter.
+        sys.setswitchinterval(1e-5)
         with ThreadPoolExecutor(workers) as pool:
             for result in pool.map(work, items):
                 results.append(result)
                 done(result)
     finally:
+        sys.setswitchinterval(interval)
         # Setting the threads of a worker also sets what threads to come start with.
         torch.set_num_threads(threads)
     return results

@@ -15,7 +15,7 @@ from ddbench.bench import Bench, complete, prepare
 from ddbench.catalog import Catalog
 from ddbench.companions import score_companions
 from ddbench.data import DistilledSet
-from ddbench.environment import derive_seed, describe, peak_memory_mb, seed_everything
+from ddbench.environment import derive_seed, describe, free_memory, peak_memory_mb, seed_everything
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
 from ddbench.files import atomic_write, explained_os_errors, in_use
 from ddbench.leaderboard import Row
@@ -282,6 +282,13 @@ def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
     reporter.say(
         f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
     )
+    predicted = bench.peak_memory()
+    if predicted is not None:
+        peak, how = predicted
+        free = free_memory(bench.device)
+        reporter.say(f"Memory   about {peak / 1e6:.0f} MB at the peak ({how}); {free / 1e6:.0f} MB are free")
+        if peak > free:
+            reporter.say("That may not fit: fewer networks, a smaller real batch or fewer steps take less.")
     reporter.say(f"Folder   {folder.path}")
 
 

@@ -13,7 +13,7 @@ The outer loss L is evaluated at `w_T`. Going back from `a_T = dL/dw_T`, each st
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -22,17 +22,19 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
+from ddbench.chain import Chain
+from ddbench.inner import Params, Step, Trainer, trainer
 from ddbench.operators import FastOperators
 from ddbench.parallel import for_each_network
 
-Params = Mapping[str, Tensor]
 OuterLoss = Callable[[Tensor, Tensor], Tensor]
 Memory = Literal["store", "recompute", "checkpoint"]
 
-OUTER_CHUNK = 128
-"""Real examples that go through a network at a time: what they leave behind stays in the processor's cache."""
+TOGETHER = 2
+"""Networks of a chain that go through one call: more no longer fit into a core's cache."""
+OUTER_VALUES = 100_000
+"""Values of real examples that go through a network at a time: what they leave behind stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,29 @@ def meta_gradient(
     _check(inputs, labels, lrs, memory, window)
     first = 0 if window is None else max(0, lrs.numel() - window)
 
-    def one(own: nn.Module, start: Params) -> tuple[Tensor, list[Tensor]]:
-        trajectory = _Trajectory(own, start, inputs, labels, lrs, memory, first)
-        loss, adjoint = _outer(own, trajectory, outer_loss, real_inputs, real_labels)
-        return loss, _reverse(trajectory, adjoint)
+    def one(own: nn.Module, starts: Sequence[Params]) -> tuple[list[Tensor], list[Tensor]]:
+        steps = trainer(own, starts, inputs, labels)
+        trajectory = _Trajectory(steps, lrs, memory, first)
+        losses, adjoints = [], []
+        for weights in steps.apart(trajectory.final):
+            loss, adjoint = _outer(own, weights, trajectory.buffers, outer_loss, real_inputs, real_labels)
+            losses.append(loss)
+            adjoints.append(adjoint)
+        return losses, _reverse(trajectory, steps.together(adjoints))
 
-    losses, gradients = zip(*for_each_network(one, network, list(unstack(network, params))), strict=True)
+    starts = list(unstack(network, params))
+    together = group_size(network, inputs)
+    groups = [starts[i : i + together] for i in range(0, len(starts), together)]
+    losses, gradients = zip(*for_each_network(one, network, groups), strict=True)
     # Summed in the order of the networks, so that the number of workers does not show in the last digits.
-    of_lrs, of_inputs, *of_labels = (torch.stack(parts).mean(0) for parts in zip(*gradients, strict=True))
-    return MetaGradient(torch.stack(losses), of_inputs, of_labels[0] if of_labels else None, of_lrs.view(lrs.shape))
+    of_lrs, of_inputs, *of_labels = (torch.stack(parts).sum(0) / len(starts) for parts in zip(*gradients, strict=True))
+    loss = torch.stack([loss for group in losses for loss in group])
+    return MetaGradient(loss, of_inputs, of_labels[0] if of_labels else None, of_lrs.view(lrs.shape))
+
+
+def group_size(network: nn.Module, inputs: Shaped[Tensor, "steps n *sample"]) -> int:
+    """Networks that one worker trains at a time."""
+    return TOGETHER if Chain.of(network, inputs) else 1
 
 
 def train(
@@ -98,8 +114,10 @@ def train(
     lrs: Float[Tensor, "epochs steps"],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights and buffers of one network after the inner steps, without a graph. `params`: `{name: shape}`."""
-    trajectory = _Trajectory(network, params, inputs, labels, lrs, "checkpoint", lrs.numel())
-    return dict(zip(params, trajectory.final, strict=True)), trajectory.buffers
+    steps = trainer(network, [params], inputs, labels)
+    trajectory = _Trajectory(steps, lrs, "checkpoint", lrs.numel())
+    [weights] = steps.apart(trajectory.final)
+    return weights, trajectory.buffers
 
 
 def unstack(network: nn.Module, params: Params) -> Iterator[dict[str, Tensor]]:
@@ -118,22 +136,6 @@ def unstack(network: nn.Module, params: Params) -> Iterator[dict[str, Tensor]]:
 
 
 @contextmanager
-def inner_mode(network: nn.Module) -> Iterator[None]:
-    """Normalisation by the statistics of the batch, all else (dropout, stochastic depth) as in evaluation.
-
-    So a step is a function of weights and batch alone, and can be gone through again.
-    """
-    modes = [(module, module.training) for module in network.modules()]
-    for module, _ in modes:
-        module.training = isinstance(module, nn.modules.batchnorm._NormBase)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Evaluation mode for the time of a `with` block."""
     modes = [(module, module.training) for module in network.modules()]
@@ -145,57 +147,31 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One inner step with its graph: `gradient` is a differentiable function of weights, inputs and labels."""
-
-    weights: list[Tensor]
-    inputs: Tensor
-    labels: Tensor
-    lr: Tensor
-    gradient: Sequence[Tensor]
-
-    def next_weights(self) -> list[Tensor]:
-        return [w.detach() - self.lr * g.detach() for w, g in zip(self.weights, self.gradient, strict=True)]
-
-
 class _Trajectory:
-    """The weights `w_0 .. w_T` of one network, kept as `memory` says, and any step of it with its graph.
+    """The weights `w_0 .. w_T`, kept as `memory` says, and any step of it with its graph.
 
     Steps from `first` on can be asked for again; the earlier ones are only gone through.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        params: Params,
-        inputs: Tensor,
-        labels: Tensor,
-        lrs: Tensor,
-        memory: Memory,
-        first: int,
-    ) -> None:
-        self.network = network
-        self.names = list(params)
-        self.inputs, self.labels, self.lrs = inputs.detach(), labels.detach(), lrs.detach().reshape(-1)
-        self.buffers = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
-        self.first = first
+    def __init__(self, trainer: Trainer, lrs: Tensor, memory: Memory, first: int) -> None:
+        self.trainer, self.lrs, self.first = trainer, lrs.detach().reshape(-1), first
+        self.buffers = {name: buffer.clone() for name, buffer in trainer.buffers.items()}
         total = len(self.lrs)
         self.stride = max(1, math.isqrt(total - first)) if memory == "checkpoint" else 1
         self.kept: dict[int, list[Tensor]] = {}
-        self.graphs: dict[int, _Step] = {}
+        self.graphs: dict[int, Step] = {}
 
-        weights = [tensor.detach() for tensor in params.values()]
+        weights = trainer.start
         for t in range(total):
             if t >= first and (t - first) % self.stride == 0:
                 self.kept[t] = weights
-            step = self._build(t, weights, self.buffers, with_graph=memory == "store" and t >= first)
+            step = self._step(t, weights, self.buffers, with_graph=memory == "store" and t >= first)
             if memory == "store" and t >= first:
                 self.graphs[t] = step
-            weights = step.next_weights()
+            weights = self._next(t, weights, step)
         self.final = weights
 
-    def step(self, t: int) -> _Step:
+    def step(self, t: int) -> Step:
         """Step `t` with its graph. Ask in falling order of `t`: what lies above is let go."""
         if t in self.graphs:
             return self.graphs.pop(t)
@@ -204,57 +180,55 @@ class _Trajectory:
         if t not in self.kept:
             weights = self.kept[start]
             for s in range(start, t):
-                weights = self._build(s, weights, scratch, with_graph=False).next_weights()
+                weights = self._next(s, weights, self._step(s, weights, scratch, with_graph=False))
                 self.kept[s + 1] = weights
-        return self._build(t, self.kept.pop(t), scratch, with_graph=True)
+        return self._step(t, self.kept.pop(t), scratch, with_graph=True)
 
-    def _build(self, t: int, weights: list[Tensor], buffers: dict[str, Tensor], *, with_graph: bool) -> _Step:
-        batch = t % len(self.inputs)
-        leaves = [w.detach().requires_grad_() for w in weights]
-        inputs = self.inputs[batch].detach().requires_grad_(with_graph)
-        labels = self.labels[batch].detach()
-        if labels.is_floating_point():
-            labels.requires_grad_(with_graph)
-        with torch.enable_grad(), inner_mode(self.network), FastOperators():
-            named = dict(zip(self.names, leaves, strict=True))
-            logits = functional_call(self.network, (named, buffers), (inputs,))
-            loss = F.cross_entropy(logits, labels)
-            gradient = torch.autograd.grad(
-                loss, leaves, create_graph=with_graph, allow_unused=True, materialize_grads=True
-            )
-        return _Step(leaves, inputs, labels, self.lrs[t], gradient)
+    def _step(self, t: int, weights: list[Tensor], buffers: dict[str, Tensor], *, with_graph: bool) -> Step:
+        return self.trainer.step(t % len(self.trainer.labels), weights, buffers, with_graph=with_graph)
+
+    def _next(self, t: int, weights: list[Tensor], step: Step) -> list[Tensor]:
+        return [w.detach() - self.lrs[t] * g.detach() for w, g in zip(weights, step.gradient, strict=True)]
 
 
-def _reverse(trajectory: "_Trajectory", adjoint: list[Tensor]) -> list[Tensor]:
+def _reverse(trajectory: _Trajectory, adjoint: Sequence[Tensor]) -> list[Tensor]:
     """Back from `a_T` to the first step that counts: gradients of flat rates, inputs and, where soft, labels."""
-    soft = trajectory.labels.is_floating_point()
-    lrs, inputs = torch.zeros_like(trajectory.lrs), torch.zeros_like(trajectory.inputs)
-    labels = torch.zeros_like(trajectory.labels) if soft else None
+    batches = trajectory.trainer.labels
+    lrs = torch.zeros_like(trajectory.lrs)
+    inputs: dict[int, Tensor] = {}
+    labels: dict[int, Tensor] = {}
     for t in reversed(range(trajectory.first, len(lrs))):
-        step = trajectory.step(t)
+        step, batch = trajectory.step(t), t % len(batches)
         lrs[t] -= _dot(adjoint, step.gradient)
-        scaled = [-step.lr * a for a in adjoint]
-        wanted = [*step.weights, step.inputs, *([step.labels] if soft else [])]
-        back = torch.autograd.grad(step.gradient, wanted, scaled, allow_unused=True, materialize_grads=True)
-        adjoint = [a + b for a, b in zip(adjoint, back, strict=False)]
-        inputs[t % len(inputs)] += back[len(adjoint)]
-        if labels is not None:
-            labels[t % len(inputs)] += back[-1]
-    return [lrs, inputs] if labels is None else [lrs, inputs, labels]
+        back, of_inputs, of_labels = step.pull([-trajectory.lrs[t] * a for a in adjoint])
+        adjoint = [a + b for a, b in zip(adjoint, back, strict=True)]
+        inputs[batch] = inputs[batch].add_(of_inputs) if batch in inputs else of_inputs
+        if of_labels is not None:
+            labels[batch] = labels[batch].add_(of_labels) if batch in labels else of_labels
+    zero = torch.zeros_like(of_inputs)
+    found = [lrs, trajectory.trainer.of_inputs([inputs.get(batch, zero) for batch in range(len(batches))])]
+    if batches.is_floating_point():
+        found.append(torch.stack([labels.get(batch, torch.zeros_like(batches[0])) for batch in range(len(batches))]))
+    return found
 
 
 def _outer(
-    network: nn.Module, trajectory: _Trajectory, outer_loss: OuterLoss, real_inputs: Tensor, real_labels: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """The outer loss at the last weights and its gradient with respect to them, `a_T`."""
-    leaves = [w.detach().requires_grad_() for w in trajectory.final]
+    network: nn.Module,
+    weights: Params,
+    buffers: Params,
+    outer_loss: OuterLoss,
+    real_inputs: Tensor,
+    real_labels: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The outer loss of one network at its last weights and its gradient with respect to them, `a_T`."""
+    leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
+    on_cpu = real_inputs.device.type == "cpu"
+    size = max(8, OUTER_VALUES // real_inputs[0].numel()) if on_cpu else len(real_inputs)
     with torch.enable_grad(), evaluation_mode(network), FastOperators():
-        named = dict(zip(trajectory.names, leaves, strict=True))
-        chunks = torch.split(real_inputs, OUTER_CHUNK if real_inputs.device.type == "cpu" else len(real_inputs))
-        logits = torch.cat([functional_call(network, (named, trajectory.buffers), (chunk,)) for chunk in chunks])
-        loss = outer_loss(logits, real_labels)
-        gradient = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-    return loss.detach(), list(gradient)
+        parts = [functional_call(network, (leaves, dict(buffers)), (part,)) for part in torch.split(real_inputs, size)]
+        loss = outer_loss(torch.cat(parts), real_labels)
+        gradient = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return loss.detach(), dict(zip(leaves, gradient, strict=True))
 
 
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 import ddbench.unroll
-from ddbench.unroll import evaluation_mode, inner_mode, meta_gradient, train
+from ddbench.inner import inner_mode
+from ddbench.unroll import evaluation_mode, meta_gradient, train
 
 GOLDEN = Path(__file__).parent / "golden"
 MODES = ("store", "recompute", "checkpoint")

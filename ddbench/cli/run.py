@@ -288,16 +288,18 @@ def _warn_of_broken(catalog: "Catalog") -> None:
 
 
 def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path, as_json: bool) -> None:
-    from ddbench.bench import complete, load_data
+    from ddbench.bench import complete, prepare
     from ddbench.errors import MissingPrerequisite
     from ddbench.render.tables import plan_lines
 
     spec, parts = complete(spec, catalog)
     try:
-        train, test = load_data(spec, parts.dataset, download=False)
-        data = f"{train.info.label}: {len(train)} training and {len(test)} test images"
+        bench = prepare(spec, parts, download=False)
+        record, predicted = bench.record, bench.peak_memory()
+        data = f"{record.name}: {record.train} training, {record.validation} validation, {record.test} test images"
+        memory = f"about {predicted[0] / 1e6:.0f} MB at the peak ({predicted[1]})" if predicted else "not predicted"
     except MissingPrerequisite as error:
-        data = f"not there yet: {error.message}"
+        data, predicted, memory = f"not there yet: {error.message}", None, "not known before the data is there"
     board = "adaptation" if spec.target else spec.objective.name
     run_dir = str(runs / spec.run_id)
     leaderboard = None if spec.smoke else str(leaderboards / f"{board}.csv")
@@ -308,11 +310,12 @@ def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path
         "run_dir": run_dir,
         "leaderboard": leaderboard,
         "data": data,
+        "peak_memory_mb": predicted and round(predicted[0] / 1e6),
     }
     if as_json:
         print_json(plan)
         return
-    for line in plan_lines(spec, data, run_dir, leaderboard):
+    for line in plan_lines(spec, data, memory, run_dir, leaderboard):
         typer.echo(line)
 
 

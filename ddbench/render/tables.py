@@ -124,7 +124,7 @@ def named(choice: Choice) -> str:
     return f"{choice.name}({options})" if options else choice.name
 
 
-def plan_lines(spec: RunSpec, data: str, run_dir: str, leaderboard: str | None) -> Iterator[str]:
+def plan_lines(spec: RunSpec, data: str, memory: str, run_dir: str, leaderboard: str | None) -> Iterator[str]:
     """What a run would do."""
     limit = duration(spec.time_limit) if spec.time_limit else "none"
     yield "Would run:"
@@ -137,6 +137,7 @@ def plan_lines(spec: RunSpec, data: str, run_dir: str, leaderboard: str | None) 
         "budget": f"{spec.images_per_class} images per class, {spec.steps} steps x {spec.epochs} epochs",
         "scoring": f"{spec.protocol} on {spec.eval_networks} networks",
         "seed": str(spec.seed),
+        "memory": memory,
         "time limit": limit,
         "folder": run_dir,
         "leaderboard": leaderboard or "none (a smoke run leaves no row)",

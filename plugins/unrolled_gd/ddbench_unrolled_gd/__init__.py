@@ -11,13 +11,40 @@ from torch.nn import functional as F
 
 import ddbench
 from ddbench import DistilledSet, Run, Task, Unsupported
+from ddbench.environment import free_memory
+from ddbench.footprint import fitting_memory
 from ddbench.unroll import Memory, meta_gradient
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-@ddbench.method
+def _fitting(task: Task, networks: int, real_batch: int, memory: str, window: int | None) -> tuple[Memory, int]:
+    """The memory mode to go back with and the bytes it will take at its peak."""
+    budget, classes = task.budget, len(task.info.classes)
+    module, total = task.networks.module, budget.total_steps
+    return fitting_memory(
+        module,
+        networks,
+        (budget.steps, classes * budget.images_per_class // budget.steps, *task.info.sample_shape),
+        classes,
+        total if window is None else min(window, total),
+        min(real_batch, len(task.train)),
+        free_memory(task.train.inputs.device),
+        memory=None if memory == "auto" else memory,  # type: ignore[arg-type]
+    )
+
+
+def _peak_memory(
+    task: Task, *, networks: int, real_batch: int, memory: str, window: int | None, **others: object
+) -> tuple[int, str]:
+    """Bytes the method will take at its peak, and how."""
+    drawn = len(next(iter(task.networks.sample(networks).values())))
+    mode, peak = _fitting(task, drawn, real_batch, memory, window)
+    return peak, f"memory={mode}"
+
+
+@ddbench.method(peak_memory=_peak_memory)
 def unrolled_gd(
     task: Task,
     run: Run,
@@ -35,7 +62,10 @@ def unrolled_gd(
         float, Field(ge=0, description="bound on the norms of the images' and of the rates' gradient; 0 for none")
     ] = 1.0,
     window: Annotated[int | None, Field(ge=1, description="go back through the last so many steps only")] = None,
-    memory: Annotated[Memory, Field(description="what the reverse pass keeps; the numbers are the same")] = "recompute",
+    memory: Annotated[
+        Literal["auto", "store", "recompute", "checkpoint"],
+        Field(description="what the reverse pass keeps, at equal numbers; auto takes the fastest that fits"),
+    ] = "auto",
 ) -> DistilledSet:
     """Learn images and a rate for each gradient step by differentiating through training (the reference method).
 
@@ -61,12 +91,15 @@ def unrolled_gd(
     # softplus(raw) = inner_lr
     raw = math.log(math.expm1(inner_lr))
     raw_lrs = torch.full((budget.epochs, budget.steps), raw, device=run.device, requires_grad=True)
+    mode: Memory | None = None
     optimizer = torch.optim.Adam([images, raw_lrs], lr=outer_lr, betas=(0.5, 0.999))
 
     for _ in run.loop(outer_steps, dict(images=images, raw_lrs=raw_lrs, optimizer=optimizer)):
         for group in optimizer.param_groups:
             group["lr"] = outer_lr * _decay(schedule, run.share_done)
         weights = task.networks.sample(networks)
+        if mode is None:
+            mode, _ = _fitting(task, len(next(iter(weights.values()))), real_batch, memory, window)
         real = task.train.minibatch(real_batch, run.generator)
         figures: list[dict[str, float]] = []
 
@@ -84,7 +117,7 @@ def unrolled_gd(
             outer_loss,
             real.inputs,
             real.labels,
-            memory=memory,
+            memory=mode,
             window=window,
         )
         images.grad = gradient.inputs

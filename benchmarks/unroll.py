@@ -1,0 +1,112 @@
+"""Seconds per network and outer step: the engine against the textbook loop, the two by turns in one process.
+
+The textbook loop trains one network at a time with stock modules and `create_graph=True` and lets autograd go back
+through all of it. Setting of Wang et al. 2018: 10 steps x 3 epochs of 10 images, real batch 1024.
+
+    python benchmarks/unroll.py lenet
+    python benchmarks/unroll.py alexcifarnet --rounds 3
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from ddbench import DatasetInfo
+from ddbench.builtin import networks
+from ddbench.unroll import meta_gradient
+
+STEPS, EPOCHS, PER_STEP, REAL = 10, 3, 10, 1024
+
+
+def textbook(
+    module: nn.Module, params: dict[str, Tensor], inputs: Tensor, labels: Tensor, lrs: Tensor, real: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean gradients over the networks, by autograd through training written out."""
+    inputs, lrs = inputs.clone().requires_grad_(), lrs.clone().requires_grad_()
+    count = len(next(iter(params.values())))
+    for net in range(count):
+        weights = {name: stacked[net].clone().requires_grad_() for name, stacked in params.items()}
+        for t, lr in enumerate(lrs.flatten()):
+            batch = t % len(inputs)
+            loss = F.cross_entropy(functional_call(module, weights, (inputs[batch],)), labels[batch])
+            gradient = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+            weights = {name: w - lr * g for (name, w), g in zip(weights.items(), gradient, strict=True)}
+        (F.cross_entropy(functional_call(module, weights, (real,)), y) / count).backward()
+    return inputs.grad, lrs.grad
+
+
+def flops(module: nn.Module, shape: tuple[int, ...]) -> float:
+    """Multiplications and additions of one outer step of one network that no engine can do without.
+
+    In units of one example forward: 3 for each real example (forward, both gradients); 9 for each distilled example
+    and step (forward, both gradients, and each of the three products' two derivatives).
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        module(torch.zeros(1, *shape))
+    return counter.get_total_flops() * (3 * REAL + 9 * STEPS * EPOCHS * PER_STEP)
+
+
+def peak() -> float:
+    """Floating-point operations a second in a large float32 matrix product."""
+    a = torch.randn(2048, 2048)
+    a @ a
+    return 2 * 2048**3 / min(timed(lambda: a @ a) for _ in range(5))
+
+
+def timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=["lenet", "alexcifarnet"])
+    parser.add_argument("--networks", type=int, default=4, help="networks an outer step averages over")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory", default="auto")
+    args = parser.parse_args()
+
+    shape = (1, 28, 28) if args.network == "lenet" else (3, 32, 32)
+    info = DatasetInfo(
+        "benchmark", tuple("0123456789"), shape, (0.0,) * shape[0], (1.0,) * shape[0], "image", "", False
+    )
+    torch.manual_seed(0)
+    modules = [getattr(networks, args.network)(info) for _ in range(args.networks)]
+    params = {
+        name: torch.stack([module.get_parameter(name).detach() for module in modules])
+        for name, _ in modules[0].named_parameters()
+    }
+    inputs, labels = torch.randn(STEPS, PER_STEP, *shape), torch.arange(10).repeat(STEPS, 1)
+    lrs, real, y = torch.full((EPOCHS, STEPS), 0.02), torch.randn(REAL, *shape), torch.randint(10, (REAL,))
+
+    def ours() -> object:
+        return meta_gradient(modules[0], params, inputs, labels, lrs, F.cross_entropy, real, y, memory=args.memory)
+
+    def reference() -> object:
+        return textbook(modules[0], params, inputs, labels, lrs, real, y)
+
+    ours(), reference()
+    rounds = [(timed(reference), timed(ours)) for _ in range(args.rounds)]
+    slow, fast = (statistics.median(column) / args.networks for column in zip(*rounds, strict=True))
+    ratios = sorted(theirs / mine for theirs, mine in rounds)
+    rate, best = flops(modules[0], shape) / fast, peak()
+    print(f"{args.network}, {args.networks} networks, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"textbook  {slow:.3f} s per network")
+    print(f"ddbench   {fast:.3f} s per network")
+    print(
+        f"ratio     {statistics.median(ratios):.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds)"
+    )
+    print(f"reached   {rate / 1e9:.0f} of {best / 1e9:.0f} GFLOP/s of a matrix product ({rate / best:.0%})")
+
+
+if __name__ == "__main__":
+    main()
