@@ -480,7 +480,8 @@ class Chain:
         """The chain that `network` is on `inputs` `[steps, n, *sample]`, or None: then it is not of this kind."""
         if type(network) is not nn.Sequential:
             return None
-        modules = list(network.named_children())
+        # Not named_children, which leaves out a layer that stands there twice.
+        modules = [(name, module) for name, module in network._modules.items() if module is not None]
         if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for _, m in [("", network), *modules]):
             return None
         return _Builder(inputs).build(modules)

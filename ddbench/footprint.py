@@ -59,7 +59,7 @@ def fitting_memory(
 
     `memory` asks for one mode. `"checkpoint"` is the answer when nothing fits. `inputs`: `[steps, n, *sample]`.
     """
-    together = group_size(network, torch.empty(inputs, device="meta"))
+    together = group_size(network, torch.empty(inputs, device="meta"), networks)
     workers = min(math.ceil(networks / together), torch.get_num_threads())
     one = footprint(network, min(together, networks), inputs, classes, real_batch)
     modes: tuple[Memory, ...] = ("store", "recompute", "checkpoint") if memory is None else (memory,)

@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.files import atomic_write, locked
 from ddbench.results import RunResult
+from ddbench.spec import RunSpec
 
 SCHEMA = 1
 # A row holds the raw value of every network; the csv module's own limit is reached at some 7000 of them.
@@ -148,9 +149,14 @@ def row_of(result: RunResult, *, method_source: str, created: str) -> Row:
     )
 
 
-def path_for(folder: Path, row: Row) -> Path:
-    """The CSV a row belongs to: adaptation runs have their own, others go by objective."""
-    return folder / ("adaptation.csv" if row.target else f"{row.objective}.csv")
+def path_for(folder: Path, spec: RunSpec) -> Path:
+    """The CSV a run's row belongs to: adaptation runs have their own, others go by objective."""
+    return folder / ("adaptation.csv" if spec.target else f"{spec.objective.name}.csv")
+
+
+def check(path: Path) -> None:
+    """Raise `DdbenchError` for a file that rows cannot be appended to, before any work is put into one."""
+    _parse(path, _read_text(path))
 
 
 def find(path: Path, row: Row) -> Row | None:

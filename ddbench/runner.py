@@ -57,6 +57,7 @@ def run(
     reporter = reporter or Silent()
     spec = spec if isinstance(spec, RunSpec) else RunSpec.parse(dict(spec))
     spec, parts = complete(spec, catalog)
+    leaderboard.check(leaderboard.path_for(leaderboards, spec))
     bench = prepare(spec, parts)
     folder = _new_folder(runs, spec, reporter)
     _announce(bench, folder, reporter)
@@ -251,7 +252,7 @@ def _append(result: RunResult, bench: Bench, folder: RunFolder, leaderboards: Pa
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     assert bench.parts.method is not None
     row = leaderboard.row_of(result, method_source=bench.parts.method.distribution, created=created)
-    path = leaderboard.path_for(leaderboards, row)
+    path = leaderboard.path_for(leaderboards, bench.spec)
     existing = leaderboard.find(path, row)
     if existing is not None:
         comparison = leaderboard.comparison(row, existing)

@@ -31,8 +31,8 @@ from ddbench.parallel import for_each_network
 OuterLoss = Callable[[Tensor, Tensor], Tensor]
 Memory = Literal["store", "recompute", "checkpoint"]
 
-TOGETHER = 2
-"""Networks of a chain that go through one call: more no longer fit into a core's cache."""
+TOGETHER = 4
+"""Networks of a chain that go through one call at most: more no longer fit into a core's cache."""
 OUTER_VALUES = 100_000
 """Values of real examples that go through a network at a time: what they leave behind stays in the cache."""
 
@@ -61,7 +61,7 @@ def meta_gradient(
     real_labels: Shaped[Tensor, " batch"],
     *,
     memory: Memory = "recompute",
-    window: int | None = None,
+    window: int | tuple[int, int] | None = None,
 ) -> MetaGradient:
     """Exact gradient of the outer loss after training on `inputs`, averaged over the networks.
 
@@ -72,18 +72,19 @@ def meta_gradient(
 
     `memory` trades memory for time at equal results: `"store"` keeps every step's graph, `"recompute"` keeps the
     weights of each step and rebuilds one graph at a time, `"checkpoint"` keeps every k-th weights (k about
-    sqrt(T)) and trains again in between. `window=k` stops the reverse pass after the last k steps: truncated
-    back-propagation, no longer exact.
+    sqrt(T)) and trains again in between. `window=k` stops the reverse pass after the last k steps;
+    `window=(first, end)` takes the outer loss after `end` steps, on the way, and goes back to `first` (random windows
+    as in Feng et al. 2023, arXiv 2311.07025): truncated back-propagation, no longer exact.
 
     On the CPU several networks go through at a time (`ddbench.parallel`), so `outer_loss` may be called from several
     threads at once. Raises `ValueError` for shapes that do not belong together.
     """
-    _check(inputs, labels, lrs, memory, window)
-    first = 0 if window is None else max(0, lrs.numel() - window)
+    _check(inputs, labels, lrs, memory)
+    first, end = _window(window, lrs.numel())
 
     def one(own: nn.Module, starts: Sequence[Params]) -> tuple[list[Tensor], list[Tensor]]:
         steps = trainer(own, starts, inputs, labels)
-        trajectory = _Trajectory(steps, lrs, memory, first)
+        trajectory = _Trajectory(steps, lrs, memory, first, end)
         losses, adjoints = [], []
         for weights in steps.apart(trajectory.final):
             loss, adjoint = _outer(own, weights, trajectory.buffers, outer_loss, real_inputs, real_labels)
@@ -92,18 +93,19 @@ def meta_gradient(
         return losses, _reverse(trajectory, steps.together(adjoints))
 
     starts = list(unstack(network, params))
-    together = group_size(network, inputs)
+    together = group_size(network, inputs, len(starts))
     groups = [starts[i : i + together] for i in range(0, len(starts), together)]
     losses, gradients = zip(*for_each_network(one, network, groups), strict=True)
-    # Summed in the order of the networks, so that the number of workers does not show in the last digits.
     of_lrs, of_inputs, *of_labels = (torch.stack(parts).sum(0) / len(starts) for parts in zip(*gradients, strict=True))
     loss = torch.stack([loss for group in losses for loss in group])
     return MetaGradient(loss, of_inputs, of_labels[0] if of_labels else None, of_lrs.view(lrs.shape))
 
 
-def group_size(network: nn.Module, inputs: Shaped[Tensor, "steps n *sample"]) -> int:
-    """Networks that one worker trains at a time."""
-    return TOGETHER if Chain.of(network, inputs) else 1
+def group_size(network: nn.Module, inputs: Shaped[Tensor, "steps n *sample"], networks: int) -> int:
+    """Networks that one worker trains at a time: as many as leave no worker idle, where they can share calls."""
+    if Chain.of(network, inputs) is None:
+        return 1
+    return max(1, min(TOGETHER, math.ceil(networks / torch.get_num_threads())))
 
 
 def train(
@@ -115,7 +117,7 @@ def train(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights and buffers of one network after the inner steps, without a graph. `params`: `{name: shape}`."""
     steps = trainer(network, [params], inputs, labels)
-    trajectory = _Trajectory(steps, lrs, "checkpoint", lrs.numel())
+    trajectory = _Trajectory(steps, lrs, "checkpoint", lrs.numel(), lrs.numel())
     [weights] = steps.apart(trajectory.final)
     return weights, trajectory.buffers
 
@@ -148,23 +150,25 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 
 class _Trajectory:
-    """The weights `w_0 .. w_T`, kept as `memory` says, and any step of it with its graph.
+    """The weights `w_0 .. w_end`, kept as `memory` says, and any step of it with its graph.
 
     Steps from `first` on can be asked for again; the earlier ones are only gone through.
     """
 
-    def __init__(self, trainer: Trainer, lrs: Tensor, memory: Memory, first: int) -> None:
-        self.trainer, self.lrs, self.first = trainer, lrs.detach().reshape(-1), first
+    def __init__(self, trainer: Trainer, lrs: Tensor, memory: Memory, first: int, end: int) -> None:
+        self.trainer, self.lrs, self.first, self.end = trainer, lrs.detach().reshape(-1), first, end
         self.buffers = {name: buffer.clone() for name, buffer in trainer.buffers.items()}
-        total = len(self.lrs)
-        self.stride = max(1, math.isqrt(total - first)) if memory == "checkpoint" else 1
+        self.stride = max(1, math.isqrt(end - first)) if memory == "checkpoint" else 1
         self.kept: dict[int, list[Tensor]] = {}
         self.graphs: dict[int, Step] = {}
+        places = range(first, end, self.stride) if memory != "store" else range(0)
+        # One block: weights kept one by one between what comes and goes would leave holes as large as themselves.
+        block = [w.new_empty((len(places), *w.shape)) for w in trainer.start]
 
         weights = trainer.start
-        for t in range(total):
-            if t >= first and (t - first) % self.stride == 0:
-                self.kept[t] = weights
+        for t in range(end):
+            if t in places:
+                self.kept[t] = [part[places.index(t)].copy_(w) for part, w in zip(block, weights, strict=True)]
             step = self._step(t, weights, self.buffers, with_graph=memory == "store" and t >= first)
             if memory == "store" and t >= first:
                 self.graphs[t] = step
@@ -197,7 +201,7 @@ def _reverse(trajectory: _Trajectory, adjoint: Sequence[Tensor]) -> list[Tensor]
     lrs = torch.zeros_like(trajectory.lrs)
     inputs: dict[int, Tensor] = {}
     labels: dict[int, Tensor] = {}
-    for t in reversed(range(trajectory.first, len(lrs))):
+    for t in reversed(range(trajectory.first, trajectory.end)):
         step, batch = trajectory.step(t), t % len(batches)
         lrs[t] -= _dot(adjoint, step.gradient)
         back, of_inputs, of_labels = step.pull([-trajectory.lrs[t] * a for a in adjoint])
@@ -235,7 +239,7 @@ def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return torch.stack([(a * b.detach()).sum() for a, b in zip(left, right, strict=True)]).sum()
 
 
-def _check(inputs: Tensor, labels: Tensor, lrs: Tensor, memory: str, window: int | None) -> None:
+def _check(inputs: Tensor, labels: Tensor, lrs: Tensor, memory: str) -> None:
     steps, n = inputs.shape[:2]
     if labels.shape[:2] != (steps, n) or labels.dim() != (3 if labels.is_floating_point() else 2):
         raise ValueError(
@@ -246,5 +250,13 @@ def _check(inputs: Tensor, labels: Tensor, lrs: Tensor, memory: str, window: int
         raise ValueError(f"lrs {tuple(lrs.shape)} must be [epochs, {steps}]")
     if memory not in ("store", "recompute", "checkpoint"):
         raise ValueError(f"memory must be store, recompute or checkpoint, not {memory!r}")
-    if window is not None and window < 1:
-        raise ValueError("window must be at least 1")
+
+
+def _window(window: int | tuple[int, int] | None, total: int) -> tuple[int, int]:
+    """The first step that counts and the one after the last."""
+    if window is None:
+        return 0, total
+    first, end = (max(0, total - window), total) if isinstance(window, int) else window
+    if not 0 <= first < end <= total:
+        raise ValueError(f"window {window} does not lie within the {total} steps")
+    return first, end

@@ -62,9 +62,18 @@ def slow(task, run, *, stop_at: int = -1):
         run.log(mean=images.mean())
     return DistilledSet(images[None], torch.arange(10)[None])
 
+@ddbench.method
+def spoils(task, run, *, board: str = ""):
+    """Somebody else writes the leaderboard meanwhile."""
+    from pathlib import Path
+    Path(board).parent.mkdir(exist_ok=True)
+    Path(board).write_text("method,accuracy\\nmine,99.9\\n")
+    subset = chosen(task, run)
+    return DistilledSet(subset.inputs[None], subset.labels[None])
+
 @ddbench.hookimpl
 def ddbench_methods():
-    return [nan_images, greedy, raises, nothing, picky, slow]
+    return [spoils, nan_images, greedy, raises, nothing, picky, slow]
 '''
 
 
@@ -208,6 +217,17 @@ def test_interrupted_and_resumed_ends_in_the_same_row(tmp_path: Path, methods: C
     assert row.mean == whole.score.mean
     # A run that has ended is told, not run again.
     assert runner.resume(folder, catalog=methods, leaderboards=tmp_path / "boards") == resumed
+
+
+def test_a_leaderboard_spoilt_during_the_run_does_not_lose_it(tmp_path: Path, methods: Catalog):
+    board = tmp_path / "boards" / "classification.csv"
+    with pytest.raises(DdbenchError, match="its header is not ddbench's"):
+        start(tmp_path, methods, method={"name": "spoils", "options": {"board": str(board)}})
+    assert board.read_text() == "method,accuracy\nmine,99.9\n"
+    [folder] = (tmp_path / "runs").iterdir()
+    assert RunFolder(folder).artifact.exists()
+    with pytest.raises(DdbenchError, match="its header is not ddbench's"):
+        start(tmp_path, methods)
 
 
 def test_smoke_runs_leave_no_row(tmp_path: Path):

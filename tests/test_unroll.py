@@ -152,6 +152,30 @@ def test_window_truncates_to_the_last_steps(memory):
     torch.testing.assert_close(last.loss, exact.loss)
 
 
+@pytest.mark.parametrize("memory", MODES)
+def test_a_window_on_the_way_takes_the_loss_where_it_ends(memory):
+    network, params, inputs, labels, lrs, *rest = problem(3, None, 2, 3, 2, soft=True)
+    exact = meta_gradient(network, params, inputs, labels, lrs, *rest)
+    whole = meta_gradient(network, params, inputs, labels, lrs, *rest, window=(0, 6), memory=memory)
+    torch.testing.assert_close(whole.inputs, exact.inputs)
+
+    # Steps 2 and 3 are the second epoch.
+    middle = meta_gradient(network, params, inputs, labels, lrs, *rest, window=(2, 4), memory=memory)
+    by_then, _ = train(network, params, inputs, labels, lrs[:1])
+    expected = meta_gradient(network, by_then, inputs, labels, lrs[1:2], *rest)
+    for ours, theirs in ((middle.inputs, expected.inputs), (middle.labels, expected.labels)):
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(middle.lrs[1:2], expected.lrs)
+    assert not middle.lrs[[0, 2]].any()
+    torch.testing.assert_close(middle.loss, expected.loss)
+
+    # One step: the other batch has no gradient.
+    one = meta_gradient(network, params, inputs, labels, lrs, *rest, window=(3, 4), memory=memory)
+    assert not one.inputs[0].any()
+    assert not one.labels[0].any()
+    assert one.inputs[1].any()
+
+
 def test_train_is_plain_gradient_descent():
     network, params, inputs, labels, lrs, *_ = problem(4, None, 2, 2, 3, soft=False)
     after, _ = train(network, params, inputs, labels, lrs)

@@ -290,6 +290,7 @@ def _warn_of_broken(catalog: "Catalog") -> None:
 def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path, as_json: bool) -> None:
     from ddbench.bench import complete, prepare
     from ddbench.errors import MissingPrerequisite
+    from ddbench.leaderboard import path_for
     from ddbench.render.tables import plan_lines
 
     spec, parts = complete(spec, catalog)
@@ -300,9 +301,8 @@ def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path
         memory = f"about {predicted[0] / 1e6:.0f} MB at the peak ({predicted[1]})" if predicted else "not predicted"
     except MissingPrerequisite as error:
         data, predicted, memory = f"not there yet: {error.message}", None, "not known before the data is there"
-    board = "adaptation" if spec.target else spec.objective.name
     run_dir = str(runs / spec.run_id)
-    leaderboard = None if spec.smoke else str(leaderboards / f"{board}.csv")
+    leaderboard = None if spec.smoke else str(path_for(leaderboards, spec))
     plan = {
         "status": "planned",
         "spec": spec.model_dump(mode="json"),

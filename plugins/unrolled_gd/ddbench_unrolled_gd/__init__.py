@@ -61,7 +61,11 @@ def unrolled_gd(
     clip: Annotated[
         float, Field(ge=0, description="bound on the norms of the images' and of the rates' gradient; 0 for none")
     ] = 1.0,
-    window: Annotated[int | None, Field(ge=1, description="go back through the last so many steps only")] = None,
+    window: Annotated[int | None, Field(ge=1, description="go back through so many steps only")] = None,
+    window_at: Annotated[
+        Literal["end", "random"],
+        Field(description="where a window ends: at the last step, or each time elsewhere (the outer loss with it)"),
+    ] = "end",
     memory: Annotated[
         Literal["auto", "store", "recompute", "checkpoint"],
         Field(description="what the reverse pass keeps, at equal numbers; auto takes the fastest that fits"),
@@ -118,7 +122,7 @@ def unrolled_gd(
             real.inputs,
             real.labels,
             memory=mode,
-            window=window,
+            window=_window(window, window_at, budget.total_steps, run.generator),
         )
         images.grad = gradient.inputs
         # The chain rule through softplus: d lr / d raw = sigmoid(raw).
@@ -133,6 +137,14 @@ def unrolled_gd(
         run.log(loss=gradient.loss.mean(), gradient_norm=norm, **{f"train_{primary}": current})
 
     return DistilledSet(images.detach(), labels, F.softplus(raw_lrs.detach()))
+
+
+def _window(size: int | None, where: str, total: int, generator: torch.Generator) -> int | tuple[int, int] | None:
+    """The steps to go back through, for `meta_gradient`."""
+    if size is None or size >= total or where == "end":
+        return size
+    end = int(torch.randint(size, total + 1, (), generator=generator))
+    return end - size, end
 
 
 def _decay(schedule: str, done: float) -> float:

@@ -1,0 +1,87 @@
+"""Predicted and measured memory, each measurement in a process of its own: a peak cannot be taken back."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from ddbench.footprint import fitting_memory
+
+MEASURE = """
+import json, resource, sys
+import torch
+from torch import nn
+from torch.nn import functional as F
+from ddbench.footprint import fitting_memory
+from ddbench.unroll import meta_gradient
+
+memory, steps = sys.argv[1], [int(t) for t in sys.argv[2:]]
+torch.set_num_threads(1)
+network = nn.Sequential(nn.Flatten(), nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 10))
+params = {name: torch.randn(2, *p.shape) / 30 for name, p in network.named_parameters()}
+inputs, labels = torch.randn(1, 10, 1, 16, 16), torch.arange(10)[None]
+real, y = torch.randn(64, 1, 16, 16), torch.randint(10, (64,))
+
+def held():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def go(total):
+    lrs = torch.full((total, 1), 1e-3)
+    meta_gradient(network, params, inputs, labels, lrs, F.cross_entropy, real, y, memory=memory)
+
+go(1)
+before, found = held(), []
+for total in steps:
+    go(total)
+    predicted = fitting_memory(network, 2, tuple(inputs.shape), 10, total, 64, 0, memory=memory)[1]
+    found.append((held() - before, predicted))
+print(json.dumps(found))
+"""
+WEIGHTS = 2 * 4 * (256 * 1024 + 1024 + 1024 * 10 + 10)
+"""Bytes of the two networks."""
+
+
+def measured(memory: str, *steps: int) -> list[tuple[int, int]]:
+    command = [sys.executable, "-c", MEASURE, memory, *map(str, steps)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [tuple(pair) for pair in json.loads(done.stdout)]
+
+
+def test_recompute_grows_by_the_weights_of_each_step():
+    (short, _), (middle, _), (long, predicted) = measured("recompute", 3, 30, 300)
+    assert long - middle == pytest.approx(270 * WEIGHTS, rel=0.25)
+    assert middle - short < 27 * 1.6 * WEIGHTS
+    assert long < predicted < 1.6 * long
+
+
+def test_checkpoint_grows_by_their_square_root():
+    (_, _), (long, predicted) = measured("checkpoint", 30, 300)
+    # 300 steps keep 18 weights and up to 17 in between; all would be 300.
+    assert long < 60 * WEIGHTS
+    assert long < predicted + 10 * WEIGHTS
+
+
+def test_store_is_predicted():
+    [(long, predicted)] = measured("store", 100)
+    assert long / 1.6 < predicted < 1.6 * long
+
+
+def test_the_fastest_mode_that_fits():
+    torch.set_num_threads(1)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def mode(free: int, **options: str) -> str:
+        return fitting_memory(network, 4, (10, 10, 1, 8, 8), 10, 1000, 100, free, **options)[0]
+
+    peaks = [
+        fitting_memory(network, 4, (10, 10, 1, 8, 8), 10, 1000, 100, 0, memory=memory)[1]
+        for memory in ("store", "recompute", "checkpoint")
+    ]
+    assert peaks == sorted(peaks, reverse=True)
+    assert [mode(2 * peak) for peak in peaks] == ["store", "recompute", "checkpoint"]
+    assert mode(0) == "checkpoint"
+    assert mode(10**15, memory="recompute") == "recompute"
