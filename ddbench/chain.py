@@ -1,13 +1,12 @@
 """Networks that are chains of simple layers: several at a time, with first and second derivatives written out.
 
-Most of the field's networks are convolutions, linear layers, ReLU, pooling and response normalisation one after the
-other, and an inner step trains them on ten images: calls, not arithmetic, are what such a step costs. So networks share
-calls, convolutions of few channels are one product with the columns of their input, and the product of the
-Hessian with a direction v comes from dual numbers (Pearlmutter 1994): each layer is given its input and that
-input's derivative along v, and gives
-back the same of its output; the way back does likewise with the derivative of the loss.
-The network's own input is one for all networks and all epochs: its columns are taken once, and the gradients that all
-networks and epochs have for it are summed before they are put together.
+Most of the field's networks are convolutions, linear layers, ReLU, pooling and normalisation one after the other, and
+an inner step trains them on ten images: calls, not arithmetic, are what such a step costs. So networks share calls,
+convolutions of few channels are one product with the columns of their input, and the product of the Hessian with a
+direction v comes from dual numbers (Pearlmutter 1994): each layer is given its input and its input's derivative along
+v, and gives back the same of its output; the way back does likewise with the derivative of the loss. The network's own
+input is one for all networks and all epochs: its columns are taken once, and the gradients that all networks and epochs
+have for it are summed before they are put together.
 
 Layout: images `[nets, channels, n, height, width]`, so that a product with columns gives them as they are; features
 `[nets, n, features]`; weights flat, `[nets, parameters]`.
@@ -428,6 +427,72 @@ class _ResponseNorm:
         return result
 
 
+@dataclass(frozen=True)
+class _GroupNorm:
+    """y = gamma z + beta, z = (x - m) / s, with mean m and deviation s of each example over each group of channels."""
+
+    start: int | None
+    channels: int
+    groups: int
+    eps: float
+
+    def _scale(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """gamma and beta, which stand one behind the other."""
+        assert self.start is not None
+        both = flat[:, self.start : self.start + 2 * self.channels].view(-1, 2, self.channels, 1, 1, 1)
+        return both[:, 0], both[:, 1]
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """Over each group, in a shape that goes with x."""
+        grouped = x.view(x.shape[0], self.groups, -1, *x.shape[2:]).mean((2, 4, 5), keepdim=True)
+        return grouped.expand(-1, -1, self.channels // self.groups, -1, -1, -1).flatten(1, 2)
+
+    def _centred(self, x: Tensor, z: Tensor, s: Tensor) -> Tensor:
+        """(x - mean(x) - z mean(x z)) / s: the derivative of z along x, which is its own adjoint."""
+        return (x - self._mean(x) - z * self._mean(x * z)) / s
+
+    def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
+        centred = x - self._mean(x)
+        s = (self._mean(centred * centred) + self.eps).sqrt()
+        z = centred / s
+        if self.start is None:
+            return z, (z, s)
+        gamma, beta = self._scale(w)
+        return torch.addcmul(beta, gamma, z), (z, s)
+
+    def backward(self, w: Tensor, kept: Any, delta: Tensor, g: Tensor) -> Tensor:
+        z, s = kept
+        if self.start is not None:
+            self._of_scale(g, delta * z, delta)
+            delta = delta * self._scale(w)[0]
+        return self._centred(delta, z, s)
+
+    def tangent(self, w: Tensor, v: Tensor, kept: Any, dx: Tensor) -> tuple[Tensor, Any]:
+        z, s = kept
+        dz, ds = self._centred(dx, z, s), self._mean(dx * z)
+        if self.start is None:
+            return dz, (dz, ds)
+        (gamma, _), (dgamma, dbeta) = self._scale(w), self._scale(v)
+        return torch.addcmul(torch.addcmul(dbeta, dgamma, z), gamma, dz), (dz, ds)
+
+    def tangent_backward(
+        self, w: Tensor, v: Tensor, kept: Any, kept_tangent: Any, delta: Tensor, ddelta: Tensor, h: Tensor
+    ) -> Tensor:
+        (z, s), (dz, ds) = kept, kept_tangent
+        if self.start is not None:
+            self._of_scale(h, ddelta * z + delta * dz, ddelta)
+            gamma, dgamma = self._scale(w)[0], self._scale(v)[0]
+            delta, ddelta = delta * gamma, ddelta * gamma + delta * dgamma
+        # The derivative of `_centred(delta)`: of delta, of z twice, and of 1 / s.
+        along_z = dz * self._mean(delta * z) + z * self._mean(delta * dz)
+        return self._centred(ddelta, z, s) - (along_z + ds * self._centred(delta, z, s)) / s
+
+    def _of_scale(self, g: Tensor, of_gamma: Tensor, of_beta: Tensor) -> None:
+        gamma, beta = self._scale(g)
+        torch.sum(of_gamma, (2, 3, 4), keepdim=True, out=gamma)
+        torch.sum(of_beta, (2, 3, 4), keepdim=True, out=beta)
+
+
 def _padded(x: Tensor, padding: tuple[int, int], value: float = 0.0) -> Tensor:
     high, wide = padding
     return F.pad(x, (wide, wide, high, high), value=value) if high or wide else x
@@ -565,6 +630,9 @@ class _Builder:
         if kind is nn.LocalResponseNorm:
             norm = _ResponseNorm(module.size, module.alpha, module.beta, module.k)
             return bool(module.size <= self.shape[0]) and self._put(norm, self.shape)
+        if kind is nn.GroupNorm:
+            start, _ = self._weights(name, module) if module.affine else (None, None)
+            return self._put(_GroupNorm(start, module.num_channels, module.num_groups, module.eps), self.shape)
         if kind is nn.MaxPool2d and pair(module.dilation) == (1, 1) and not module.return_indices:
             return self._pool(_MaxPool, module)
         if kind is nn.AvgPool2d and module.count_include_pad and module.divisor_override is None:

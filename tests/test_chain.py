@@ -23,6 +23,11 @@ CHAINS = {
         nn.AvgPool2d(2), nn.Conv2d(2, 4, 2, stride=2, bias=False), nn.ReLU(), nn.Conv2d(4, 3, (1, 2), padding=(0, 1)),
         nn.AvgPool2d((1, 2)), nn.Dropout(), nn.Identity(), nn.Flatten(), nn.Linear(3, 3, bias=False),
     ),
+    "group normalisation": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(4, 4), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 6, 3, padding=1),
+        nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.GroupNorm(1, 4, affine=False), nn.Flatten(),
+        nn.Linear(36, 3),
+    ),
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 3)),
     "perceptron": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.ReLU(), nn.Linear(4, 3)),
     "convolutions to the end": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 4), nn.Flatten()),
@@ -100,6 +105,7 @@ class Own(nn.Sequential):
 NOT_CHAINS = {
     "statistics": nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 3)),
     "groups": nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 3)),
+    "normalisation first": nn.Sequential(nn.GroupNorm(2, 2), nn.Flatten(), nn.Linear(72, 3)),
     "dilation": nn.Sequential(nn.Conv2d(2, 3, 2, dilation=2), nn.Flatten(), nn.Linear(48, 3)),
     "other padding": nn.Sequential(nn.Conv2d(2, 3, 3, padding_mode="circular"), nn.Flatten(), nn.Linear(48, 3)),
     "padding by name": nn.Sequential(nn.Conv2d(2, 3, 3, padding="same"), nn.Flatten(), nn.Linear(108, 3)),

@@ -147,6 +147,18 @@ def test_the_same_spec_gives_the_same_bytes_and_no_second_row(tmp_path: Path):
     assert len(read(tmp_path / "boards")) == 2
 
 
+@pytest.mark.parametrize("method", [component.name for component in Catalog().components("method")])
+def test_every_method_gives_the_same_bytes_again(tmp_path: Path, method: str):
+    """On two threads, and whatever was drawn before."""
+    torch.set_num_threads(2)
+    spec = {"method": method, "network": "convnet", "smoke": True, "images_per_class": 2}
+    first, _ = start(tmp_path, **spec)
+    torch.rand(7)
+    again, _ = start(tmp_path, **spec)
+    assert again.artifact.sha256 == first.artifact.sha256
+    assert again.score == first.score
+
+
 def test_scoring_an_artefact_again_gives_its_score(tmp_path: Path):
     result, _ = start(tmp_path, **UNROLLED)
     bench, scores = runner.evaluate(DistilledSet.load(result.artifact.path), result.spec)
