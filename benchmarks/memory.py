@@ -4,7 +4,6 @@ python benchmarks/memory.py
 """
 
 import json
-import resource
 import subprocess
 import sys
 
@@ -47,7 +46,9 @@ def measure(network: str, classes: int, total: int, memory: str) -> dict[str, fl
 
 def held() -> int:
     """Peak bytes of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    from ddbench.environment import peak_memory_mb
+
+    return round(peak_memory_mb() * 1e6)
 
 
 def main() -> None:

@@ -485,7 +485,8 @@ class _GroupNorm:
             delta, ddelta = delta * gamma, ddelta * gamma + delta * dgamma
         # The derivative of `_centred(delta)`: of delta, of z twice, and of 1 / s.
         along_z = dz * self._mean(delta * z) + z * self._mean(delta * dz)
-        return self._centred(ddelta, z, s) - (along_z + ds * self._centred(delta, z, s)) / s
+        result: Tensor = self._centred(ddelta, z, s) - (along_z + ds * self._centred(delta, z, s)) / s
+        return result
 
     def _of_scale(self, g: Tensor, of_gamma: Tensor, of_beta: Tensor) -> None:
         gamma, beta = self._scale(g)

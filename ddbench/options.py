@@ -28,6 +28,12 @@ class Component:
     distribution: str = ""
 
     @property
+    def shown_facts(self) -> dict[str, Any]:
+        """The facts a person can read: functions left out, tuples as lists."""
+        facts = {key: value for key, value in self.facts.items() if not callable(value)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
+
+    @property
     def help(self) -> str:
         """The docstring."""
         return inspect.getdoc(self.function) or ""

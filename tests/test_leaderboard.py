@@ -7,6 +7,7 @@ import pytest
 
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.leaderboard import COLUMNS, Row, append, comparison, groups, path_for, read
+from ddbench.spec import RunSpec
 
 COMPARED = (
     "dataset", "dataset_hash", "network", "network_options", "init", "init_options", "protocol", "label_regime",
@@ -117,7 +118,8 @@ def test_rows_of_ten_thousand_networks(tmp_path: Path):
 
 
 def test_where_rows_go(tmp_path: Path):
-    assert path_for(tmp_path, make_row(target="", objective="poisoning")).name == "poisoning.csv"
-    assert path_for(tmp_path, make_row(target="svhn_to_mnist")).name == "adaptation.csv"
+    spec = {"method": "any", "objective": "poisoning"}
+    assert path_for(tmp_path, RunSpec.parse(spec)).name == "poisoning.csv"
+    assert path_for(tmp_path, RunSpec.parse({**spec, "target": "svhn_to_mnist"})).name == "adaptation.csv"
     with pytest.raises(UsageError, match="there is no folder"):
         read(tmp_path / "nothing")

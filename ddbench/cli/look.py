@@ -156,7 +156,7 @@ def _described(component: "Component") -> dict[str, Any]:
         "name": component.name,
         "source": component.distribution,
         "help": component.help,
-        "facts": {key: list(v) if isinstance(v, tuple) else v for key, v in component.facts.items()},
+        "facts": component.shown_facts,
         "options": component.options.model_json_schema().get("properties", {}),
     }
 

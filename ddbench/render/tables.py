@@ -173,7 +173,7 @@ def card(component: "Component") -> None:
     console.print(Text(f"{component.name}  ({component.kind}, {component.distribution})", style="bold"))
     console.print()
     console.print(Markdown(component.help))
-    for key, value in component.facts.items():
+    for key, value in component.shown_facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
         console.print(Text(f"  {key}: {shown}"))
     fields = component.options.model_json_schema().get("properties", {})
