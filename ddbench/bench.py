@@ -1,40 +1,44 @@
 """A run spec made ready to run: names resolved, data loaded and split, network built."""
 
 import copy
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from ddbench.catalog import Catalog
-from ddbench.data import DatasetInfo, ExampleSet, ImageSplits, normalise
-from ddbench.environment import data_dir, derive_seed, keep_freed_memory, resolve_device
-from ddbench.errors import PluginError, blamed_on
+from ddbench.data import ExampleSet
+from ddbench.environment import keep_freed_memory, resolve_device
+from ddbench.errors import PluginError, UsageError, blamed_on
+from ddbench.loading import build, check_network, info_from_facts, load_data, split_validation
+from ddbench.loop import Reporter
 from ddbench.options import Component
+from ddbench.pools import Pools, sampler_arguments
 from ddbench.protocols import Setting, get_protocol
 from ddbench.results import DatasetRecord
 from ddbench.spec import Choice, RunSpec, default_steps
 from ddbench.task import AdaptationTarget, Budget, Networks, Objective, Side, Task
-from ddbench.unroll import evaluation_mode
 
 SMOKE_TRAIN, SMOKE_TEST = 50, 20
 """Examples of each class that a smoke run keeps."""
 SMOKE_STEPS = 3
+SMOKE_NETWORKS = 2
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The components a spec names."""
+    """The components a spec names; `init` is the target where there is one, and `adaptation` what it says."""
 
+    catalog: Catalog
     method: Component | None
     dataset: Component
     network: Component
     objective: Component
-    init: Callable[..., Any]
-    init_source: Component
+    init: Component
+    eval_init: Component
+    adaptation: AdaptationTarget | None
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Bench:
     parts: Parts
     train: ExampleSet
     setting: Setting
+    init: Callable[..., dict[str, Tensor]]
+    pools: Pools
     record: DatasetRecord
     device: torch.device
 
@@ -63,6 +69,19 @@ class Bench:
             peak: tuple[int, str] = predict(self.task(torch.Generator()), **self.spec.method.options)
         return peak
 
+    def draw_once(self) -> None:
+        """Draw the networks that will score, and one to train on: pools are there before the clock runs.
+
+        Raises `UsageError` where a pool has fewer than the spec asks for.
+        """
+        self.task(torch.Generator()).networks.sample(1)
+        self.setting.networks("evaluation", torch.Generator()).sample(self.eval_networks)
+
+    @property
+    def eval_networks(self) -> int:
+        """How many networks score the result."""
+        return min(self.spec.eval_networks, SMOKE_NETWORKS) if self.spec.smoke else self.spec.eval_networks
+
     def task(self, generator: torch.Generator) -> Task:
         """What a method is given, its networks drawn with `generator`.
 
@@ -70,7 +89,7 @@ class Bench:
         """
         setting, info = self.setting, self.train.info
         train = replace(self.train, inputs=self.train.inputs.clone(), labels=self.train.labels.clone())
-        networks = Networks(copy.deepcopy(setting.module), self.parts.init, info, generator, "train")
+        networks = Networks(copy.deepcopy(setting.module), self.init, info, generator, "train")
         return Task(train, setting.objective, networks, setting.budget, info)
 
 
@@ -85,84 +104,65 @@ def complete(spec: RunSpec, catalog: Catalog, *, with_method: bool = True) -> tu
     method = None
     if with_method:
         method, changes["method"] = catalog.resolve("method", spec.method)
-    dataset_choice, network_choice = spec.dataset, spec.network
+    dataset_choice, network_choice, shape, adaptation = spec.dataset, spec.network, spec.sample_shape, None
     if spec.target is not None:
-        component, target = catalog.resolve("target", spec.target)
-        adaptation = component.call(target.options)
+        init, init_choice = catalog.resolve("target", spec.target)
+        changes["target"] = init_choice
+        adaptation = init.call(init_choice.options)
         if not isinstance(adaptation, AdaptationTarget):
-            raise PluginError(f"{component.who} returned {type(adaptation).__name__}, not an AdaptationTarget.")
-        dataset_choice, network_choice = Choice(name=adaptation.dataset), Choice(name=adaptation.network)
-        changes |= {"target": target, "init": target}
-        sampler = _blamed(adaptation.sample, component.who)
+            raise PluginError(f"{init.who} returned {type(adaptation).__name__}, not an AdaptationTarget.")
+        _check_not_named_twice(spec, adaptation, init_choice)
+        if adaptation.dataset is not None and dataset_choice.name != adaptation.dataset:
+            dataset_choice = Choice(name=adaptation.dataset)
+        if network_choice is None:
+            network_choice = Choice(name=adaptation.network)
+        shape = adaptation.sample_shape or shape
     else:
-        component, init_choice = catalog.resolve("init", spec.init)
-        changes["init"] = init_choice
-        sampler = functools.partial(component.call, init_choice.options)
+        init, init_choice = catalog.resolve("init", spec.init)
+    changes |= {"init": init_choice, "eval_init": init_choice, "sample_shape": shape}
+    eval_init = init
+    if spec.eval_init is not None and spec.eval_init != init_choice:
+        eval_init, changes["eval_init"] = catalog.resolve("init", spec.eval_init)
     dataset, changes["dataset"] = catalog.resolve("dataset", dataset_choice)
     objective, changes["objective"] = catalog.resolve("objective", spec.objective)
     network_choice = network_choice or Choice.from_name(dataset.facts.get("network", "mlp"))
-    network, changes["network"] = catalog.resolve("network", network_choice, info_from_facts(dataset))
+    network, changes["network"] = catalog.resolve("network", network_choice, info_from_facts(dataset, shape))
     images_per_class = spec.images_per_class or dataset.facts.get("images_per_class", 10)
     changes |= {"images_per_class": images_per_class, "steps": spec.steps or default_steps(images_per_class)}
-    return spec.model_copy(update=changes), Parts(method, dataset, network, objective, sampler, component)
+    parts = Parts(catalog, method, dataset, network, objective, init, eval_init, adaptation)
+    return spec.model_copy(update=changes), parts
 
 
-def info_from_facts(dataset: Component) -> DatasetInfo:
-    """What is known of a dataset before it is loaded."""
-    facts = dataset.facts
-    return DatasetInfo(
-        name=dataset.name,
-        classes=tuple(facts["classes"]),
-        sample_shape=tuple(facts["sample_shape"]),
-        mean=(0.0,),
-        std=(1.0,),
-        modality=facts.get("modality", "image"),
-        content_hash="",
-        partial=False,
-    )
-
-
-def load_data(spec: RunSpec, dataset: Component, *, download: bool) -> tuple[ExampleSet, ExampleSet]:
-    """Train and test examples of the spec's dataset, normalised. Raises `PluginError` when its plugin fails."""
-    splits = dataset.call(spec.dataset.options, data_dir(), download)
-    if not isinstance(splits, ImageSplits):
-        raise PluginError(f"{dataset.who} returned {type(splits).__name__}, not ImageSplits.")
-    classes = tuple(dataset.facts["classes"])
-    return normalise(dataset.facts.get("label", dataset.name), splits, classes, dataset.facts.get("modality", "image"))
-
-
-def split_validation(train: ExampleSet, share: float) -> tuple[ExampleSet, ExampleSet]:
-    """Train without the validation slice, and the slice: `share` of each class, the same whatever the run's seed."""
-    generator = torch.Generator().manual_seed(derive_seed("validation slice"))
-    kept, held_out = [], []
-    for label in range(len(train.info.classes)):
-        members = train.of_class(label)
-        members = members[torch.randperm(len(members), generator=generator)]
-        count = min(max(1, round(share * len(members))), max(0, len(members) - 1))
-        held_out.append(members[:count])
-        kept.append(members[count:])
-    return train[torch.cat(kept).sort().values], train[torch.cat(held_out).sort().values]
-
-
-def prepare(spec: RunSpec, parts: Parts, *, download: bool = True) -> Bench:
+def prepare(spec: RunSpec, parts: Parts, *, reporter: Reporter | None = None, download: bool = True) -> Bench:
     """Load the data and build the network. Raises `DdbenchError` when either cannot be had."""
     device = resolve_device(spec.device)
     keep_freed_memory()
-    everything, test = load_data(spec, parts.dataset, download=download)
+    everything, test = load_data(parts.dataset, spec.dataset, spec.sample_shape, download=download)
     train, validation = split_validation(everything, spec.validation)
     if spec.smoke:
         train = _first_of_each_class(train, max(SMOKE_TRAIN, spec.images_per_class or 0))
         validation, test = _first_of_each_class(validation, SMOKE_TEST), _first_of_each_class(test, SMOKE_TEST)
     info = train.info
-    with torch.random.fork_rng(devices=[]):
-        module = _built(parts.network, spec, info).to(device)
+    assert spec.network is not None
+    module = build(parts.network, spec.network, info)
+    if parts.adaptation is not None and parts.adaptation.adapt is not None:
+        with blamed_on(parts.init.who):
+            module = parts.adaptation.adapt(module, info)
+        check_network(module, parts.init.who, info)
+    module = module.to(device)
     objective = parts.objective.call(spec.objective.options, info)
     if not isinstance(objective, Objective):
         raise PluginError(f"{parts.objective.who} returned {type(objective).__name__}, not an Objective.")
     budget = Budget(spec.images_per_class or 1, spec.steps or 1, spec.epochs)
+    pools = Pools(spec, parts.catalog, device, reporter)
+    assert spec.eval_init is not None
+    init = _sampler(parts.init, spec.init, parts.adaptation, pools)
+    eval_init = init
+    if spec.eval_init != spec.init:
+        eval_init = _sampler(parts.eval_init, spec.eval_init, None, pools)
 
     def networks(side: Side, generator: torch.Generator) -> Networks:
-        return Networks(module, parts.init, info, generator, side)
+        return Networks(module, eval_init, info, generator, side)
 
     train, validation, test = train.to(device), validation.to(device), test.to(device)
     record = DatasetRecord(
@@ -172,36 +172,49 @@ def prepare(spec: RunSpec, parts: Parts, *, download: bool = True) -> Bench:
         train=len(train),
         validation=len(validation),
         test=len(test),
+        sample_shape=info.sample_shape,
     )
-    return Bench(spec, parts, train, Setting(module, validation, test, objective, budget, networks), record, device)
+    setting = Setting(module, validation, test, objective, budget, networks)
+    return Bench(spec, parts, train, setting, init, pools, record, device)
 
 
-def _blamed(function: Callable[..., Any], who: str) -> Callable[..., Any]:
-    """`function`, whose failures are told as those of `who`."""
+def _check_not_named_twice(spec: RunSpec, adaptation: AdaptationTarget, target: Choice) -> None:
+    """A target brings its own dataset, network and init; others given beside it would be passed over in silence."""
+    given = {
+        "dataset": adaptation.dataset is not None
+        and "dataset" in spec.model_fields_set
+        and spec.dataset.name != adaptation.dataset,
+        "network": spec.network is not None and spec.network.name != adaptation.network,
+        "init": "init" in spec.model_fields_set and spec.init.name != target.name,
+    }
+    for part, clashes in given.items():
+        if clashes:
+            raise UsageError(
+                f"target {target.name} brings its own {part}: --{part} does not go with it.", f"Leave --{part} out."
+            )
 
-    def call(*args: Any) -> Any:
-        with blamed_on(who):
-            return function(*args)
 
-    return call
+def _sampler(
+    component: Component, choice: Choice, adaptation: AdaptationTarget | None, pools: Pools
+) -> Callable[..., dict[str, Tensor]]:
+    """The component as a sampler `(network, info, n, generator, side)`, its options bound; failures name it."""
+    if adaptation is None:
 
+        def draw(*arguments: Any) -> dict[str, Tensor]:
+            drawn: dict[str, Tensor] = component.call(
+                choice.options, *sampler_arguments(component.function, arguments, pools)
+            )
+            return drawn
 
-def _built(component: Component, spec: RunSpec, info: DatasetInfo) -> nn.Module:
-    assert spec.network is not None
-    module = component.call(spec.network.options, info)
-    if not isinstance(module, nn.Module):
-        raise PluginError(f"{component.who} returned {type(module).__name__}, not an nn.Module.")
-    try:
-        with torch.no_grad(), evaluation_mode(module):
-            shape = tuple(module(torch.zeros(2, *info.sample_shape)).shape)
-    except Exception as error:
-        raise PluginError(
-            f"{component.who} does not work on examples of shape {list(info.sample_shape)}: {error}.",
-            "Choose another with --network; `ddbench list networks` names them.",
-        ) from error
-    if shape != (2, len(info.classes)):
-        raise PluginError(f"{component.who} gives outputs {list(shape[1:])} for {len(info.classes)} classes.")
-    return module
+        return draw
+
+    def draw_pretrained(*arguments: Any) -> dict[str, Tensor]:
+        if adaptation.sample is None:
+            return {name: parameter.detach()[None] for name, parameter in arguments[0].named_parameters()}
+        with blamed_on(component.who):
+            return adaptation.sample(*sampler_arguments(adaptation.sample, arguments, pools))
+
+    return draw_pretrained
 
 
 def _first_of_each_class(examples: ExampleSet, count: int) -> ExampleSet:

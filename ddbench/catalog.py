@@ -55,13 +55,14 @@ class Published(pydantic.BaseModel):
 
 
 class Experiment(pydantic.BaseModel):
-    """A run spec by name, with the published figure it answers to."""
+    """A run spec by name, with the published figure it answers to and, where it is a sweep, what is swept."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     name: str
     summary: str
     spec: dict[str, Any]
+    sweep: dict[str, Any] | None = None
     published: Published | None
     distribution: str
 
@@ -311,7 +312,7 @@ def _experiment(path: Path, distribution: str) -> Experiment:
     """Read a TOML file of spec fields with `name`, `summary` and, where there is one, `[published]`."""
     try:
         fields = tomllib.loads(path.read_text())
-        described = {key: fields.pop(key, None) for key in ("name", "summary", "published")}
+        described = {key: fields.pop(key, None) for key in ("name", "summary", "published", "sweep")}
         described = {**described, "name": described["name"] or path.stem, "summary": described["summary"] or ""}
         return Experiment(**described, spec=fields, distribution=distribution)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, pydantic.ValidationError) as error:

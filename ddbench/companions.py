@@ -67,6 +67,8 @@ def _key(bench: Bench, method: Component, networks: int) -> str:
     choice = Choice(name=method.name, options=method.validated({}))
     spec = bench.spec.model_copy(update={"method": choice, "seed": 0, "time_limit": None, "eval_networks": networks})
     parts = bench.parts
-    sources = [c.distribution for c in (method, parts.dataset, parts.network, parts.objective, parts.init_source)]
+    sources = [
+        c.distribution for c in (method, parts.dataset, parts.network, parts.objective, parts.init, parts.eval_init)
+    ]
     machine = json.dumps(describe(bench.device))
     return sha256("\n".join([spec.canonical(), bench.record.content_hash, *sources, machine]).encode())

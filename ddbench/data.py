@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
 from ddbench.errors import DdbenchError, PluginError, UsageError
 from ddbench.files import atomic_write, sha256
@@ -96,6 +97,21 @@ class ExampleSet:
     def minibatch(self, size: int, generator: torch.Generator) -> Self:
         """`size` examples drawn without replacement (all of them, shuffled, where there are fewer)."""
         return self[torch.randperm(len(self), generator=generator)[:size]]
+
+    def in_steps(self, steps: int) -> tuple[Tensor, Tensor]:
+        """Inputs `[steps, n / steps, *sample_shape]` and labels `[steps, n / steps]`: classes spread over the steps.
+
+        Example i of each class goes to step i modulo `steps`. Where the classes do not divide evenly, all examples
+        stay in one step.
+        """
+        places: list[list[int]] = [[] for _ in range(steps)]
+        for label in range(len(self.info.classes)):
+            for position, index in enumerate(self.of_class(label).tolist()):
+                places[position % steps].append(index)
+        if len({len(place) for place in places}) > 1 or not places[0]:
+            return self.inputs[None], self.labels[None]
+        order = torch.tensor(places, device=self.labels.device)
+        return self.inputs[order], self.labels[order]
 
     def random_subset(self, per_class: int, generator: torch.Generator, *, balanced: bool = True) -> Self:
         """`per_class` examples of each class (or as many in all, whatever their class), drawn without replacement.
@@ -183,7 +199,9 @@ class DistilledSet:
             if tensor is not None and not torch.isfinite(tensor).all():
                 faults.append(f"{name} with NaN or infinite values")
         sums = self.labels.sum(-1) if self.soft else None
-        if sums is not None and not ((sums - 1).abs().le(1e-4).all() and self.labels.ge(0).all()):
+        # Targets of a regression may be any numbers.
+        classifies = task.objective.inner_loss is F.cross_entropy
+        if classifies and sums is not None and not ((sums - 1).abs().le(1e-4).all() and self.labels.ge(0).all()):
             faults.append("soft labels that are not distributions: they must not be negative and sum to one")
         if not self.soft and self.labels.numel() and not 0 <= self.labels.min() <= self.labels.max() < classes:
             faults.append(f"labels outside 0 .. {classes - 1}")

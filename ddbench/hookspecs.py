@@ -27,7 +27,8 @@ def ddbench_methods() -> Iterable[object]:  # type: ignore[empty-body]
     """Distillation methods.
 
     Each is a function `(task: Task, run: Run, *, options) -> DistilledSet` marked `@ddbench.method`. With
-    `@ddbench.method(companion=True)` it is a baseline that every other method's score is shown beside.
+    `@ddbench.method(companion=True)` it is a baseline that every other method's score is shown beside;
+    `peak_memory=function`, called as `(task, **options) -> (bytes, how)`, predicts what the method will take.
 
         @ddbench.method
         def first_images(task: Task, run: Run) -> DistilledSet:
@@ -47,7 +48,8 @@ def ddbench_inits() -> Iterable[object]:  # type: ignore[empty-body]
 
     Each is a function `(network, info, n, generator, side, *, options) -> {name: [n, *shape]}` marked
     `@ddbench.init`; `side` is `"train"` or `"evaluation"`. It may return fewer than `n` networks when the
-    distribution has no more to give.
+    distribution has no more to give. With a sixth argument, `sources: Sources`, it can draw on pools of pretrained
+    networks and on other init distributions.
 
         @ddbench.init
         def small(network, info, n, generator, side, *, std: float = 0.01):
@@ -80,7 +82,8 @@ def ddbench_targets() -> Iterable[object]:  # type: ignore[empty-body]
     """Pretrained-adaptation targets: source weights, a network, and the dataset to adapt to.
 
     Each is a function `(*, options) -> AdaptationTarget` marked `@ddbench.target`. `ddbench run --target NAME`
-    takes dataset and network from it and its init distribution for the weights; rows go to `adaptation.csv`.
+    takes dataset and network from it and its init distribution for the weights (which may take `sources` too); rows
+    go to `adaptation.csv`, with the accuracy without adaptation as a companion.
 
         @ddbench.target
         def digits_from_usps():
@@ -121,7 +124,8 @@ def ddbench_experiments() -> Iterable[object]:  # type: ignore[empty-body]
     """Named experiments: TOML files with a run spec, given as paths. `ddbench run --experiment NAME` runs one.
 
     A file may hold, beside the fields of the spec, `name`, `summary` and a table `[published]` with the figure it
-    answers to: `metric`, `mean`, `std` (fractions), `source`.
+    answers to: `metric`, `mean`, `std` (fractions), `source`. With a table `[sweep]` it is run at several values:
+    `axes`, a list of one or two tables of `keys` and `values`, and `plot`, the figure to draw.
 
         @ddbench.hookimpl
         def ddbench_experiments():
@@ -132,6 +136,11 @@ def ddbench_experiments() -> Iterable[object]:  # type: ignore[empty-body]
 @_hookspec(firstresult=True)
 def ddbench_find_network(name: str, info: "DatasetInfo") -> "Component | None":
     """A network for an open-ended name such as `timm/resnet18`, or None when the name is not this plugin's."""
+
+
+@_hookspec(firstresult=True)
+def ddbench_find_target(name: str) -> "Component | None":
+    """A target for an open-ended name such as `timm/resnet18`, or None when the name is not this plugin's."""
 
 
 @_hookspec(firstresult=True)

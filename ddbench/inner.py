@@ -1,6 +1,6 @@
-"""Inner steps, w - lr grad CE, that can be gone back through: by autograd, or several networks at a time as a chain."""
+"""Inner steps, w - lr grad loss, to go back through: by autograd, or several networks at a time as a chain."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -14,6 +14,7 @@ from ddbench.chain import Chain
 from ddbench.operators import FastOperators
 
 Params = Mapping[str, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @contextmanager
@@ -38,7 +39,7 @@ class Step(Protocol):
 
     @property
     def gradient(self) -> Sequence[Tensor]:
-        """dCE/dw."""
+        """d loss / dw."""
         ...
 
     def pull(self, v: Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
@@ -71,13 +72,20 @@ class Trainer(Protocol):
         ...
 
 
-def trainer(network: nn.Module, starts: Sequence[Params], inputs: Tensor, labels: Tensor) -> Trainer:
+def chain_of(network: nn.Module, inputs: Tensor, inner_loss: Loss) -> Chain | None:
+    """The network as a chain, where it is one and is trained by cross-entropy."""
+    return Chain.of(network, inputs) if inner_loss is F.cross_entropy else None
+
+
+def trainer(
+    network: nn.Module, starts: Sequence[Params], inputs: Tensor, labels: Tensor, inner_loss: Loss = F.cross_entropy
+) -> Trainer:
     """Whoever can take the inner steps of these networks; of several at a time only where they are a chain."""
-    chain = Chain.of(network, inputs)
+    chain = chain_of(network, inputs, inner_loss)
     if chain is not None:
         return _Chained(chain, starts, inputs, labels)
     [start] = starts
-    return _Alone(network, start, inputs, labels)
+    return _Alone(network, start, inputs, labels, inner_loss)
 
 
 class _Chained:
@@ -105,8 +113,8 @@ class _Chained:
 class _Alone:
     """Any one network, by autograd."""
 
-    def __init__(self, network: nn.Module, start: Params, inputs: Tensor, labels: Tensor) -> None:
-        self.network, self.names = network, list(start)
+    def __init__(self, network: nn.Module, start: Params, inputs: Tensor, labels: Tensor, inner_loss: Loss) -> None:
+        self.network, self.names, self.inner_loss = network, list(start), inner_loss
         self.inputs, self.labels = inputs.detach(), labels.detach()
         self.start = [tensor.detach() for tensor in start.values()]
         self.buffers = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
@@ -120,7 +128,7 @@ class _Alone:
         with torch.enable_grad(), inner_mode(self.network), FastOperators():
             named = dict(zip(self.names, leaves, strict=True))
             logits = functional_call(self.network, (named, buffers), (inputs,))
-            loss = F.cross_entropy(logits, labels)
+            loss = self.inner_loss(logits, labels)
             gradient = torch.autograd.grad(
                 loss, leaves, create_graph=with_graph, allow_unused=True, materialize_grads=True
             )

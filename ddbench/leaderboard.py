@@ -25,7 +25,8 @@ class Row(pydantic.BaseModel):
 
     `values` holds every network's figure, `metrics` the means of the other metrics, `companions` mean, std and n of
     each baseline under the same protocol. `images_per_class` is the total (IPC); `bytes` counts images, labels and
-    rates. `selected_on` says what was chosen and on which data. `peak_memory_mb` is of the whole process.
+    rates. `selected_on` says what was chosen and on which data. `pretrained` names the
+    pools that networks came from, with their sizes. `peak_memory_mb` is of the whole process.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +34,7 @@ class Row(pydantic.BaseModel):
     schema_version: int = SCHEMA
     fingerprint: str
     created: str
+    experiment: str
     method: str
     method_options: str
     method_source: str
@@ -44,11 +46,16 @@ class Row(pydantic.BaseModel):
     test_images: int
     network: str
     network_options: str
+    sample_shape: str
     init: str
     init_options: str
+    eval_init: str
+    eval_init_options: str
+    pretrained: str
     objective: str
     objective_options: str
     target: str
+    target_options: str
     images_per_class: int
     steps: int
     epochs: int
@@ -101,6 +108,7 @@ def row_of(result: RunResult, *, method_source: str, created: str) -> Row:
     return Row(
         fingerprint=spec.fingerprint,
         created=created,
+        experiment=spec.experiment,
         method=spec.method.name,
         method_options=_json(spec.method.options),
         method_source=method_source,
@@ -112,11 +120,16 @@ def row_of(result: RunResult, *, method_source: str, created: str) -> Row:
         test_images=dataset.test,
         network=spec.network.name,
         network_options=_json(spec.network.options),
+        sample_shape="x".join(map(str, dataset.sample_shape)),
         init=spec.init.name,
         init_options=_json(spec.init.options),
+        eval_init=(spec.eval_init or spec.init).name,
+        eval_init_options=_json((spec.eval_init or spec.init).options),
+        pretrained=_json(result.pretrained),
         objective=spec.objective.name,
         objective_options=_json(spec.objective.options),
         target=spec.target.name if spec.target else "",
+        target_options=_json(spec.target.options if spec.target else {}),
         images_per_class=spec.images_per_class or 0,
         steps=spec.steps or 0,
         epochs=spec.epochs,
@@ -211,14 +224,14 @@ def read(folder: Path) -> list[Row]:
 def groups(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
     """Rows that may be ranked against one another, best first, each group under what its rows share.
 
-    Only rows of the same objective, metric, target, data (by content), total IPC and steps, protocol, network, init and
-    label regime compare.
+    Only rows of the same objective, metric, target, data (by content), total IPC and steps, protocol, network, label
+    regime and init distribution of scoring compare; what they were distilled for is the method's own choice.
     """
     grouped: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         budget = f"IPC {row.images_per_class}, {row.steps}x{row.epochs} steps"
         data = (row.dataset, row.dataset_hash, str(row.train_images))
-        networks = (row.network, row.network_options, row.init, row.init_options)
+        networks = (row.network, row.network_options, row.eval_init, row.eval_init_options, row.pretrained)
         aim = (row.objective, row.objective_options, row.target, row.metric)
         grouped.setdefault((*data, *networks, *aim, budget, row.protocol, row.label_regime), []).append(row)
     return {

@@ -27,6 +27,7 @@ class DatasetRecord(_Frozen):
     train: int
     validation: int
     test: int
+    sample_shape: tuple[int, ...] = ()
 
 
 class Artifact(_Frozen):
@@ -62,6 +63,7 @@ class RunResult(_Frozen):
     before: dict[str, Score] = {}
     companions: dict[str, Score] = {}
     selected: str = ""
+    pretrained: dict[str, dict[str, Any]] = {}
     steps_done: int = 0
     stopped_by: str = ""
     rollbacks: int = 0

@@ -19,6 +19,7 @@ from ddbench.environment import derive_seed, describe, free_memory, peak_memory_
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
 from ddbench.files import atomic_write, explained_os_errors, in_use
 from ddbench.leaderboard import Row
+from ddbench.loading import conversion
 from ddbench.loop import Reporter, Run, Silent
 from ddbench.protocols import get_protocol
 from ddbench.results import Artifact, RunFolder, RunResult, Seconds, Status
@@ -27,7 +28,6 @@ from ddbench.stats import Score, summarise
 
 ARTIFACT_LIMIT = 1_000_000
 """Largest artefact, in bytes, that is kept beside its leaderboard row."""
-SMOKE_NETWORKS = 2
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def run(
     spec = spec if isinstance(spec, RunSpec) else RunSpec.parse(dict(spec))
     spec, parts = complete(spec, catalog)
     leaderboard.check(leaderboard.path_for(leaderboards, spec))
-    bench = prepare(spec, parts)
+    bench = prepare(spec, parts, reporter=reporter)
     folder = _new_folder(runs, spec, reporter)
     _announce(bench, folder, reporter)
     return _run_in(folder, bench, catalog, leaderboards, reporter)
@@ -80,7 +80,7 @@ def resume(
     if ended is not None and ended.status == "ok":
         reporter.say("This run has ended already.")
         return ended
-    bench = prepare(spec, parts)
+    bench = prepare(spec, parts, reporter=reporter)
     _announce(bench, folder, reporter)
     return _run_in(folder, bench, catalog, leaderboards, reporter)
 
@@ -89,13 +89,13 @@ def evaluate(
     distilled: DistilledSet, spec: RunSpec, *, catalog: Catalog | None = None, reporter: Reporter | None = None
 ) -> tuple[Bench, Scores]:
     """Score a set under the spec's protocol; writes nothing. Raises `DdbenchError` when it does not fit the spec."""
-    catalog = catalog or Catalog()
-    bench = prepare(*complete(spec, catalog, with_method=False))
+    catalog, reporter = catalog or Catalog(), reporter or Silent()
+    bench = prepare(*complete(spec, catalog, with_method=False), reporter=reporter)
     try:
         distilled.validate(bench.task(torch.Generator()), "the set has")
     except PluginError as error:
         raise UsageError(f"this set does not fit {bench.record.name}: {error.message}", error.hint) from error
-    return bench, _score(bench, distilled.to(bench.device), catalog, reporter or Silent())
+    return bench, _score(bench, distilled.to(bench.device), catalog, reporter)
 
 
 def _run_in(folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Path, reporter: Reporter) -> RunResult:
@@ -146,6 +146,7 @@ def _distil_and_score(
     folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Path, reporter: Reporter, result: RunResult
 ) -> RunResult:
     spec = bench.spec
+    bench.draw_once()
     run = Run(
         folder.path,
         seed=spec.seed,
@@ -176,6 +177,7 @@ def _distil_and_score(
             "before": scores.before,
             "companions": scores.companions,
             "selected": scores.selected,
+            "pretrained": bench.pools.used,
             "steps_done": run.steps_done,
             "stopped_by": run.stopped_by,
             "rollbacks": run.rollbacks,
@@ -213,13 +215,16 @@ def _distil(bench: Bench, run: Run) -> DistilledSet:
 
 def _score(bench: Bench, distilled: DistilledSet, catalog: Catalog, reporter: Reporter) -> Scores:
     spec = bench.spec
-    networks = min(spec.eval_networks, SMOKE_NETWORKS) if spec.smoke else spec.eval_networks
     reporter.stage(f"Scoring under {spec.protocol}")
-    evaluation = get_protocol(spec.protocol).evaluate([distilled], bench.setting, networks, reporter)
+    evaluation = get_protocol(spec.protocol).evaluate([distilled], bench.setting, bench.eval_networks, reporter)
+    before = {name: summarise(values) for name, values in evaluation.before.items()}
+    companions = score_companions(bench, catalog, bench.eval_networks, reporter)
+    if spec.target is not None:
+        companions = {"no_adaptation": before[bench.setting.objective.primary], **companions}
     return Scores(
         after={name: summarise(values) for name, values in evaluation.scores.items()},
-        before={name: summarise(values) for name, values in evaluation.before.items()},
-        companions=score_companions(bench, catalog, networks, reporter),
+        before=before,
+        companions=companions,
         selected=evaluation.selected,
     )
 
@@ -240,6 +245,7 @@ def _described(distilled: DistilledSet, bench: Bench) -> DistilledSet:
         method=spec.method.name,
         network=spec.network.name,
         init=spec.init.name,
+        eval_init=(spec.eval_init or spec.init).name,
         objective=spec.objective.name,
         protocol=spec.protocol,
         label_regime="stored soft" if distilled.soft else "hard",
@@ -279,7 +285,13 @@ def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
         f"Data     {record.name}: {record.train} training, {record.validation} validation, {record.test} test images; "
         f"{copy} (sha256 {record.content_hash[:12]})"
     )
-    reporter.say(f"Network  {spec.network.name}, {parameters:,} weights from init {spec.init.name}, on {bench.device}")
+    what = conversion(tuple(bench.parts.dataset.facts["sample_shape"]), record.sample_shape)  # type: ignore[arg-type]
+    if what:
+        reporter.say(f"Images   converted: {what}")
+    came_from = f"{'target' if spec.target else 'init'} {spec.init.name}"
+    if spec.eval_init != spec.init:
+        came_from += f", scored from {(spec.eval_init or spec.init).name}"
+    reporter.say(f"Network  {spec.network.name}, {parameters:,} weights from {came_from}, on {bench.device}")
     reporter.say(
         f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
     )

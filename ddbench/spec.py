@@ -11,7 +11,7 @@ from ddbench.errors import UsageError
 from ddbench.files import sha256
 from ddbench.options import did_you_mean
 
-PARTS = ("method", "dataset", "network", "init", "objective", "target")
+PARTS = ("method", "dataset", "network", "init", "eval_init", "objective", "target")
 DEFAULT_STEPS = 10
 
 
@@ -57,7 +57,7 @@ def _a_device(value: str) -> str:
 
 
 class RunSpec(_Frozen):
-    """What to run. Every field but `device` enters the fingerprint.
+    """What to run. Every field but `device` and `experiment` enters the fingerprint.
 
     `network`, `images_per_class` and `steps` may be left out: the dataset suggests the first two, and `steps` is
     the largest divisor of `images_per_class` up to 10, so that each step has the same number of images per class.
@@ -66,9 +66,13 @@ class RunSpec(_Frozen):
     method: Named
     dataset: Named = Choice(name="digits")
     network: Named | None = Field(None, description="the dataset's usual one when left out")
+    sample_shape: tuple[int, int, int] | None = Field(
+        None, description="channels, height and width that images are converted to; as they are when left out"
+    )
     init: Named = Choice(name="random")
+    eval_init: Named | None = Field(None, description="init distribution of scoring; the same as init when left out")
     objective: Named = Choice(name="classification")
-    target: Named | None = Field(None, description="pretrained-adaptation target; sets dataset, network and init")
+    target: Named | None = Field(None, description="pretrained-adaptation target; sets network and init")
     images_per_class: int | None = Field(None, ge=1, description="over all steps together (IPC)")
     steps: int | None = Field(None, ge=1, description="gradient steps with a batch of images each")
     epochs: int = Field(3, ge=1, description="how often the steps are cycled through")
@@ -81,6 +85,7 @@ class RunSpec(_Frozen):
     )
     smoke: bool = Field(False, description="a few steps on little data, to see that everything works; no row")
     device: Annotated[str, AfterValidator(_a_device)] = "auto"
+    experiment: str = Field("", description="name of the experiment that the run carries out")
 
     @classmethod
     def parse(cls, fields: dict[str, Any]) -> Self:
@@ -105,8 +110,10 @@ class RunSpec(_Frozen):
             ) from error
 
     def canonical(self) -> str:
-        """The same text for the same run on any machine: JSON, sorted keys, without the device."""
-        return json.dumps(self.model_dump(mode="json", exclude={"device"}), sort_keys=True, separators=(",", ":"))
+        """The same text for the same run on any machine: JSON, sorted keys, without device and experiment."""
+        return json.dumps(
+            self.model_dump(mode="json", exclude={"device", "experiment"}), sort_keys=True, separators=(",", ":")
+        )
 
     @property
     def fingerprint(self) -> str:

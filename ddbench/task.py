@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ddbench.data import DatasetInfo, ExampleSet
 from ddbench.errors import PluginError
@@ -30,31 +31,76 @@ class Budget:
         return self.epochs * self.steps
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""`(logits [batch, classes], labels [batch] or soft [batch, classes])` to a scalar, the mean over the batch."""
+
+
+def _as_they_are(labels: Tensor) -> Tensor:
+    return labels
+
+
 @dataclass(frozen=True)
 class Objective:
     """What distilled data should achieve.
 
     `loss(logits [batch, classes], labels [batch])` is a differentiable scalar to distil against (None where there
-    is none); `metrics(logits, labels)` gives named figures for people, of which `primary` ranks.
+    is none); `metrics(logits, labels)` gives named figures for people, of which `primary` ranks. A metric that has
+    nothing to measure (no example of the class it is about) is NaN.
+
+    `inner_loss` is what networks minimise when they train on the distilled set. `relabel(labels)` gives the labels
+    that real examples carry when they are that set: under poisoning, those of the attacked class are the target's.
     """
 
-    loss: Callable[[Tensor, Tensor], Tensor] | None
+    loss: Loss | None
     metrics: Callable[[Tensor, Tensor], dict[str, float]]
     primary: str
     higher_is_better: bool = True
+    inner_loss: Loss = F.cross_entropy
+    relabel: Callable[[Tensor], Tensor] = _as_they_are
 
 
 class InitSampler(Protocol):
     """An init distribution with its options bound: up to `n` initial weights, stacked, for one side.
 
     Returns `{parameter name: [n, *shape]}`. The evaluation side draws other networks than the training side, unless
-    the distribution has only one to give (`fixed` returns one, however many were asked for).
+    the distribution has only one to give (`fixed` returns one, however many were asked for). A distribution that
+    takes a sixth argument is given `Sources`.
     """
 
     def __call__(
-        self, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side
+        self, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side, /
     ) -> dict[str, Tensor]:
         """Draw."""
+        ...
+
+
+class Sources(Protocol):
+    """What an init distribution may draw on besides random numbers: networks trained before, other distributions."""
+
+    def pool(
+        self,
+        side: Side,
+        n: int,
+        generator: torch.Generator,
+        *,
+        count: int,
+        held_out: int,
+        steps: int,
+        lr: float,
+        dataset: str | None = None,
+        sample_shape: tuple[int, int, int] | None = None,
+    ) -> dict[str, Tensor]:
+        """`n` networks of the run's architecture that were trained on `dataset` (None: the run's own), stacked.
+
+        The pool has `count` networks to draw from and `held_out` others to score on; what is missing of it is trained
+        first, by `steps` of Adam at rate `lr`. Raises `UsageError` where it has fewer than `n`.
+        """
+        ...
+
+    def draw(
+        self, init: object, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side
+    ) -> dict[str, Tensor]:
+        """Weights from another init distribution: a name, or a mapping of `name` and `options`."""
         ...
 
 
@@ -102,10 +148,14 @@ class Task:
 class AdaptationTarget:
     """Pretrained networks and the dataset they are to be adapted to.
 
-    `dataset` and `network` are names as on the command line; `sample` is the init distribution that gives the
-    source weights.
+    `network` is a name as on the command line, and so is `dataset`; None leaves it to the user. `sample` is the init
+    distribution that gives the source weights; None starts from the weights that the network itself has. Images are
+    converted to `sample_shape` (grey to colour, resized) where one is given. `adapt(network, info)`, where there is
+    one, turns the network as it is built for the new classes into the one to be adapted, its weights loaded.
     """
 
-    dataset: str
+    dataset: str | None
     network: str
-    sample: InitSampler
+    sample: InitSampler | None = None
+    sample_shape: tuple[int, int, int] | None = None
+    adapt: Callable[[nn.Module, DatasetInfo], nn.Module] | None = None

@@ -3,7 +3,7 @@
 Notation (Wang et al. 2018, arXiv 1811.10959, Section 3). Weights `w_0` are trained on `steps` batches, cycled
 `epochs` times, by plain gradient descent with one rate per step:
 
-    w_{t+1} = w_t - lr_t * g_t,     g_t = grad_w CE(network(x_t; w_t), y_t),     t = 0 .. T-1,  T = epochs * steps
+    w_{t+1} = w_t - lr_t * g_t,     g_t = grad_w loss(network(x_t; w_t), y_t),     t = 0 .. T-1,  T = epochs * steps
 
 The outer loss L is evaluated at `w_T`. Going back from `a_T = dL/dw_T`, each step costs one Hessian-vector product:
 
@@ -13,7 +13,7 @@ The outer loss L is evaluated at `w_T`. Going back from `a_T = dL/dw_T`, each st
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -22,13 +22,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
-from ddbench.chain import Chain
-from ddbench.inner import Params, Step, Trainer, trainer
+from ddbench.inner import Loss, Params, Step, Trainer, chain_of, trainer
 from ddbench.operators import FastOperators
 from ddbench.parallel import for_each_network
 
-OuterLoss = Callable[[Tensor, Tensor], Tensor]
 Memory = Literal["store", "recompute", "checkpoint"]
 
 TOGETHER = 4
@@ -56,12 +55,13 @@ def meta_gradient(
     inputs: Float[Tensor, "steps n *sample"],
     labels: Shaped[Tensor, "steps n *classes"],
     lrs: Float[Tensor, "epochs steps"],
-    outer_loss: OuterLoss,
+    outer_loss: Loss,
     real_inputs: Float[Tensor, " batch *sample"],
     real_labels: Shaped[Tensor, " batch"],
     *,
     memory: Memory = "recompute",
     window: int | tuple[int, int] | None = None,
+    inner_loss: Loss = F.cross_entropy,
 ) -> MetaGradient:
     """Exact gradient of the outer loss after training on `inputs`, averaged over the networks.
 
@@ -76,6 +76,8 @@ def meta_gradient(
     `window=(first, end)` takes the outer loss after `end` steps, on the way, and goes back to `first` (random windows
     as in Feng et al. 2023, arXiv 2311.07025): truncated back-propagation, no longer exact.
 
+    `inner_loss(logits, labels)` is what the inner steps descend: a mean over the batch.
+
     On the CPU several networks go through at a time (`ddbench.parallel`), so `outer_loss` may be called from several
     threads at once. Raises `ValueError` for shapes that do not belong together.
     """
@@ -83,7 +85,7 @@ def meta_gradient(
     first, end = _window(window, lrs.numel())
 
     def one(own: nn.Module, starts: Sequence[Params]) -> tuple[list[Tensor], list[Tensor]]:
-        steps = trainer(own, starts, inputs, labels)
+        steps = trainer(own, starts, inputs, labels, inner_loss)
         trajectory = _Trajectory(steps, lrs, memory, first, end)
         losses, adjoints = [], []
         for weights in steps.apart(trajectory.final):
@@ -93,7 +95,7 @@ def meta_gradient(
         return losses, _reverse(trajectory, steps.together(adjoints))
 
     starts = list(unstack(network, params))
-    together = group_size(network, inputs, len(starts))
+    together = group_size(network, inputs, len(starts), inner_loss)
     groups = [starts[i : i + together] for i in range(0, len(starts), together)]
     losses, gradients = zip(*for_each_network(one, network, groups), strict=True)
     of_lrs, of_inputs, *of_labels = (torch.stack(parts).sum(0) / len(starts) for parts in zip(*gradients, strict=True))
@@ -101,9 +103,14 @@ def meta_gradient(
     return MetaGradient(loss, of_inputs, of_labels[0] if of_labels else None, of_lrs.view(lrs.shape))
 
 
-def group_size(network: nn.Module, inputs: Shaped[Tensor, "steps n *sample"], networks: int) -> int:
+def group_size(
+    network: nn.Module,
+    inputs: Shaped[Tensor, "steps n *sample"],
+    networks: int,
+    inner_loss: Loss = F.cross_entropy,
+) -> int:
     """Networks that one worker trains at a time: as many as leave no worker idle, where they can share calls."""
-    if Chain.of(network, inputs) is None:
+    if chain_of(network, inputs, inner_loss) is None:
         return 1
     return max(1, min(TOGETHER, math.ceil(networks / torch.get_num_threads())))
 
@@ -114,9 +121,10 @@ def train(
     inputs: Float[Tensor, "steps n *sample"],
     labels: Shaped[Tensor, "steps n *classes"],
     lrs: Float[Tensor, "epochs steps"],
+    inner_loss: Loss = F.cross_entropy,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights and buffers of one network after the inner steps, without a graph. `params`: `{name: shape}`."""
-    steps = trainer(network, [params], inputs, labels)
+    steps = trainer(network, [params], inputs, labels, inner_loss)
     trajectory = _Trajectory(steps, lrs, "checkpoint", lrs.numel(), lrs.numel())
     [weights] = steps.apart(trajectory.final)
     return weights, trajectory.buffers
@@ -220,7 +228,7 @@ def _outer(
     network: nn.Module,
     weights: Params,
     buffers: Params,
-    outer_loss: OuterLoss,
+    outer_loss: Loss,
     real_inputs: Tensor,
     real_labels: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddbench.bench import complete, prepare, split_validation
+from ddbench.bench import complete, prepare
 from ddbench.catalog import Catalog
 from ddbench.errors import DdbenchError, MissingPrerequisite, PluginError, UsageError
+from ddbench.loading import split_validation
 from ddbench.spec import RunSpec
 
 PLUGIN = '''

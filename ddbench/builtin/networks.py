@@ -6,6 +6,7 @@ from typing import Annotated
 import pydantic
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import ddbench
 from ddbench import Component, DatasetInfo, UsageError
@@ -129,6 +130,79 @@ def linear(info: DatasetInfo) -> nn.Module:
     return nn.Sequential(layers)
 
 
+class _CifarBlock(nn.Module):
+    """Two 3x3 convolutions with batch normalisation beside a shortcut without parameters (He et al. 2016, option A)."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.stride, self.more = stride, out - channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum of both ways; where channels are added, the shortcut is strided and padded with zeros."""
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        short = x[:, :, :: self.stride, :: self.stride]
+        return F.relu(y + F.pad(short, (0, 0, 0, 0, self.more // 2, self.more - self.more // 2)))
+
+
+class _CifarResNet(nn.Module):
+    """Three stages of 16, 32 and 64 channels, `blocks` each."""
+
+    @staticmethod
+    def _stage(channels: int, out: int, stride: int, blocks: int) -> nn.Sequential:
+        return nn.Sequential(_CifarBlock(channels, out, stride), *[_CifarBlock(out, out, 1) for _ in range(blocks - 1)])
+
+    def __init__(self, channels: int, classes: int, blocks: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16, 1, blocks)
+        self.layer2 = self._stage(16, 32, 2, blocks)
+        self.layer3 = self._stage(32, 64, 2, blocks)
+        self.linear = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
+
+
+@ddbench.network
+def resnet20(info: DatasetInfo) -> nn.Module:
+    """ResNet-20 for 32x32 images: three stages of three blocks, 16 to 64 channels (He et al. 2016, Section 4.2)."""
+    channels, _ = _image_size(info, "resnet20", 8)
+    return _CifarResNet(channels, len(info.classes), blocks=3)
+
+
+class AsTrained(nn.Module):
+    """A network shown its images as those it was trained on: normalised by `mean` and `std` of its own, RGB.
+
+    Ours are normalised by the statistics of their own dataset; an affine change per channel takes one to the other,
+    and grey images are shown three times.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, info: DatasetInfo, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        ours_mean, ours_std = torch.tensor(info.mean), torch.tensor(info.std)
+        theirs_mean, theirs_std = torch.tensor(mean), torch.tensor(std)
+        self.register_buffer("scale", (ours_std / theirs_std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("shift", ((ours_mean - theirs_mean) / theirs_std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.network(images * self.scale + self.shift)
+        return logits
+
+
 class _GreyAsColour(nn.Module):
     """A colour network that is shown grey images three times."""
 
@@ -174,4 +248,4 @@ def ddbench_find_network(name: str, info: DatasetInfo) -> Component | None:
 
 @ddbench.hookimpl
 def ddbench_networks() -> list[object]:
-    return [lenet, alexcifarnet, convnet, mlp, linear]
+    return [lenet, alexcifarnet, convnet, resnet20, mlp, linear]

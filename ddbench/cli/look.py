@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ddbench.options import Component
 
 PLURALS = {f"{kind}s": kind for kind in KINDS}
-UNCONFIGURED = ("protocols", "experiments")
+UNCONFIGURED = ("protocols", "experiments", "pools")
 LISTED = (*PLURALS, *UNCONFIGURED)
 
 
@@ -25,7 +25,7 @@ def list_(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """List what there is: methods, datasets, networks, init distributions, objectives, protocols, experiments.
+    """List what there is: methods, datasets, networks, init distributions, objectives, protocols, experiments, pools.
 
     Examples: `ddbench list`, `ddbench list datasets`
     """
@@ -133,17 +133,22 @@ def _entries(catalog: "Catalog", plural: str) -> list[dict[str, str]]:
         return [{"name": p.name, "summary": p.summary, "source": "ddbench"} for p in PROTOCOLS.values()]
     if plural == "experiments":
         return [{"name": e.name, "summary": e.summary, "source": e.distribution} for e in catalog.experiments()]
+    if plural == "pools":
+        from ddbench.pools import list_pools
+        from ddbench.render.tables import pool_summary
+
+        return [{"name": p.folder.name, "summary": pool_summary(p), "source": str(p.folder)} for p in list_pools()]
     components = catalog.components(PLURALS[plural])
     return [{"name": c.name, "summary": c.summary, "source": c.distribution} for c in components]
 
 
 def _anything(catalog: "Catalog", name: str) -> "Component":
     """A component of an open-ended name, or a `UsageError` with the nearest of all names."""
-    from ddbench.bench import info_from_facts
+    from ddbench.loading import info_from_facts
     from ddbench.spec import RunSpec
 
     info = info_from_facts(catalog.get("dataset", RunSpec.model_fields["dataset"].default.name))
-    component = catalog.find("dataset", name) or catalog.find("network", name, info)
+    component = catalog.find("dataset", name) or catalog.find("network", name, info) or catalog.find("target", name)
     if component is not None:
         return component
     known = [c.name for kind in KINDS for c in catalog.components(kind)]

@@ -3,7 +3,7 @@
 import json
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ddbench.catalog import Catalog
     from ddbench.results import RunResult
     from ddbench.spec import RunSpec
+    from ddbench.sweep import Sweep
 
 DEFAULT_LEADERBOARDS = Path("leaderboards")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all else goes to stderr.")]
@@ -41,9 +42,15 @@ def run(
         str | None, typer.Option(help="Network, torchvision/NAME or timm/NAME. [the dataset's usual one]")
     ] = None,
     init: Annotated[str | None, typer.Option(help="Init distribution. [random]")] = None,
+    eval_init: Annotated[
+        str | None, typer.Option("--eval-init", help="Init distribution of the networks that score. [the same]")
+    ] = None,
     objective: Annotated[str | None, typer.Option(help="Objective. [classification]")] = None,
     target: Annotated[
-        str | None, typer.Option(help="Pretrained-adaptation target (sets dataset, network and init).")
+        str | None, typer.Option(help="Pretrained-adaptation target, torchvision/NAME or timm/NAME.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="File with the pretrained weights of the target.", metavar="FILE")
     ] = None,
     ipc: Annotated[int | None, typer.Option(help="Images per class over all steps. [the dataset's usual]")] = None,
     steps: Annotated[
@@ -64,6 +71,17 @@ def run(
     ] = None,
     plugin: Plugins = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="A few steps on little data, to see that it works.")] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            help="Run at each of several values and draw the result; a second one gives a line each.",
+            metavar="KEY[,KEY]=VALUE,VALUE,...",
+        ),
+    ] = None,
+    plot: Annotated[
+        str, typer.Option(help="What a sweep draws: a metric, or a figure the method logs. [the primary metric]")
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,
     runs: Annotated[Path, typer.Option(help="Folder of the run folders.", metavar="DIR")] = Path("runs"),
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
@@ -80,12 +98,15 @@ def run(
     - `ddbench run --method unrolled_gd --dataset mnist --init fixed --ipc 1 --set outer_steps=2000`
 
     - `ddbench run --plugin my_method.py --method my_method --smoke`
+
+    - `ddbench run --method unrolled_gd --sweep steps,images_per_class=1,2,5,10 --sweep epochs=1,3`
     """
     flags = {
         "method": method,
         "dataset": dataset,
         "network": network,
         "init": init,
+        "eval_init": eval_init,
         "objective": objective,
         "target": target,
         "images_per_class": ipc,
@@ -102,20 +123,33 @@ def run(
         from ddbench.catalog import Catalog
 
         catalog = Catalog(plugin or [])
-        _warn_of_broken(catalog)
-        spec = _spec(catalog, flags, assignments or [], config, experiment)
+        warn_of_broken(catalog)
+        settings = [*([f"target.weights={weights}"] if weights else []), *(assignments or [])]
+        swept = _sweep(catalog, sweep or [], plot, experiment)
+        if swept is not None:
+            with _resumable(plugin, leaderboards):
+                _run_sweep(
+                    swept,
+                    lambda values: _spec(catalog, flags, settings, config, experiment, values),
+                    catalog,
+                    runs,
+                    leaderboards,
+                    as_json,
+                    dry_run,
+                )
+            return
+        spec = _spec(catalog, flags, settings, config, experiment)
         if dry_run:
             _dry_run(spec, catalog, runs, leaderboards, as_json)
             return
         from ddbench import runner
         from ddbench.render.live import live
         from ddbench.render.tables import published_lines
-        from ddbench.spec import RunSpec
 
         with _resumable(plugin, leaderboards), live() as reporter:
             result = runner.run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
         _conclude(result, leaderboards, as_json)
-        if experiment is not None and not as_json and spec == RunSpec.parse(catalog.experiment(experiment).spec):
+        if experiment is not None and not as_json and spec.experiment:
             for line in published_lines(catalog.experiment(experiment), result):
                 typer.echo(line)
 
@@ -137,7 +171,7 @@ def resume(
         from ddbench.render.live import live
 
         catalog = Catalog(plugin or [])
-        _warn_of_broken(catalog)
+        warn_of_broken(catalog)
         with _resumable(plugin, leaderboards), live() as reporter:
             result = runner.resume(path, catalog=catalog, leaderboards=leaderboards, reporter=reporter)
         _conclude(result, leaderboards, as_json)
@@ -148,7 +182,7 @@ def evaluate(
     file: Annotated[Path, typer.Argument(help="A distilled.safetensors file, or the run folder it is in.")],
     dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Dataset. [the one it was made for]")] = None,
     network: Annotated[str | None, typer.Option(help="Network. [the one it was made for]")] = None,
-    init: Annotated[str | None, typer.Option(help="Init distribution. [the one it was made for]")] = None,
+    init: Annotated[str | None, typer.Option(help="Init distribution to score on. [the one it was made for]")] = None,
     protocol: Annotated[str | None, typer.Option(help="Protocol. [the one it was made for]")] = None,
     eval_networks: Annotated[int | None, typer.Option(help="Networks that score the set. [as when made]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
@@ -167,7 +201,7 @@ def evaluate(
     flags = {
         "dataset": dataset,
         "network": network,
-        "init": init,
+        "eval_init": init,
         "protocol": protocol,
         "eval_networks": eval_networks,
         "device": device,
@@ -183,9 +217,8 @@ def evaluate(
         path = file / "distilled.safetensors" if file.is_dir() else file
         distilled = DistilledSet.load(path)
         made_for = _made_for(distilled.metadata.get("spec"), path)
-        _check_target(made_for.get("target"), flags)
         catalog = Catalog(plugin or [])
-        _warn_of_broken(catalog)
+        warn_of_broken(catalog)
         spec = _merged(made_for, flags, parse_assignments(assignments or []), set())
         with live() as reporter:
             bench, scores = runner.evaluate(distilled, spec, catalog=catalog, reporter=reporter)
@@ -212,21 +245,100 @@ def evaluate(
 
 
 def _spec(
-    catalog: "Catalog", flags: dict[str, Any], assignments: list[str], config: Path | None, experiment: str | None
+    catalog: "Catalog",
+    flags: dict[str, Any],
+    assignments: list[str],
+    config: Path | None,
+    experiment: str | None,
+    swept: dict[str, Any] | None = None,
 ) -> "RunSpec":
     """The spec of a `run`: an experiment, then a config file, then flags, then `--set`, each over the one before."""
     fields: dict[str, Any] = {}
     if experiment is not None:
-        fields.update(catalog.experiment(experiment).spec)
+        fields.update(catalog.experiment(experiment).spec, experiment=experiment)
     if config is not None:
         fields.update(_toml(config))
-    _check_target(flags["target"] or fields.get("target"), flags)
     name = flags["method"] or fields.get("method")
     if name is None:
         known_methods = ", ".join(c.name for c in catalog.components("method"))
         raise UsageError("no method was named.", f"Name one with --method: {known_methods}.")
     name = name.get("name", "") if isinstance(name, dict) else name
-    return _merged(fields, flags, parse_assignments(assignments), set(catalog.get("method", name).options.model_fields))
+    settings = {**parse_assignments(assignments), **(swept or {})}
+    spec = _merged(fields, flags, settings, set(catalog.get("method", name).options.model_fields))
+    if experiment is not None and not _carries_out(spec, catalog.experiment(experiment).spec):
+        spec = spec.model_copy(update={"experiment": ""})
+    return spec
+
+
+def _carries_out(spec: "RunSpec", experiment: dict[str, Any]) -> bool:
+    """Whether a run is of the experiment's task: only options of its method, seed and extent may differ."""
+    from ddbench.spec import RunSpec
+
+    free = {"method", "seed", "time_limit", "eval_networks", "device", "experiment"}
+    wanted = RunSpec.parse(experiment)
+    return spec.method.name == wanted.method.name and spec.model_dump(exclude=free) == wanted.model_dump(exclude=free)
+
+
+def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | None) -> "Sweep | None":
+    """What is swept: as the flags say, or else as the experiment does."""
+    from ddbench.sweep import Sweep, parse_axes
+
+    if texts:
+        return Sweep(axes=parse_axes(texts), plot=plot)
+    fields = catalog.experiment(experiment).sweep if experiment is not None else None
+    return None if fields is None else Sweep.model_validate({**fields, **({"plot": plot} if plot else {})})
+
+
+def _run_sweep(
+    sweep: "Sweep",
+    spec_of: "Callable[[dict[str, Any]], RunSpec]",
+    catalog: "Catalog",
+    runs: Path,
+    leaderboards: Path,
+    as_json: bool,
+    dry_run: bool,
+) -> None:
+    """Run every point, then print the table and draw the picture; both are kept in a folder of their own."""
+    from ddbench import runner
+    from ddbench.bench import complete
+    from ddbench.files import atomic_write, sha256
+    from ddbench.render.live import live
+    from ddbench.render.pictures import draw_sweep
+    from ddbench.render.tables import sweep_table
+    from ddbench.sweep import csv_text, run_sweep
+
+    def completed(values: dict[str, Any]) -> "RunSpec":
+        return complete(spec_of(values), catalog)[0]
+
+    planned = [completed(values) for _, values in sweep.assignments()]
+    if dry_run:
+        lines = [{"run": spec.run_id, "fingerprint": spec.fingerprint} for spec in planned]
+        if as_json:
+            print_json({"status": "planned", "runs": lines})
+        else:
+            typer.echo("\n".join(["Would run:", *(f"  {line['run']}" for line in lines)]))
+        return
+    with live() as reporter:
+        points = run_sweep(
+            sweep,
+            completed,
+            lambda spec: runner.run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter),
+            runs,
+            reporter,
+        )
+    if not points:
+        raise UsageError("no point of the sweep could be run.", "See the reasons above.")
+    name = f"sweep-{planned[0].method.name}-{sha256(''.join(s.fingerprint for s in planned).encode())[:6]}"
+    folder = runs / name
+    figure = sweep.plot or points[0].result.primary
+    atomic_write(folder / "sweep.csv", csv_text(sweep, points))
+    draw_sweep(sweep, points, figure, folder / "sweep.png")
+    if as_json:
+        results = [{"values": p.values, "logged": p.logged, **p.result.model_dump(mode="json")} for p in points]
+        print_json({"status": "ok", "plot": figure, "folder": str(folder), "points": results})
+        return
+    sweep_table(sweep, points, figure)
+    typer.echo(f"  picture  {folder / 'sweep.png'}\n  table    {folder / 'sweep.csv'}")
 
 
 def _merged(
@@ -254,12 +366,6 @@ def _toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not a readable TOML file: {error}.") from error
 
 
-def _check_target(target: object, flags: dict[str, Any]) -> None:
-    for part in ("dataset", "network", "init"):
-        if target and flags.get(part):
-            raise UsageError(f"a target brings its own {part}: --{part} does not go with it.", f"Leave --{part} out.")
-
-
 @contextmanager
 def _resumable(plugins: list[Path] | None, leaderboards: Path) -> Iterator[None]:
     """Complete the advice to resume with the flags that the run was started with."""
@@ -282,7 +388,8 @@ def _made_for(canonical: str | None, path: Path) -> dict[str, Any]:
     raise UsageError(f"{path} does not say what it was made for.", "Files that ddbench wrote carry their spec.")
 
 
-def _warn_of_broken(catalog: "Catalog") -> None:
+def warn_of_broken(catalog: "Catalog") -> None:
+    """Name the plugins that were set aside."""
     for broken in catalog.broken:
         sys.stderr.write(f"Warning: {broken}\n")
 

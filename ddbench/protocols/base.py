@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ddbench.data import DistilledSet, ExampleSet
+from ddbench.errors import DdbenchError
 from ddbench.loop import Reporter
 from ddbench.task import Budget, Networks, Objective, Side
 from ddbench.unroll import evaluation_mode
@@ -81,3 +82,20 @@ def better(objective: Objective, value: float, than: float) -> bool:
     if not math.isfinite(than):
         return True
     return value > than if objective.higher_is_better else value < than
+
+
+def collect(values: dict[str, list[float]], metrics: Mapping[str, float]) -> None:
+    """Add one network's metrics to `values`."""
+    for name, value in metrics.items():
+        values.setdefault(name, []).append(float(value))
+
+
+def finite(values: dict[str, list[float]], setting: Setting) -> dict[str, list[float]]:
+    """Metrics that are finite on every network; a diverged network still has an accuracy, but no loss."""
+    finite = {name: numbers for name, numbers in values.items() if all(map(math.isfinite, numbers))}
+    if setting.objective.primary not in finite:
+        raise DdbenchError(
+            f"{setting.objective.primary} is not finite on some of the networks.",
+            "Training on the set diverges; distil again with lower rates.",
+        )
+    return finite

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from ddbench.data import DistilledSet, ExampleSet
 from ddbench.environment import derive_seed
-from ddbench.errors import DdbenchError
 from ddbench.loop import Pace, Reporter
 from ddbench.parallel import for_each_network
-from ddbench.protocols.base import Evaluation, Setting, better, measure
+from ddbench.protocols.base import Evaluation, Setting, better, collect, finite, measure
 from ddbench.task import Side
 from ddbench.unroll import train, unstack
 
@@ -57,14 +56,14 @@ class Replay:
         primary, pace = setting.objective.primary, Pace()
 
         def done(result: tuple[dict[str, float], dict[str, float]]) -> None:
-            _add(before, result[0])
-            _add(scores, result[1])
+            collect(before, result[0])
+            collect(scores, result[1])
             pace.tick()
             count = len(scores[primary])
             reporter.progress(count, total, {primary: math.fsum(scores[primary]) / count}, pace.left(total - count))
 
         for_each_network(one, setting.module, range(total), done)
-        return Evaluation(_finite(scores, setting), _finite(before, setting), selected)
+        return Evaluation(finite(scores, setting), finite(before, setting), selected)
 
     def _networks(self, setting: Setting, side: Side, count: int) -> list[dict[str, Tensor]]:
         """Initial weights that depend on the protocol, the side and the init distribution alone."""
@@ -81,7 +80,7 @@ class Replay:
         examples: ExampleSet,
     ) -> dict[str, float]:
         assert lrs is not None
-        after, buffers = train(network, weights, distilled.inputs, distilled.labels, lrs)
+        after, buffers = train(network, weights, distilled.inputs, distilled.labels, lrs, setting.objective.inner_loss)
         return measure(network, after, buffers, examples, setting.objective)
 
     def _best_rate(self, sets: Sequence[DistilledSet], setting: Setting, reporter: Reporter) -> float:
@@ -117,22 +116,6 @@ def _constant(distilled: DistilledSet, total_steps: int, rate: float) -> Tensor:
     steps = distilled.inputs.shape[0]
     epochs = max(1, total_steps // steps)
     return torch.full((epochs, steps), rate, device=distilled.inputs.device)
-
-
-def _add(values: dict[str, list[float]], metrics: dict[str, float]) -> None:
-    for name, value in metrics.items():
-        values.setdefault(name, []).append(float(value))
-
-
-def _finite(values: dict[str, list[float]], setting: Setting) -> dict[str, list[float]]:
-    """Metrics that are finite on every network; a diverged network still has an accuracy, but no loss."""
-    finite = {name: numbers for name, numbers in values.items() if all(map(math.isfinite, numbers))}
-    if setting.objective.primary not in finite:
-        raise DdbenchError(
-            f"{setting.objective.primary} is not finite on some of the networks.",
-            "Training on the set diverges; distil again with lower rates.",
-        )
-    return finite
 
 
 REPLAY_V1 = Replay()

@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.data import DistilledSet
 from ddbench.files import atomic_write
+from ddbench.render.tables import in_percent
 from ddbench.results import RunFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.figure import Figure
+
+    from ddbench.sweep import Point, Sweep
 
 MOST_COLUMNS, MOST_ROWS = 20, 20
 INK, ACCENT, PALE = "#222222", "#3b6fb6", "#b8c4d6"
+COLOURS = (ACCENT, "#c46a2d", "#3f8f5f", "#8a5fa8", "#b03a48")
 
 
 def draw_run(folder: RunFolder) -> None:
@@ -69,6 +75,46 @@ def draw_curve(records: list[dict[str, Any]], path: Path) -> None:
         axis.set_title(name.replace("_", " "), fontsize=10, color=INK)
         axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def draw_sweep(sweep: "Sweep", points: "Sequence[Point]", name: str, path: Path) -> None:
+    """A figure over the first axis of a sweep, with 95 % intervals where there are; a line for each second value."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    lines = list(dict.fromkeys(point.values[1:] for point in points))
+    percent = 100 if in_percent(name) else 1
+    every = [percent * point.figure(name)[0] for point in points]
+    shades = [COLOURS[i % len(COLOURS)] for i in range(len(lines))]
+    for values, colour in zip(lines, shades, strict=True):
+        chosen = [point for point in points if point.values[1:] == values]
+        places = [_place(sweep, point.values[0]) for point in chosen]
+        found = [[math.nan if v is None else percent * v for v in point.figure(name)] for point in chosen]
+        label = f"{sweep.axes[1].name} {values[0]}" if values else ""
+        axis.plot(places, [f[0] for f in found], "o-", color=colour, linewidth=1.6, markersize=4, label=label)
+        low, high = [f[1] for f in found], [f[2] for f in found]
+        axis.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+    if min(every) > 0 and max(every) > 100 * min(every):
+        axis.set_yscale("log")
+    ticks = sweep.axes[0].values
+    axis.set_xticks([_place(sweep, value) for value in ticks], [str(value) for value in ticks])
+    axis.set_xlabel(sweep.axes[0].name)
+    axis.set_ylabel(name.replace("_", " ") + (" (%)" if percent == 100 else ""))
+    result = points[0].result
+    data = result.dataset.name if result.dataset else ""
+    axis.set_title(f"{result.spec.method.name} on {data}", fontsize=10, color=INK, parse_math=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    if lines != [()]:
+        axis.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _place(sweep: "Sweep", value: Any) -> float:
+    """Where a swept value stands: itself, or its position among others where they are no numbers."""
+    values = sweep.axes[0].values
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    return float(value) if numbers else float(values.index(value))
 
 
 def _grid(distilled: DistilledSet, classes: int) -> list[tuple[str, list[int]]]:

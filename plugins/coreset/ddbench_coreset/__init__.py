@@ -53,8 +53,8 @@ def _per_class(task: Task, choose: Callable[[Tensor, int], Tensor]) -> Distilled
             )
         chosen = choose(task.train.inputs[members].flatten(1), count)
         picked.append(members[chosen.to(members.device)])
-    subset = task.train[torch.cat(picked)]
-    return DistilledSet(subset.inputs[None], subset.labels[None])
+    inputs, labels = task.train[torch.cat(picked)].in_steps(task.budget.steps)
+    return DistilledSet(inputs, task.objective.relabel(labels))
 
 
 @ddbench.hookimpl

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import ddbench
 from ddbench.catalog import Catalog
 from ddbench.loop import Run
-from ddbench.task import Budget, Task
+from ddbench.task import Budget, Objective, Task
 
 
 @st.composite
@@ -75,11 +75,12 @@ def catalog() -> Catalog:
 
 
 def chosen(catalog: Catalog, tmp_path, method: str, per_class: int = 3, seed: int = 0, **options):
-    from ddbench.bench import load_data
+    from ddbench.loading import load_data
     from ddbench.spec import RunSpec
 
-    train, _ = load_data(RunSpec.parse({"method": method}), catalog.get("dataset", "digits"), download=False)
-    task = Task(train, None, None, Budget(per_class, 1, 1), train.info)
+    spec = RunSpec.parse({"method": method})
+    train, _ = load_data(catalog.get("dataset", "digits"), spec.dataset, None, download=False)
+    task = Task(train, Objective(None, None, ""), None, Budget(per_class, 1, 1), train.info)
     component = catalog.get("method", method)
     made = component.call(component.validated(options), task, Run(tmp_path, seed=seed))
     made.validate(task)

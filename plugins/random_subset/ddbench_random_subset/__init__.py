@@ -6,9 +6,10 @@ from ddbench import DistilledSet, Run, Task
 
 @ddbench.method(companion=True)
 def random_subset(task: Task, run: Run, *, balanced: bool = True) -> DistilledSet:
-    """Pick real training images uniformly at random, the same number per class by default."""
+    """Pick real training images uniformly at random, the same number per class by default, spread over the steps."""
     chosen = task.train.random_subset(task.budget.images_per_class, run.generator, balanced=balanced)
-    return DistilledSet(chosen.inputs[None], chosen.labels[None])
+    inputs, labels = chosen.in_steps(task.budget.steps)
+    return DistilledSet(inputs, task.objective.relabel(labels))
 
 
 @ddbench.hookimpl

@@ -123,6 +123,7 @@ def unrolled_gd(
             real.labels,
             memory=mode,
             window=_window(window, window_at, budget.total_steps, run.generator),
+            inner_loss=task.objective.inner_loss,
         )
         images.grad = gradient.inputs
         # The chain rule through softplus: d lr / d raw = sigmoid(raw).
@@ -134,7 +135,9 @@ def unrolled_gd(
         optimizer.step()
         primary = task.objective.primary
         current = math.fsum(f[primary] for f in figures) / len(figures)
-        run.log(loss=gradient.loss.mean(), gradient_norm=norm, **{f"train_{primary}": current})
+        # NaN where the batch had nothing to measure: no reason to roll back.
+        shown = {f"train_{primary}": current} if math.isfinite(current) else {}
+        run.log(loss=gradient.loss.mean(), gradient_norm=norm, **shown)
 
     return DistilledSet(images.detach(), labels, F.softplus(raw_lrs.detach()))
 

@@ -1,0 +1,59 @@
+"""The command that trains pools of networks beforehand."""
+
+from typing import Annotated
+
+import typer
+
+from ddbench.cli.output import failures_told, print_json
+from ddbench.cli.run import Json, Plugins, warn_of_broken
+
+
+def pretrain(
+    ctx: typer.Context,
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="Dataset, or folder:PATH.")],
+    network: Annotated[str | None, typer.Option(help="Network. [the dataset's usual one]")] = None,
+    count: Annotated[int, typer.Option(min=0, help="Networks to train on.")] = 200,
+    held_out: Annotated[int, typer.Option("--held-out", min=0, help="Other networks, to score on.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of Adam, batches of 128.")] = 700,
+    lr: Annotated[float, typer.Option(help="Adam's rate; falls along a cosine to zero.")] = 0.003,
+    shape: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option("--sample-shape", help="Convert images to this shape.", metavar="CHANNELS HEIGHT WIDTH"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Train a pool of networks for `--init random_pretrained` and the targets; what is there already is kept.
+
+    Ctrl-C keeps the networks that are done; the same command goes on from there.
+
+    Example: `ddbench pretrain --dataset mnist --network lenet --count 200 --held-out 20`
+    """
+    with failures_told(as_json=as_json, verbose=ctx.obj):
+        from ddbench.bench import complete
+        from ddbench.catalog import Catalog
+        from ddbench.environment import keep_freed_memory, resolve_device
+        from ddbench.pools import Pools
+        from ddbench.render.live import live
+        from ddbench.render.tables import pool_summary
+        from ddbench.spec import RunSpec
+        from ddbench.training import Recipe
+
+        catalog = Catalog(plugin or [])
+        warn_of_broken(catalog)
+        fields = {"method": "none", "dataset": dataset, "network": network, "sample_shape": shape, "device": device}
+        spec, _ = complete(RunSpec.parse(fields), catalog, with_method=False)
+        keep_freed_memory()
+        with live() as reporter:
+            pool = Pools(spec, catalog, resolve_device(device), reporter).open(count, held_out, Recipe(steps, lr))
+        if as_json:
+            accuracies = {side: pool.accuracies(side) for side in ("train", "evaluation")}
+            print_json({"status": "ok", "pool": str(pool.folder), "accuracies": accuracies})
+            return
+        typer.echo(f"{pool.folder.name}: {pool_summary(pool)}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to `app`."""
+    app.command()(pretrain)

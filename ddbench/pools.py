@@ -1,0 +1,279 @@
+"""Pools of pretrained networks: trained once, kept by content, those to train on and those held out never mixed."""
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ddbench.catalog import Catalog
+from ddbench.data import DatasetInfo, ExampleSet
+from ddbench.environment import cache_dir, derive_seed
+from ddbench.errors import DdbenchError, UsageError
+from ddbench.files import atomic_write, locked, sha256
+from ddbench.loading import build, info_from_facts, load_data, split_validation
+from ddbench.loop import Pace, Reporter, Silent
+from ddbench.options import Component
+from ddbench.spec import Choice, RunSpec
+from ddbench.task import Side
+from ddbench.training import BATCH, Recipe, train_each
+from ddbench.unroll import evaluation_mode
+
+SCORED_AT_A_TIME = 1000
+_SIDES: tuple[Side, ...] = ("train", "evaluation")
+
+
+class PoolSpec(pydantic.BaseModel):
+    """What the networks of a pool are: anything that changes a single weight of them changes the key."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    dataset: Choice
+    dataset_hash: str
+    sample_shape: tuple[int, ...]
+    validation: float
+    network: Choice
+    network_source: str
+    init: Choice
+    steps: int = pydantic.Field(ge=1)
+    lr: float = pydantic.Field(gt=0, allow_inf_nan=False)
+    batch: int = BATCH
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all of it."""
+        return sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
+
+    @property
+    def folder(self) -> Path:
+        """Where the pool is kept."""
+        name = "".join(c if c.isalnum() else "_" for c in f"{self.dataset.name}-{self.network.name}"[-60:])
+        return _home() / f"{name}-{self.key[:12]}"
+
+
+@dataclass
+class Pool:
+    """A pool on disk: one safetensors file a network, `train-00000` and so on, and `pool.json`."""
+
+    folder: Path
+    spec: PoolSpec
+    _loaded: dict[Side, dict[str, Tensor]] = field(default_factory=dict)
+
+    def count(self, side: Side) -> int:
+        """Networks that are there without a gap."""
+        n = 0
+        while self.path(side, n).exists():
+            n += 1
+        return n
+
+    def path(self, side: Side, index: int) -> Path:
+        """The file of one network."""
+        return self.folder / f"{side}-{index:05d}.safetensors"
+
+    def accuracies(self, side: Side) -> list[float]:
+        """Of each network, on the validation slice of the data it was trained on."""
+        return [float(self._read(self.path(side, i))[1]["accuracy"]) for i in range(self.count(side))]
+
+    def weights(self, side: Side, count: int) -> dict[str, Tensor]:
+        """The first `count` networks of a side, `{name: [count, *shape]}`."""
+        there = self._loaded.get(side)
+        if there is None or len(next(iter(there.values()))) < count:
+            parts = [self._read(self.path(side, i))[0] for i in range(count)]
+            there = self._loaded[side] = {name: torch.stack([p[name] for p in parts]) for name in parts[0]}
+        return {name: tensor[:count] for name, tensor in there.items()}
+
+    def write(self, side: Side, index: int, weights: Mapping[str, Tensor], accuracy: float) -> None:
+        """Keep one network."""
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        atomic_write(self.path(side, index), safetensors.torch.save(plain, {"accuracy": repr(accuracy)}))
+
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        except (safetensors.SafetensorError, OSError) as error:
+            raise DdbenchError(
+                f"{path} is damaged: {error}.", "Remove the file; the same network is trained again when it is needed."
+            ) from error
+
+
+class Pools:
+    """Opens pools and trains what they lack; for one run it is also what init distributions draw on (`Sources`).
+
+    `used` says which pools were drawn on, and how many networks of each.
+    """
+
+    def __init__(self, spec: RunSpec, catalog: Catalog, device: torch.device, reporter: Reporter | None = None) -> None:
+        self._spec, self._catalog, self._device = spec, catalog, device
+        self._reporter = reporter or Silent()
+        self._open: dict[str, Pool] = {}
+        self.used: dict[str, dict[str, Any]] = {}
+
+    def pool(
+        self,
+        side: Side,
+        n: int,
+        generator: torch.Generator,
+        *,
+        count: int,
+        held_out: int,
+        steps: int,
+        lr: float,
+        dataset: str | None = None,
+        sample_shape: tuple[int, int, int] | None = None,
+    ) -> dict[str, Tensor]:
+        """See `Sources.pool`."""
+        size, what = (count, "to train on") if side == "train" else (held_out, "held out")
+        if n > size:
+            option = "count" if side == "train" else "held_out"
+            raise UsageError(
+                f"the pool has {size} networks {what}, fewer than the {n} that are needed.",
+                f"Enlarge it with --set init.{option}={n} (target.{option} for a target), or use fewer networks.",
+            )
+        pool = self.open(count, held_out, Recipe(steps, lr), dataset, sample_shape)
+        weights = pool.weights(side, size)
+        chosen = torch.randperm(size, generator=generator)[:n] if side == "train" else torch.arange(n)
+        return {name: tensor[chosen] for name, tensor in weights.items()}
+
+    def draw(
+        self, init: object, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side
+    ) -> dict[str, Tensor]:
+        """See `Sources.draw`."""
+        component, choice = self._catalog.resolve("init", Choice.from_name(init))
+        drawn: dict[str, Tensor] = component.call(
+            choice.options, *sampler_arguments(component.function, (network, info, n, generator, side), self)
+        )
+        return drawn
+
+    def open(
+        self,
+        count: int,
+        held_out: int,
+        recipe: Recipe,
+        dataset: str | None = None,
+        sample_shape: tuple[int, int, int] | None = None,
+    ) -> Pool:
+        """The pool with at least so many networks, trained now where they are not there yet."""
+        asked = json.dumps([count, held_out, recipe.steps, recipe.lr, recipe.batch, dataset, sample_shape])
+        if asked in self._open:
+            return self._open[asked]
+        choice = self._spec.dataset if dataset is None else Choice.from_name(dataset)
+        shape = self._spec.sample_shape if dataset is None else sample_shape
+        component, choice = self._catalog.resolve("dataset", choice)
+        everything, _ = load_data(component, choice, shape, download=True)
+        train, validation = split_validation(everything, self._spec.validation)
+        info = train.info
+        assert self._spec.network is not None
+        network, network_choice = self._catalog.resolve(
+            "network", self._spec.network, info_from_facts(component, info.sample_shape)
+        )
+        start = self._catalog.resolve("init", RunSpec.model_fields["init"].default)[1]
+        spec = PoolSpec(
+            dataset=choice,
+            dataset_hash=info.content_hash,
+            sample_shape=info.sample_shape,
+            validation=self._spec.validation,
+            network=network_choice,
+            network_source=network.distribution,
+            init=start,
+            steps=recipe.steps,
+            lr=recipe.lr,
+            batch=recipe.batch,
+        )
+        pool = Pool(spec.folder, spec)
+        self._fill(pool, {"train": count, "evaluation": held_out}, network, train, validation)
+        self._open[asked] = pool
+        self.used[pool.folder.name] = {
+            "networks": count,
+            "held_out": held_out,
+            "dataset": info.label,
+            "steps": recipe.steps,
+            "lr": recipe.lr,
+        }
+        return pool
+
+    def _fill(
+        self, pool: Pool, sizes: Mapping[Side, int], network: Component, train: ExampleSet, validation: ExampleSet
+    ) -> None:
+        """Train what is missing, a network at a time on each worker; each is kept as soon as it is done."""
+        spec = pool.spec
+        # Another process may be at it: then this one waits, and finds what it needs.
+        if all(pool.count(side) >= size for side, size in sizes.items()):
+            return
+        with locked(pool.folder / "pool.json", timeout=24 * 3600):
+            missing = [
+                (side, index) for side in _SIDES for index in range(sizes[side]) if not pool.path(side, index).exists()
+            ]
+            if not missing:
+                return
+            module = build(network, spec.network, train.info).to(self._device)
+            if any(buffer.is_floating_point() for buffer in module.buffers()):
+                raise UsageError(
+                    f"{spec.network.name} keeps running statistics, which a pool of networks cannot give each its own.",
+                    "Choose a network without batch normalisation, such as lenet or convnet.",
+                )
+            atomic_write(pool.folder / "pool.json", spec.model_dump_json(indent=2) + "\n")
+            self._reporter.stage(f"Training {len(missing)} networks for the pool {pool.folder.name}")
+            train, validation = train.to(self._device), validation.to(self._device)
+            starts = [self._start(spec, module, train.info, side, index) for side, index in missing]
+            seeds = [derive_seed("pool", side, index, "order") for side, index in missing]
+            pace, accuracies = Pace(), list[float]()
+            remaining = iter(missing)
+
+            def done(weights: dict[str, Tensor]) -> None:
+                side, index = next(remaining)
+                accuracies.append(_accuracy(module, weights, validation))
+                pool.write(side, index, weights, accuracies[-1])
+                pace.tick()
+                count = len(accuracies)
+                mean = math.fsum(accuracies) / count
+                self._reporter.progress(count, len(missing), {"accuracy": mean}, pace.left(len(missing) - count))
+
+            train_each(module, starts, seeds, train, Recipe(spec.steps, spec.lr, spec.batch), done)
+
+    def _start(self, spec: PoolSpec, module: nn.Module, info: DatasetInfo, side: Side, index: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(derive_seed("pool", side, index, "start"))
+        drawn = self.draw(spec.init, module, info, 1, generator, "train")
+        return {name: tensor[0].to(self._device) for name, tensor in drawn.items()}
+
+
+def sampler_arguments(function: Any, arguments: tuple[Any, ...], sources: object) -> tuple[Any, ...]:
+    """`arguments` of an init sampler, with `sources` behind them where the function takes it."""
+    import inspect
+
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    taken = [p for p in inspect.signature(function).parameters.values() if p.kind in positional]
+    return (*arguments, sources) if len(taken) > len(arguments) else arguments
+
+
+def list_pools() -> list[Pool]:
+    """The pools on this machine, by name; a folder that is none is passed over."""
+    found = []
+    for path in sorted(_home().glob("*/pool.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(Pool(path.parent, PoolSpec.model_validate_json(path.read_text())))
+    return found
+
+
+def _home() -> Path:
+    return cache_dir() / "pools"
+
+
+def _accuracy(module: nn.Module, weights: dict[str, Tensor], examples: ExampleSet) -> float:
+    with torch.no_grad(), evaluation_mode(module):
+        right = [
+            (functional_call(module, weights, (inputs,)).argmax(-1) == labels).sum()
+            for inputs, labels in zip(
+                *(torch.split(tensor, SCORED_AT_A_TIME) for tensor in (examples.inputs, examples.labels)), strict=True
+            )
+        ]
+    return float(torch.stack(right).sum()) / len(examples)

@@ -1,0 +1,72 @@
+"""Ordinary training of networks on real examples: Adam on minibatches, several networks at a time."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from ddbench.data import ExampleSet
+from ddbench.operators import FastOperators
+from ddbench.parallel import for_each_network
+
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`steps` of Adam (betas .5 and .999, as in Wang et al. 2018) at rate `lr`, which falls along a cosine to zero."""
+
+    steps: int
+    lr: float
+    batch: int = BATCH
+
+
+def train_each(
+    network: nn.Module,
+    starts: Sequence[Mapping[str, Tensor]],
+    seeds: Sequence[int],
+    examples: ExampleSet,
+    recipe: Recipe,
+    done: Callable[[dict[str, Tensor]], None],
+) -> None:
+    """Train a network from each of `starts` (`{name: shape}`); `done(weights)` is called for each, in order.
+
+    `seeds` decide the order of the examples, which are gone through in shuffled passes. The loss is cross-entropy. The
+    result for a start and a seed does not depend on the others.
+    """
+
+    def one(own: nn.Module, item: tuple[Mapping[str, Tensor], int]) -> dict[str, Tensor]:
+        return _trained(own, *item, examples, recipe)
+
+    for_each_network(one, network, list(zip(starts, seeds, strict=True)), done)
+
+
+def _trained(
+    network: nn.Module, start: Mapping[str, Tensor], seed: int, examples: ExampleSet, recipe: Recipe
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
+    optimizer = torch.optim.Adam(weights.values(), lr=recipe.lr, betas=(0.5, 0.999), fused=True)
+    batches: list[Tensor] = []
+    network.train()
+    with FastOperators():
+        for step in range(recipe.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+            if not batches:
+                order = torch.randperm(len(examples), generator=generator).to(examples.labels.device)
+                batches = [
+                    batch for batch in torch.split(order, recipe.batch) if len(batch) == min(recipe.batch, len(order))
+                ]
+            chosen = batches.pop()
+            logits = functional_call(network, weights, (examples.inputs[chosen],))
+            loss = F.cross_entropy(logits, examples.labels[chosen])
+            grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
+            for weight, grad in zip(weights.values(), grads, strict=True):
+                weight.grad = grad
+            optimizer.step()
+    return {name: weight.detach() for name, weight in weights.items()}

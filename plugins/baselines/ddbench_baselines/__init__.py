@@ -1,0 +1,113 @@
+"""The baselines of Wang, Zhu, Torralba and Efros 2018 (arXiv 1811.10959, Section 4): images made of real ones."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.func import functional_call
+
+import ddbench
+from ddbench import DistilledSet, ExampleSet, Run, Task, UsageError
+from ddbench.parallel import for_each_network
+from ddbench.unroll import evaluation_mode, train, unstack
+
+Count = Annotated[int, Field(ge=1)]
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+
+
+@ddbench.method
+def average_real(task: Task, run: Run) -> DistilledSet:
+    """The mean image of each class, taken in every step: one image per class, whatever the budget."""
+    means = [task.train.inputs[task.train.of_class(label)].mean(0) for label in range(len(task.info.classes))]
+    labels = torch.arange(len(means), device=run.device)
+    return DistilledSet(torch.stack(means)[None], task.objective.relabel(labels)[None])
+
+
+@ddbench.method
+def k_means(
+    task: Task,
+    run: Run,
+    *,
+    iterations: Annotated[Count, Field(description="Lloyd iterations at most")] = 100,
+) -> DistilledSet:
+    """Per class, the centroids of k-means in normalised pixels, spread over the steps.
+
+    Seeded by k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's iterations.
+    """
+    from sklearn.cluster import KMeans
+
+    count, centroids = task.budget.images_per_class, []
+    for label, name in enumerate(task.info.classes):
+        images = task.train.inputs[task.train.of_class(label)].flatten(1).cpu().double().numpy()
+        if len(images) < count:
+            raise UsageError(
+                f"class {name!r} of {task.info.label} has {len(images)} training images, fewer than {count}.",
+                f"Ask for at most --ipc {len(images)}.",
+            )
+        seed = int(torch.randint(2**31, (), generator=run.generator))
+        found = KMeans(count, init="k-means++", n_init=1, max_iter=iterations, random_state=seed).fit(images)
+        centroids.append(torch.from_numpy(found.cluster_centers_).float().view(count, *task.info.sample_shape))
+    inputs = torch.cat(centroids).to(run.device)
+    labels = torch.arange(len(centroids), device=run.device).repeat_interleave(count)
+    spread, labels = ExampleSet(inputs, labels, task.info).in_steps(task.budget.steps)
+    return DistilledSet(spread, task.objective.relabel(labels))
+
+
+@ddbench.method
+def optimised_real(
+    task: Task,
+    run: Run,
+    *,
+    candidates: Annotated[Count, Field(description="random sets to choose from")] = 50,
+    networks: Annotated[Count, Field(description="networks that each is tried on")] = 4,
+    real_batch: Annotated[Count, Field(description="training images that trials are scored on")] = 1000,
+) -> DistilledSet:
+    """The best of many random sets of real images, by the objective's figure on training data.
+
+    Each candidate trains the same networks by plain gradient descent, at each of six fixed rates; its best rate
+    counts. (The paper reports the mean of the best fifth of its sets; one run here gives one set, the best.)
+    """
+    objective = task.objective
+    starts = list(unstack(task.networks.module, task.networks.sample(networks)))
+    real = task.train.minibatch(real_batch, run.generator)
+    shape = task.train.random_subset(task.budget.images_per_class, torch.Generator()).in_steps(task.budget.steps)[0]
+    best_inputs, best_labels = torch.zeros_like(shape), torch.zeros(shape.shape[:2], dtype=torch.long)
+    best_labels, best, found = best_labels.to(run.device), torch.zeros(()), torch.tensor(False)
+
+    def primary(module: torch.nn.Module, trial: tuple[dict[str, Tensor], float, Tensor, Tensor]) -> float:
+        start, rate, inputs, labels = trial
+        steps = len(inputs)
+        lrs = torch.full((task.budget.total_steps // steps, steps), rate, device=run.device)
+        weights, buffers = train(module, start, inputs, labels, lrs, objective.inner_loss)
+        with torch.no_grad(), evaluation_mode(module):
+            logits = functional_call(module, (weights, buffers), (real.inputs,))
+        return objective.metrics(logits, real.labels)[objective.primary]
+
+    for _ in run.loop(candidates, dict(inputs=best_inputs, labels=best_labels, best=best, found=found)):
+        subset = task.train.random_subset(task.budget.images_per_class, run.generator)
+        inputs, labels = subset.in_steps(task.budget.steps)
+        labels = objective.relabel(labels)
+        trials = [(start, rate, inputs, labels) for rate in RATES for start in starts]
+        values = torch.tensor(for_each_network(primary, task.networks.module, trials)).view(len(RATES), -1).mean(1)
+        sign = 1 if objective.higher_is_better else -1
+        value = sign * (sign * values.nan_to_num(-sign * math.inf)).max()
+        if value.isfinite() and (not found or sign * value > sign * best):
+            best_inputs.copy_(inputs)
+            best_labels.copy_(labels)
+            best.copy_(value)
+            found.fill_(True)
+        run.log(**{f"best_train_{objective.primary}": best})
+    return DistilledSet(best_inputs, best_labels)
+
+
+@ddbench.hookimpl
+def ddbench_methods() -> list[object]:
+    return [average_real, k_means, optimised_real]
+
+
+@ddbench.hookimpl
+def ddbench_experiments() -> list[Path]:
+    return sorted((Path(__file__).parent / "experiments").glob("*.toml"))
