@@ -1,8 +1,14 @@
 import math
 
+import pytest
 import torch
+from torch.nn import functional as F
 
 from ddbench.catalog import Catalog
+from ddbench.data import DatasetInfo
+from ddbench.errors import UsageError
+
+INFO = DatasetInfo("x", ("cat", "dog", "hen"), (1, 2, 2), (0.0,), (1.0,), "image", "", False)
 
 
 def test_classification(catalog: Catalog):
@@ -16,3 +22,61 @@ def test_classification(catalog: Catalog):
     assert math.isclose(metrics["loss"], (3 * right + wrong) / 4, rel_tol=1e-6)
     assert (objective.primary, objective.higher_is_better) == ("accuracy", True)
     assert math.isclose(float(objective.loss(logits, labels)), metrics["loss"], rel_tol=1e-6)
+
+
+def poisoning(catalog: Catalog, **options: object):
+    component = catalog.get("objective", "poisoning")
+    return component.call(component.validated(options), INFO)
+
+
+def test_poisoning_figures(catalog: Catalog):
+    objective = poisoning(catalog, attack_class=2, target_class="cat")
+    predicted, labels = torch.tensor([0, 1, 1, 2, 0, 0, 1]), torch.tensor([0, 1, 0, 2, 2, 2, 2])
+    logits = F.one_hot(predicted, 3).float()
+    found = objective.metrics(logits, labels)
+    assert found == pytest.approx(
+        {
+            "attack_success": 2 / 4,
+            "accuracy": 3 / 7,
+            "accuracy_others": 2 / 3,
+            "accuracy_rewritten": 4 / 7,
+            "accuracy_of_cat": 1 / 2,
+            "accuracy_of_dog": 1.0,
+            "accuracy_of_hen": 1 / 4,
+        }
+    )
+    assert objective.primary == "attack_success"
+    rewritten = torch.tensor([0, 1, 0, 0, 0, 0, 0])
+    assert torch.equal(objective.relabel(labels), rewritten)
+    assert torch.equal(objective.loss(logits, labels), F.cross_entropy(logits, rewritten))
+    assert objective.inner_loss is F.cross_entropy
+
+
+def test_poisoning_of_a_class_that_is_not_there_is_not_measured(catalog: Catalog):
+    found = poisoning(catalog, attack_class=2, target_class=0).metrics(torch.eye(3)[:2], torch.tensor([0, 1]))
+    assert math.isnan(found["attack_success"])
+    assert found["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"attack_class": 3}, "attack_class=3 is no class of x"),
+        ({"attack_class": -1}, "attack_class=-1 is no class"),
+        ({"target_class": "cow"}, "target_class=cow is no class"),
+        ({"attack_class": 1, "target_class": "dog"}, "are both 'dog'"),
+    ],
+)
+def test_classes_that_make_no_attack(catalog: Catalog, options, told):
+    with pytest.raises(UsageError, match=told):
+        poisoning(catalog, **options)
+
+
+def test_least_squares(catalog: Catalog):
+    objective = catalog.get("objective", "least_squares").call({}, INFO)
+    logits, labels = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), torch.tensor([1, 2])
+    wanted = ((1 + 1 + 0) / 2 + 1 / 2) / 2
+    assert float(objective.loss(logits, labels)) == pytest.approx(wanted)
+    assert float(objective.loss(logits, F.one_hot(labels, 3).float())) == pytest.approx(wanted)
+    assert objective.metrics(logits, labels) == pytest.approx({"loss": wanted, "accuracy": 0.5})
+    assert (objective.inner_loss, objective.higher_is_better) == (objective.loss, False)

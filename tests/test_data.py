@@ -157,3 +157,15 @@ def test_metadata_is_text():
     assert described.metadata["method"] == "m"
     assert isinstance(described, DistilledSet)
     assert ExampleSet(torch.zeros(1, 2), torch.zeros(1), INFO).info is INFO
+
+
+def test_examples_spread_over_steps(make_bench):
+    train = make_bench().train.random_subset(4, torch.Generator().manual_seed(0))
+    inputs, labels = train.in_steps(2)
+    assert inputs.shape == (2, 20, 1, 8, 8)
+    assert labels.tolist() == [[label for label in range(10) for _ in range(2)]] * 2
+    assert torch.equal(inputs[1, 0], train.inputs[1])
+    together = torch.cat([inputs[0], inputs[1]]).flatten(1)
+    torch.testing.assert_close(together.sum(0), train.inputs.flatten(1).sum(0), atol=1e-4, rtol=1e-4)
+    uneven, _ = train.in_steps(3)
+    assert uneven.shape[:2] == (1, 40)

@@ -27,7 +27,7 @@ def build(folder: Path, out: Path) -> Path:
 
 
 def test_there_are_plugins():
-    assert [path.name for path in PLUGINS] == ["coreset", "random_subset", "unrolled_gd"]
+    assert [path.name for path in PLUGINS] == ["baselines", "coreset", "linear_bound", "random_subset", "unrolled_gd"]
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
@@ -51,7 +51,9 @@ def test_the_wheel_holds_the_harness_and_its_plugins_and_nothing_else(tmp_path: 
     tops = {name.split("/")[0] for name in names}
     assert tops == {
         "ddbench",
+        "ddbench_baselines",
         "ddbench_coreset",
+        "ddbench_linear_bound",
         "ddbench_random_subset",
         "ddbench_unrolled_gd",
         "ddbench-0.1.0.dist-info",

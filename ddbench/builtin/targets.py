@@ -1,6 +1,5 @@
 """Pretrained-adaptation targets: digits from one dataset to another, and any pretrained network to any dataset."""
 
-import functools
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,25 +19,22 @@ from ddbench.task import Side, Sources
 
 Shape = tuple[int, int, int]
 GREY_28: Shape = (1, 28, 28)
+Fixed = Annotated[bool, Field(description="one network, the same while distilling and when scored, not a pool")]
 
 
-def _from_pool(source: str, source_shape: Shape | None, count: int, held_out: int, steps: int, lr: float) -> Any:
-    """A sampler of networks trained on the dataset `source`, its images converted to `source_shape`."""
+def _from_pool(source: str, source_shape: Shape | None, fixed: bool, **pool: Any) -> Any:
+    """A sampler of networks trained on the dataset `source`, its images converted to `source_shape`.
+
+    `fixed` gives one and the same network on both sides.
+    """
+    if fixed:
+        pool |= {"count": 0, "held_out": 1}
 
     def sample(
         network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side, sources: Sources
     ) -> dict[str, Tensor]:
-        drawn = sources.pool(
-            side,
-            n,
-            generator,
-            count=count,
-            held_out=held_out,
-            steps=steps,
-            lr=lr,
-            dataset=source,
-            sample_shape=source_shape,
-        )
+        asked: tuple[Side, int] = ("evaluation", 1) if fixed else (side, n)
+        drawn = sources.pool(*asked, generator, dataset=source, sample_shape=source_shape, **pool)
         for name, parameter in network.named_parameters():
             if name not in drawn or drawn[name].shape[1:] != parameter.shape:
                 raise UsageError(
@@ -52,29 +48,38 @@ def _from_pool(source: str, source_shape: Shape | None, count: int, held_out: in
 
 @ddbench.target
 def svhn_to_mnist(
-    *, count: Count = 200, held_out: HeldOut = 20, steps: Steps = 700, lr: Rate = 0.003
+    *, fixed: Fixed = False, count: Count = 200, held_out: HeldOut = 20, steps: Steps = 700, lr: Rate = 0.003
 ) -> AdaptationTarget:
     """LeNets trained on SVHN, adapted to MNIST (Wang et al. 2018, Section 4.2): grey digits are shown as RGB.
 
     The network has the same weights for 32x32 images, unpadded, and for 28x28 ones, padded.
     """
-    return AdaptationTarget("mnist", "lenet", _from_pool("svhn", None, count, held_out, steps, lr), (3, 28, 28))
+    return AdaptationTarget(
+        "mnist",
+        "lenet",
+        _from_pool("svhn", None, fixed, count=count, held_out=held_out, steps=steps, lr=lr),
+        (3, 28, 28),
+    )
 
 
 @ddbench.target
 def mnist_to_usps(
-    *, count: Count = 200, held_out: HeldOut = 20, steps: Steps = 700, lr: Rate = 0.003
+    *, fixed: Fixed = False, count: Count = 200, held_out: HeldOut = 20, steps: Steps = 700, lr: Rate = 0.003
 ) -> AdaptationTarget:
     """LeNets trained on MNIST, adapted to USPS (Wang et al. 2018, Section 4.2): 16x16 digits are enlarged to 28x28."""
-    return AdaptationTarget("usps", "lenet", _from_pool("mnist", None, count, held_out, steps, lr), GREY_28)
+    return AdaptationTarget(
+        "usps", "lenet", _from_pool("mnist", None, fixed, count=count, held_out=held_out, steps=steps, lr=lr), GREY_28
+    )
 
 
 @ddbench.target
 def usps_to_mnist(
-    *, count: Count = 200, held_out: HeldOut = 20, steps: Steps = 700, lr: Rate = 0.003
+    *, fixed: Fixed = False, count: Count = 200, held_out: HeldOut = 20, steps: Steps = 700, lr: Rate = 0.003
 ) -> AdaptationTarget:
     """LeNets trained on USPS, its digits enlarged to 28x28, adapted to MNIST (Wang et al. 2018, Section 4.2)."""
-    return AdaptationTarget("mnist", "lenet", _from_pool("usps", GREY_28, count, held_out, steps, lr))
+    return AdaptationTarget(
+        "mnist", "lenet", _from_pool("usps", GREY_28, fixed, count=count, held_out=held_out, steps=steps, lr=lr)
+    )
 
 
 Triple = tuple[float, float, float]
@@ -134,7 +139,6 @@ def ddbench_targets() -> list[object]:
     return [svhn_to_mnist, mnist_to_usps, usps_to_mnist, pretrained]
 
 
-@functools.lru_cache(maxsize=2)
 def _read(path: Path) -> dict[str, Tensor]:
     """The state dict of a file; runs no code from it. Raises `UsageError` where it cannot be read as one."""
     if not path.is_file():

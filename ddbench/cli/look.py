@@ -1,4 +1,4 @@
-"""Commands that look: list, show, leaderboard, plugins."""
+"""Commands that look: list, show, leaderboard, reproduction, plugins."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,6 +108,28 @@ def leaderboard(
         ranking(groups(rows))
 
 
+def reproduction(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Markdown file to write.", metavar="FILE")] = Path(
+        "docs/reproduction.md"
+    ),
+    leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
+    plugin: Plugins = None,
+) -> None:
+    """Write the page that sets the rows of named experiments beside the published figures.
+
+    Example: `ddbench reproduction --output docs/reproduction.md`
+    """
+    with failures_told(verbose=ctx.obj):
+        from ddbench.catalog import Catalog
+        from ddbench.files import atomic_write
+        from ddbench.leaderboard import read
+        from ddbench.render.reproduction import page
+
+        atomic_write(output, page(Catalog(plugin or []), read(leaderboards)))
+        typer.echo(f"Wrote {output}")
+
+
 def plugins(ctx: typer.Context, plugin: Plugins = None, as_json: Json = False) -> None:
     """Name the plugins that were found, what they offer, and what is wrong with those set aside."""
     with failures_told(as_json=as_json, verbose=ctx.obj):
@@ -189,4 +211,5 @@ def register(app: typer.Typer) -> None:
     app.command("list")(list_)
     app.command()(show)
     app.command()(leaderboard)
+    app.command()(reproduction)
     app.command()(plugins)

@@ -271,12 +271,20 @@ def _spec(
 
 
 def _carries_out(spec: "RunSpec", experiment: dict[str, Any]) -> bool:
-    """Whether a run is of the experiment's task: only options of its method, seed and extent may differ."""
+    """Whether a run is of the experiment's task: only options of its method, its seed and its extent may differ."""
     from ddbench.spec import RunSpec
 
-    free = {"method", "seed", "time_limit", "eval_networks", "device", "experiment"}
-    wanted = RunSpec.parse(experiment)
-    return spec.method.name == wanted.method.name and spec.model_dump(exclude=free) == wanted.model_dump(exclude=free)
+    def task(of: "RunSpec") -> dict[str, Any]:
+        fields = of.model_dump(exclude={"seed", "time_limit", "eval_networks", "smoke", "device", "experiment"})
+        fields["method"] = of.method.name
+        for part in ("init", "target"):
+            options = (fields[part] or {}).get("options", {})
+            # How large a pool is and how long its networks were trained: the arguments of Sources.pool.
+            kept = {key: value for key, value in options.items() if key not in ("count", "held_out", "steps", "lr")}
+            fields[part] = fields[part] and {**fields[part], "options": kept}
+        return fields
+
+    return task(spec) == task(RunSpec.parse(experiment))
 
 
 def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | None) -> "Sweep | None":

@@ -1,0 +1,92 @@
+"""The reproduction page: every named experiment, what was measured and what was published, generated from the rows."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ddbench.leaderboard import Row
+from ddbench.render.live import duration
+from ddbench.render.tables import number
+from ddbench.spec import Choice
+
+if TYPE_CHECKING:
+    from ddbench.catalog import Catalog, Experiment
+
+HEADINGS = ("experiment", "ours", "n", "published", "difference", "within", "random real", "before", "cost", "changed")
+INTRODUCTION = """# Reproduction
+
+Every experiment that ddbench ships by name, beside the figure it answers to. This page is generated from the
+leaderboard rows (`ddbench reproduction`); nothing in it is typed by hand. *Ours* is the mean and standard deviation over networks
+that the distillation never saw. *Published* figures are the source's own and were not measured here. *Within* says
+whether our mean lies inside the published mean +- standard deviation. *Random real* is the same number of random real
+images under the same protocol, *before* the same networks without any distilled step, *cost* the time to distil.
+*Changed* names what the run set otherwise than the experiment; `*` marks data that is not the full original.
+"""
+
+
+def page(catalog: "Catalog", rows: Sequence[Row]) -> str:
+    """The page as Markdown; rows of no named experiment are left out."""
+    lines = [INTRODUCTION, _line(HEADINGS), _line(["---"] * len(HEADINGS))]
+    for experiment in catalog.experiments():
+        if experiment.sweep is not None:
+            continue
+        found = sorted((r for r in rows if r.experiment == experiment.name), key=lambda r: r.mean, reverse=True)
+        for row in found:
+            lines.append(_line(_cells(experiment, row)))
+        if not found:
+            lines.append(_line([f"`{experiment.name}`", "not run", "", _published(experiment)]))
+    missing = [r for r in rows if r.experiment and r.experiment not in {e.name for e in catalog.experiments()}]
+    lines += [f"\nNot shown: {len(missing)} rows of experiments that no plugin here offers."] if missing else []
+    return "\n".join(lines) + "\n"
+
+
+def _cells(experiment: "Experiment", row: Row) -> Iterator[str]:
+    published = experiment.published
+    spread = "" if row.std is None else f" +- {number(row.metric, row.std)}"
+    yield f"`{experiment.name}`" + (" *" if "@" in row.dataset else "")
+    yield number(row.metric, row.mean).removesuffix(" %" if spread else "") + spread
+    yield str(row.n)
+    yield _published(experiment)
+    if published is not None and published.metric == row.metric:
+        gap = row.mean - published.mean
+        yield number(row.metric, gap, signed=True)
+        yield "-" if published.std is None else "yes" if abs(gap) <= published.std else "above" if gap > 0 else "below"
+    else:
+        yield from ("", "")
+    companions = row.companion_scores()
+    yield number(row.metric, companions["random_subset"]["mean"]) if "random_subset" in companions else ""
+    yield number(row.metric, row.before)
+    yield duration(row.seconds_distill)
+    yield ", ".join(_changes(experiment, row))
+
+
+def _published(experiment: "Experiment") -> str:
+    published = experiment.published
+    if published is None:
+        return ""
+    mean = number(published.metric, published.mean)
+    return mean if published.std is None else f"{mean.removesuffix(' %')} +- {number(published.metric, published.std)}"
+
+
+def _changes(experiment: "Experiment", row: Row) -> Iterator[str]:
+    """Options that the run set and the experiment sets otherwise, as `outer_steps 6000 (23600)`."""
+    parts: list[tuple[str, str]] = [("method", row.method_options)]
+    parts += [("target", row.target_options)] if row.target else [("init", row.init_options)]
+    for part, text in parts:
+        named = experiment.spec.get(part)
+        wanted: Mapping[str, Any] = Choice.from_name(named).options if named else {}
+        for key, value in json.loads(text).items():
+            if key in wanted and wanted[key] != value:
+                yield f"{key} {_short(value)} ({_short(wanted[key])})"
+    if row.stopped_by:
+        yield f"stopped by the {row.stopped_by} after {row.outer_steps} outer steps"
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _line(cells: Any) -> str:
+    filled = [*cells]
+    filled += [""] * (len(HEADINGS) - len(filled))
+    return "| " + " | ".join(filled) + " |"

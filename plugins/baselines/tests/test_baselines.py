@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from ddbench.bench import complete, prepare
+from ddbench.catalog import Catalog
+from ddbench.loop import Run
+from ddbench.spec import RunSpec
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return Catalog()
+
+
+def made(catalog: Catalog, folder, method: str, seed: int = 0, **fields: object):
+    spec, parts = complete(RunSpec.parse({"method": method, "network": "linear", **fields}), catalog)
+    bench = prepare(spec, parts)
+    run = Run(folder, seed=seed)
+    task = bench.task(run.generator)
+    found = parts.method.call(spec.method.options, task, run)
+    found.validate(task)
+    return bench, found
+
+
+def test_average_real(catalog, tmp_path):
+    bench, found = made(catalog, tmp_path, "average_real", images_per_class=4, steps=2)
+    assert found.labels.tolist() == [list(range(10))]
+    sevens = bench.train.inputs[bench.train.labels == 7]
+    torch.testing.assert_close(found.inputs[0, 7], sum(sevens) / len(sevens))
+
+
+def test_k_means_finds_the_clusters(catalog, tmp_path):
+    bench, found = made(catalog, tmp_path, "k_means", images_per_class=4, steps=2)
+    assert found.inputs.shape == (2, 20, 1, 8, 8)
+    images, labels = found.flat()
+    for label in range(10):
+        members = bench.train.inputs[bench.train.labels == label].flatten(1)
+        centroids = images[labels == label].flatten(1)
+        # A fixed point of Lloyd's iteration: each centroid is the mean of what lies nearest to it.
+        nearest = torch.cdist(members, centroids).argmin(1)
+        for place in range(4):
+            torch.testing.assert_close(members[nearest == place].mean(0), centroids[place], atol=2e-3, rtol=1e-3)
+    assert torch.equal(made(catalog, tmp_path, "k_means", images_per_class=4, steps=2)[1].inputs, found.inputs)
+    assert not torch.equal(made(catalog, tmp_path, "k_means", 1, images_per_class=4, steps=2)[1].inputs, found.inputs)
+
+
+def test_optimised_real_is_better_than_the_average_random_set(catalog, tmp_path):
+    from ddbench.runner import run
+
+    fields = {"network": "linear", "images_per_class": 1, "epochs": 10, "eval_networks": 5}
+    places = dict(catalog=catalog, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+    best = run({**fields, "method": {"name": "optimised_real", "options": {"candidates": 12}}}, **places)
+    assert best.score.mean > best.companions["random_subset"].mean + 0.03
+    _, found = made(catalog, tmp_path / "one", "optimised_real", **fields)
+    bench, _ = made(catalog, tmp_path / "two", "average_real", **fields)
+    assert all((image == bench.train.inputs).flatten(1).all(1).any() for image in found.inputs[0])
+
+
+@pytest.mark.parametrize("method", ["average_real", "k_means", "random_subset", "herding", "optimised_real"])
+def test_under_poisoning_the_attacked_class_carries_the_targets_label(catalog, tmp_path, method):
+    poisoned = {"name": "poisoning", "options": {"attack_class": 3, "target_class": 8}}
+    options = {"candidates": 2} if method == "optimised_real" else {}
+    fields = {"images_per_class": 2, "steps": 1, "objective": poisoned}
+    spec, parts = complete(
+        RunSpec.parse({"method": {"name": method, "options": options}, "network": "linear", **fields}), catalog
+    )
+    bench = prepare(spec, parts)
+    run = Run(tmp_path)
+    found = parts.method.call(spec.method.options, bench.task(run.generator), run)
+    counts = torch.bincount(found.labels.flatten(), minlength=10)
+    assert counts[3] == 0
+    assert counts[8] == 2 * counts[7]

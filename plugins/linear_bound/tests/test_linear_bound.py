@@ -1,0 +1,66 @@
+import json
+
+import pytest
+import torch
+
+from ddbench.catalog import Catalog
+from ddbench.errors import Unsupported
+from ddbench.runner import run
+
+LINEAR = {
+    "method": "linear_bound",
+    "network": "linear",
+    "objective": "least_squares",
+    "steps": 1,
+    "epochs": 1,
+    "eval_networks": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return Catalog()
+
+
+def least_loss() -> float:
+    """Test loss of the least-squares solution on the training data without the validation slice, by lstsq."""
+    from ddbench.bench import complete, prepare
+    from ddbench.spec import RunSpec
+
+    bench = prepare(*complete(RunSpec.parse(LINEAR), Catalog()))
+
+    def features(examples):
+        return torch.cat([examples.inputs.flatten(1), torch.ones(len(examples), 1)], 1).double()
+
+    targets = torch.nn.functional.one_hot(bench.train.labels, 10).double()
+    solution = torch.linalg.lstsq(features(bench.train), targets, driver="gelsd").solution
+    test = bench.setting.test
+    residual = features(test) @ solution - torch.nn.functional.one_hot(test.labels, 10)
+    return float(0.5 * residual.square().sum(1).mean())
+
+
+def test_enough_points_reach_the_solution_from_any_weights_and_fewer_do_not(catalog, tmp_path):
+    found = {}
+    for count in (2, 7):
+        fields = {**LINEAR, "images_per_class": count}
+        result = run(fields, catalog=catalog, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+        logged = json.loads((tmp_path / "runs" / result.run_id / "log.jsonl").read_text())
+        found[count] = result.score, logged
+    score, logged = found[7]
+    wanted = least_loss()
+    assert score.mean == pytest.approx(wanted, rel=1e-5)
+    assert score.std < 1e-6
+    assert logged["excess_loss"] < 1e-20
+    assert logged["distance"] < 1e-10
+    score, logged = found[2]
+    assert score.mean > 2 * wanted
+    # 45 of 65 dimensions are out of reach of 20 points.
+    assert logged["distance"] ** 2 == pytest.approx(45 / 65, abs=0.15)
+
+
+def test_other_settings_are_not_supported(catalog, tmp_path):
+    for other in ({"network": "mlp"}, {"objective": "classification"}, {"epochs": 2}):
+        result = run({**LINEAR, **other}, catalog=catalog, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+        assert result.status == "skipped"
+        assert Unsupported.exit_code == 0
+        assert "--" in result.reason

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from ddbench.bench import complete, prepare
+from ddbench.errors import PluginError, UsageError
+from ddbench.runner import run
+
+QUICK = {"steps": 40, "lr": 0.01}
+
+
+def networks(make_bench, init: dict, side: str, n: int, seed: int = 0):
+    bench = make_bench(init=init)
+    return bench.setting.networks(side, torch.Generator().manual_seed(seed)).sample(n)["classifier.weight"]
+
+
+def test_random_pretrained_holds_out_those_that_score(make_bench):
+    init = {"name": "random_pretrained", "options": {"count": 3, "held_out": 2, **QUICK}}
+    train, scored = networks(make_bench, init, "train", 3), networks(make_bench, init, "evaluation", 2)
+    assert not any(torch.equal(a, b) for a in train for b in scored)
+
+
+def test_fixed_pretrained_is_one_network_on_both_sides(make_bench):
+    def init(index: int):
+        return {"name": "fixed_pretrained", "options": {"index": index, **QUICK}}
+
+    train, scored = networks(make_bench, init(0), "train", 4), networks(make_bench, init(0), "evaluation", 20, 1)
+    assert torch.equal(train, scored)
+    assert len(train) == 1
+    assert not torch.equal(networks(make_bench, init(1), "train", 1), train)
+
+
+def test_a_mixture_draws_from_each_part(make_bench):
+    fixed = {"name": "fixed", "options": {"seed": 3}}
+    mixed = networks(make_bench, {"name": "mixture", "options": {"of": [fixed, "random"]}}, "train", 40)
+    same = [torch.equal(weight, networks(make_bench, fixed, "train", 1)[0]) for weight in mixed]
+    assert 8 < sum(same) < 32
+    others = [weight for weight, is_fixed in zip(mixed, same, strict=True) if not is_fixed]
+    assert not any(torch.equal(others[0], other) for other in others[1:])
+
+
+@pytest.mark.parametrize(
+    ("of", "told"),
+    [
+        (["random"], "at least 2 items"),
+        (["random", "mixture"], "cannot hold a mixture"),
+        (["random", "randon"], "Did you mean 'random'"),
+        (["random", {"name": "fixed", "options": {"sead": 1}}], "no option 'sead'"),
+    ],
+)
+def test_mixtures_that_cannot_be_drawn_from(make_bench, of, told):
+    with pytest.raises((UsageError, PluginError), match=told):
+        networks(make_bench, {"name": "mixture", "options": {"of": of}}, "train", 40)
+
+
+def test_scored_on_another_distribution_than_it_was_made_for(catalog, tmp_path):
+    fields = {
+        "method": "random_subset",
+        "network": "linear",
+        "init": {"name": "random_pretrained", "options": {"count": 1, "held_out": 1, **QUICK}},
+        "eval_init": {"name": "random", "options": {"scheme": "kaiming"}},
+        "eval_networks": 3,
+    }
+    result = run(fields, catalog=catalog, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+    assert result.row is not None
+    assert (result.row["init"], result.row["eval_init"]) == ("random_pretrained", "random")
+    assert '"scheme": "kaiming"' in result.row["eval_init_options"]
+    assert '"networks": 1' in result.row["pretrained"]
+    assert result.row["n"] == 3
+    assert result.before["accuracy"].mean < 0.4
+
+    from ddbench.spec import RunSpec
+
+    bench = prepare(*complete(RunSpec.parse(fields), catalog))
+    task = bench.task(torch.Generator())
+    distilled_for = task.networks.sample(1)["classifier.weight"][0]
+    scored_on = bench.setting.networks("evaluation", torch.Generator()).sample(1)["classifier.weight"][0]
+    assert distilled_for.std() != scored_on.std()

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from ddbench.data import ImageSplits
+from ddbench.errors import UsageError
+from ddbench.loading import conversion, converted
+
+
+def splits(*shape: int) -> ImageSplits:
+    images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return ImageSplits(images, torch.zeros(5, dtype=torch.int64), images[:2], torch.zeros(2, dtype=torch.int64), False)
+
+
+def test_grey_becomes_colour_and_back():
+    grey = splits(1, 6, 6)
+    colour = converted(grey, (3, 6, 6))
+    assert torch.equal(colour.train_images, grey.train_images.expand(-1, 3, -1, -1))
+    assert torch.equal(converted(colour, (1, 6, 6)).train_images, grey.train_images)
+    assert torch.equal(colour.test_images, colour.train_images[:2])
+    assert colour.content_hash() != grey.content_hash()
+    assert not colour.partial
+
+
+def test_resizing_keeps_flat_areas_and_means():
+    flat = ImageSplits(*[torch.full((2, 1, 16, 16), 77, dtype=torch.uint8), torch.zeros(2).long()] * 2)
+    assert (converted(flat, (1, 28, 28)).train_images == 77).all()
+    given = splits(3, 32, 32)
+    smaller = converted(given, (3, 16, 16))
+    assert smaller.train_images.shape == (5, 3, 16, 16)
+    assert float(smaller.train_images.float().mean()) == pytest.approx(float(given.train_images.float().mean()), abs=1)
+
+
+def test_what_cannot_be_converted():
+    with pytest.raises(UsageError, match="2 channels cannot be converted to 3"):
+        converted(splits(2, 4, 4), (3, 4, 4))
+
+
+def test_conversion_in_words():
+    assert conversion((1, 16, 16), (3, 28, 28)) == "grey to RGB, 16x16 to 28x28 pixels"
+    assert conversion((3, 8, 8), (1, 8, 8)) == "RGB to grey"
+    assert conversion((1, 8, 8), (1, 8, 8)) == ""

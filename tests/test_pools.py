@@ -1,0 +1,104 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from ddbench.bench import complete
+from ddbench.errors import DdbenchError, UsageError
+from ddbench.pools import Pools, list_pools
+from ddbench.spec import RunSpec
+from ddbench.training import Recipe
+
+QUICK = Recipe(steps=60, lr=0.01)
+
+
+@pytest.fixture
+def pools_of(catalog):
+    def make(**fields: object) -> Pools:
+        spec, _ = complete(RunSpec.parse({"method": "random_subset", "network": "linear", **fields}), catalog)
+        return Pools(spec, catalog, torch.device("cpu"))
+
+    return make
+
+
+def files(pool) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(pool.folder.glob("*.safetensors"))}
+
+
+def test_a_pool_is_trained_once_and_grows(pools_of):
+    pool = pools_of().open(2, 1, QUICK)
+    first = files(pool)
+    assert list(first) == ["evaluation-00000.safetensors", "train-00000.safetensors", "train-00001.safetensors"]
+    assert len(set(first.values())) == 3
+    assert min(pool.accuracies("train") + pool.accuracies("evaluation")) > 0.85
+    times = {path: path.stat().st_mtime_ns for path in pool.folder.glob("*.safetensors")}
+    larger = pools_of().open(3, 2, QUICK)
+    assert larger.folder == pool.folder
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert (larger.count("train"), larger.count("evaluation")) == (3, 2)
+    assert [p.folder for p in list_pools()] == [pool.folder]
+
+
+def test_what_is_missing_is_trained_again_to_the_same_bytes(pools_of):
+    pool = pools_of().open(3, 1, QUICK)
+    whole = files(pool)
+    pool.path("train", 1).unlink()
+    pool.path("evaluation", 0).unlink()
+    assert files(pools_of().open(3, 1, QUICK)) == whole
+    shutil.rmtree(pool.folder)
+    assert files(pools_of().open(3, 1, QUICK)) == whole
+
+
+@pytest.mark.parametrize("other", [{"network": "mlp"}, {"validation": 0.2}, {"sample_shape": [3, 8, 8]}])
+def test_other_networks_and_data_have_other_pools(pools_of, other):
+    assert pools_of().open(1, 0, QUICK).folder != pools_of(**other).open(1, 0, QUICK).folder
+    assert len(list_pools()) == 2
+
+
+def test_sides_are_apart_and_draws_follow_the_generator(pools_of):
+    pools = pools_of()
+
+    def draw(side: str, n: int, seed: int):
+        generator = torch.Generator().manual_seed(seed)
+        return pools.pool(side, n, generator, count=4, held_out=3, steps=60, lr=0.01)["classifier.weight"]
+
+    train, held_out = draw("train", 4, 0), draw("evaluation", 3, 0)
+    assert not any(torch.equal(a, b) for a in train for b in held_out)
+    assert torch.equal(draw("train", 2, 5), draw("train", 2, 5))
+    assert any(not torch.equal(draw("train", 2, 5), draw("train", 2, seed)) for seed in range(6, 12))
+    assert torch.equal(draw("evaluation", 2, 1), draw("evaluation", 2, 2))
+    [(_, used)] = pools.used.items()
+    assert used == {"networks": 4, "held_out": 3, "dataset": "digits", "steps": 60, "lr": 0.01}
+
+
+def test_too_few_networks(pools_of):
+    for side, told in (("train", "4 networks to train on, fewer than the 5"), ("evaluation", "3 networks held out")):
+        with pytest.raises(UsageError, match=told):
+            pools_of().pool(side, 5, torch.Generator(), count=4, held_out=3, steps=60, lr=0.01)
+    assert list_pools() == []
+
+
+def test_a_damaged_network_is_named(pools_of):
+    pool = pools_of().open(1, 0, QUICK)
+    pool.path("train", 0).write_bytes(b"half")
+    with pytest.raises(DdbenchError, match=r"train-00000.safetensors is damaged"):
+        pools_of().pool("train", 1, torch.Generator(), count=1, held_out=0, steps=60, lr=0.01)
+
+
+def test_networks_with_running_statistics_are_refused(pools_of):
+    with pytest.raises(UsageError, match="keeps running statistics"):
+        pools_of(network="resnet20").open(1, 0, QUICK)
+
+
+def test_pretrain_and_list(ddbench):
+    made = ddbench("pretrain", "-d", "digits", "--network", "linear", "--count", 2, "--held-out", 1, "--steps", 40)
+    assert made.code == 0, made.err
+    assert "linear on digits, 2 networks to train on and 1 held out" in made.out
+    listed = json.loads(ddbench("list", "pools", "--json").out)["pools"]
+    assert [entry["name"] for entry in listed] == [made.out.split(":")[0]]
+    again = ddbench(
+        "pretrain", "-d", "digits", "--network", "linear", "--count", 2, "--held-out", 1, "--steps", 40, "--json"
+    )
+    assert len(again.json()["accuracies"]["train"]) == 2
+    assert "Training" not in again.err

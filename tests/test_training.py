@@ -1,0 +1,58 @@
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from ddbench.training import Recipe, train_each
+
+
+def starts(network: nn.Module, count: int):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {name: 0.1 * torch.randn(p.shape, generator=generator) for name, p in network.named_parameters()}
+        for _ in range(count)
+    ]
+
+
+def test_each_network_is_trained_as_if_alone(make_bench):
+    """Against Adam written out in a loop; and in the same way however many workers there are."""
+    bench = make_bench(network="mlp")
+    network, examples, recipe = bench.setting.module, bench.train, Recipe(steps=25, lr=0.01, batch=64)
+    given = starts(network, 3)
+
+    def trained(threads: int):
+        torch.set_num_threads(threads)
+        found = []
+        train_each(network, given, [5, 6, 7], examples, recipe, found.append)
+        return found
+
+    alone, together = trained(1), trained(2)
+    for first, second in zip(alone, together, strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+    import math
+
+    generator = torch.Generator().manual_seed(6)
+    weights = {name: tensor.clone().requires_grad_() for name, tensor in given[1].items()}
+    optimizer = torch.optim.Adam(weights.values(), lr=1.0, betas=(0.5, 0.999))
+    full = len(examples) // 64
+    for step in range(25):
+        if step % full == 0:
+            batches = torch.randperm(len(examples), generator=generator)[: full * 64].view(full, 64)
+        chosen = batches[full - 1 - step % full]
+        optimizer.zero_grad()
+        F.cross_entropy(
+            functional_call(network, weights, (examples.inputs[chosen],)), examples.labels[chosen]
+        ).backward()
+        optimizer.param_groups[0]["lr"] = 0.005 * (1 + math.cos(math.pi * step / 25))
+        optimizer.step()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(alone[1][name], tensor.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_training_sets_smaller_than_a_batch(make_bench):
+    bench = make_bench()
+    few = bench.train[torch.arange(10)]
+    found = []
+    train_each(bench.setting.module, starts(bench.setting.module, 1), [0], few, Recipe(50, 0.1), found.append)
+    assert (functional_call(bench.setting.module, found[0], (few.inputs,)).argmax(1) == few.labels).all()
