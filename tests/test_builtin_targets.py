@@ -149,7 +149,7 @@ def test_real_weights_do_what_they_were_trained_for(catalog, real_data, architec
         weights = real_data / "weights" / "resnet20_cifar10-12fca82f.th"
         bench = resnet_from(catalog, weights, "cifar10")
         test = bench.setting.test[torch.arange(500)]
-        state = torch.load(weights, weights_only=True)["state_dict"]
+        state = torch.load(weights, weights_only=True, map_location="cpu")["state_dict"]
         layer, names, classes = (
             bench.setting.module.network.linear,
             ("module.linear.weight", "module.linear.bias"),

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from ddbench.data import DatasetInfo, DistilledSet, ExampleSet, ImageSplits, normalise
 from ddbench.errors import DdbenchError, PluginError, UsageError
-from ddbench.task import Budget, Task
+from ddbench.task import Budget, Objective, Task
 
 INFO = DatasetInfo("toy", ("a", "b"), (1, 2, 2), (0.5,), (0.25,), "image", "c0ffee" * 10, False)
 
 
 def toy_task(images_per_class: int = 4, steps: int = 2, epochs: int = 3) -> Task:
-    return Task(None, None, None, Budget(images_per_class, steps, epochs), INFO)  # type: ignore[arg-type]
+    return Task(None, Objective(None, dict, ""), None, Budget(images_per_class, steps, epochs), INFO)  # type: ignore[arg-type]
 
 
 def toy_set(steps: int = 2, n: int = 4, soft: bool = False, epochs: int | None = 3, seed: int = 0) -> DistilledSet:

@@ -10,8 +10,8 @@ from ddbench.leaderboard import COLUMNS, Row, append, comparison, groups, path_f
 from ddbench.spec import RunSpec
 
 COMPARED = (
-    "dataset", "dataset_hash", "network", "network_options", "init", "init_options", "protocol", "label_regime",
-    "metric", "objective", "objective_options", "target",
+    "dataset", "dataset_hash", "network", "network_options", "eval_init", "eval_init_options", "pretrained",
+    "protocol", "label_regime", "metric", "objective", "objective_options", "target",
 )  # fmt: skip
 
 

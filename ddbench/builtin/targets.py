@@ -1,6 +1,7 @@
 """Pretrained-adaptation targets: digits from one dataset to another, and any pretrained network to any dataset."""
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -144,11 +145,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UsageError(f"there is no weights file {path}.", "Give its path: --set target.weights=FILE")
     try:
-        content = (
-            safetensors.torch.load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, weights_only=True, map_location="cpu")
-        )
+        with warnings.catch_warnings():
+            # Of pickle protocols, for files that are refused anyway.
+            warnings.simplefilter("ignore", UserWarning)
+            content = (
+                safetensors.torch.load_file(path)
+                if path.suffix == ".safetensors"
+                else torch.load(path, weights_only=True, map_location="cpu")
+            )
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"{path} holds more than tensors and was not loaded: it could run code.",

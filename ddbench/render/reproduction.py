@@ -12,15 +12,18 @@ from ddbench.spec import Choice
 if TYPE_CHECKING:
     from ddbench.catalog import Catalog, Experiment
 
-HEADINGS = ("experiment", "ours", "n", "published", "difference", "within", "random real", "before", "cost", "changed")
+HEADINGS = ("experiment", "ours", "n", "published", "difference", "within", "companions", "before", "cost", "changed")
 INTRODUCTION = """# Reproduction
 
 Every experiment that ddbench ships by name, beside the figure it answers to. This page is generated from the
-leaderboard rows (`ddbench reproduction`); nothing in it is typed by hand. *Ours* is the mean and standard deviation over networks
-that the distillation never saw. *Published* figures are the source's own and were not measured here. *Within* says
-whether our mean lies inside the published mean +- standard deviation. *Random real* is the same number of random real
-images under the same protocol, *before* the same networks without any distilled step, *cost* the time to distil.
-*Changed* names what the run set otherwise than the experiment; `*` marks data that is not the full original.
+leaderboard rows (`ddbench reproduction`); nothing in it is typed by hand.
+
+- *Ours*: mean and standard deviation over `n` networks that the distillation never saw (one, for a fixed init).
+- *Published*: the source's own figure, not measured here. *Within*: whether our mean lies inside the published mean +-
+  standard deviation. Empty where no published figure is confirmed.
+- *Companions*: baselines under the same protocol. *Before*: the same networks without any distilled step.
+- *Cost*: time to distil. *Changed*: what the run set otherwise than the experiment, whose value is in brackets.
+- `*` marks data that is not the full original.
 """
 
 
@@ -53,8 +56,7 @@ def _cells(experiment: "Experiment", row: Row) -> Iterator[str]:
         yield "-" if published.std is None else "yes" if abs(gap) <= published.std else "above" if gap > 0 else "below"
     else:
         yield from ("", "")
-    companions = row.companion_scores()
-    yield number(row.metric, companions["random_subset"]["mean"]) if "random_subset" in companions else ""
+    yield ", ".join(f"{name} {number(row.metric, found['mean'])}" for name, found in row.companion_scores().items())
     yield number(row.metric, row.before)
     yield duration(row.seconds_distill)
     yield ", ".join(_changes(experiment, row))

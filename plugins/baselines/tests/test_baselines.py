@@ -15,6 +15,7 @@ def catalog() -> Catalog:
 def made(catalog: Catalog, folder, method: str, seed: int = 0, **fields: object):
     spec, parts = complete(RunSpec.parse({"method": method, "network": "linear", **fields}), catalog)
     bench = prepare(spec, parts)
+    folder.mkdir(exist_ok=True)
     run = Run(folder, seed=seed)
     task = bench.task(run.generator)
     found = parts.method.call(spec.method.options, task, run)

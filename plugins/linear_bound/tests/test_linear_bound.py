@@ -54,8 +54,8 @@ def test_enough_points_reach_the_solution_from_any_weights_and_fewer_do_not(cata
     assert logged["distance"] < 1e-10
     score, logged = found[2]
     assert score.mean > 2 * wanted
-    # 45 of 65 dimensions are out of reach of 20 points.
-    assert logged["distance"] ** 2 == pytest.approx(45 / 65, abs=0.15)
+    # 45 of 65 dimensions are out of reach of 20 points, those of little variance, along which W* is long.
+    assert 45 / 65 < logged["distance"] ** 2 < 1
 
 
 def test_other_settings_are_not_supported(catalog, tmp_path):

@@ -8,7 +8,7 @@ from ddbench.spec import RunSpec
 
 def test_draws_what_was_asked_for(tmp_path):
     catalog = Catalog()
-    spec, parts = complete(RunSpec.parse({"method": "random_subset", "images_per_class": 3}), catalog)
+    spec, parts = complete(RunSpec.parse({"method": "random_subset", "images_per_class": 3, "steps": 3}), catalog)
     bench = prepare(spec, parts)
 
     def draw(seed: int, **options: object):
@@ -19,7 +19,7 @@ def test_draws_what_was_asked_for(tmp_path):
         return made
 
     first = draw(0)
-    assert first.labels[0].tolist() == [label for label in range(10) for _ in range(3)]
+    assert first.labels.tolist() == [list(range(10))] * 3
     assert torch.equal(first.inputs, draw(0).inputs)
     assert not torch.equal(first.inputs, draw(1).inputs)
     assert draw(0, balanced=False).count == 30

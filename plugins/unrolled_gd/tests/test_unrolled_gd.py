@@ -80,14 +80,23 @@ def test_schedules():
 
 
 def test_the_papers_experiments_are_complete_specs_with_published_figures(catalog):
-    found = {e.name: e for e in catalog.experiments() if e.name.startswith("wang2018/")}
-    figures = {name: (e.published.mean, e.published.std) for name, e in found.items()}
-    assert figures == {
-        "wang2018/cifar10-fixed-10x3": (0.54, None),
-        "wang2018/cifar10-random-10x3": (0.368, 0.012),
-        "wang2018/mnist-fixed-1x3": (0.938, None),
-        "wang2018/mnist-random-10x3": (0.795, 0.081),
+    found = {e.name: e for e in catalog.experiments() if e.spec["method"]["name"] == "unrolled_gd"}
+    figures = {
+        name: (e.published.metric, e.published.mean, e.published.std) for name, e in found.items() if e.published
     }
-    for experiment in found.values():
+    assert figures == {
+        "wang2018/cifar10-fixed-10x3": ("accuracy", 0.54, None),
+        "wang2018/cifar10-poisoning": ("attack_success", 0.459, 0.181),
+        "wang2018/cifar10-random-10x3": ("accuracy", 0.368, 0.012),
+        "wang2018/mnist-fixed-1x3": ("accuracy", 0.938, None),
+        "wang2018/mnist-poisoning": ("attack_success", 0.714, 0.296),
+        "wang2018/mnist-random-10x3": ("accuracy", 0.795, 0.081),
+        "wang2018/svhn-to-mnist-random": ("accuracy", 0.852, 0.047),
+        "wang2018/usps-to-mnist-random": ("accuracy", 0.927, 0.014),
+    }
+    for name, experiment in found.items():
         spec, _ = complete(RunSpec.parse(experiment.spec), catalog)
-        assert (spec.method.options["outer_lr"], spec.method.options["real_batch"], spec.epochs) == (0.01, 1024, 3)
+        poisons = "poisoning" in name
+        assert (spec.objective.name, spec.epochs) == (("poisoning", 1) if poisons else ("classification", 3))
+        assert (spec.method.options["outer_lr"], spec.method.options["real_batch"]) == (0.02 if poisons else 0.01, 1024)
+        assert ("to" in name.split("-")) == (spec.target is not None)
