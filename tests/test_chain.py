@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from ddbench import chain
-from ddbench.chain import Chain
+from ddbench.chain import Chain, chain
 from ddbench.unroll import meta_gradient
 
 CHAINS = {
