@@ -13,10 +13,10 @@ from ddbench.data import ExampleSet
 from ddbench.environment import keep_freed_memory, resolve_device
 from ddbench.errors import PluginError, UsageError, blamed_on
 from ddbench.loading import build, check_network, info_from_facts, load_data, split_validation
-from ddbench.loop import Reporter
 from ddbench.options import Component
 from ddbench.pools import Pools, sampler_arguments
 from ddbench.protocols import Setting, get_protocol
+from ddbench.reporter import Reporter
 from ddbench.results import DatasetRecord
 from ddbench.spec import Choice, RunSpec, default_steps
 from ddbench.task import AdaptationTarget, Budget, Networks, Objective, Side, Task

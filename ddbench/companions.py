@@ -11,9 +11,10 @@ from ddbench.data import DistilledSet
 from ddbench.environment import cache_dir, derive_seed, describe, seed_everything
 from ddbench.errors import DdbenchError, Interrupted
 from ddbench.files import atomic_write, sha256
-from ddbench.loop import Reporter, Run
+from ddbench.loop import Run
 from ddbench.options import Component
 from ddbench.protocols import get_protocol
+from ddbench.reporter import Reporter
 from ddbench.spec import Choice
 from ddbench.stats import Score, summarise
 

@@ -1,11 +1,8 @@
 """Run: the loop, log and random numbers a method uses, so that it resumes, reports and stops in time for free."""
 
-import copy
 import io
 import json
 import math
-import pickle
-import random
 import signal
 import threading
 import time
@@ -14,15 +11,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ddbench.environment import derive_seed, seed_everything
 from ddbench.errors import DdbenchError, Interrupted, PluginError
 from ddbench.files import atomic_write, explained_os_errors
+from ddbench.reporter import Pace, Reporter, Silent
+from ddbench.snapshots import (
+    check_readable,
+    check_state,
+    copied,
+    copied_tree,
+    finite,
+    global_generators,
+    set_global_generators,
+)
 
 SNAPSHOT_EVERY = 20
 """Outer steps between the states a run can roll back to."""
@@ -30,50 +36,6 @@ CHECKPOINT_SECONDS = 20.0
 """Seconds between checkpoints on disk."""
 MAX_ROLLBACKS = 5
 """Roll-backs after which a run that keeps diverging is ended."""
-
-
-class Reporter(Protocol):
-    """Whoever watches a run: the terminal, a log file, nobody."""
-
-    def say(self, text: str) -> None:
-        """One line worth keeping."""
-
-    def stage(self, title: str) -> None:
-        """A stage with progress begins; the one before it is over."""
-
-    def progress(self, done: int, total: int, values: Mapping[str, float], seconds_left: float | None) -> None:
-        """The stage has done `done` of `total`; `seconds_left` is None while it cannot be known yet."""
-
-
-class Silent:
-    """A reporter for nobody."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def stage(self, title: str) -> None:
-        """Nothing."""
-
-    def progress(self, done: int, total: int, values: Mapping[str, float], seconds_left: float | None) -> None:
-        """Nothing."""
-
-
-class Pace:
-    """Seconds left, from the time the last steps took (an average over about 20 of them)."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self._step: float | None = None
-
-    def tick(self) -> None:
-        """One more step is done."""
-        now = time.monotonic()
-        took, self._last = now - self._last, now
-        self._step = took if self._step is None else self._step + 0.1 * (took - self._step)
-
-    def left(self, steps: int) -> float | None:
-        """Seconds that `steps` more will take; None before the first."""
-        return None if self._step is None else self._step * steps
 
 
 @dataclass
@@ -173,13 +135,13 @@ class Run:
         logged value or the state is not finite it goes back to the last good snapshot with other random numbers,
         and after 5 times raises `DdbenchError`. A method may have several loops, one after the other.
         """
-        _check_state(state)
+        check_state(state)
         self.finish()
         total = steps if self._most_steps is None else min(steps, self._most_steps)
         self._current += 1
         if self._current == len(self._loops):
             self._loops.append(self._snapshot(0, state))
-            _check_readable(self._loops[-1])
+            check_readable(self._loops[-1].state)
         here = self._loops[self._current]
         self._load(here, state)
         if here.finished:
@@ -204,7 +166,7 @@ class Run:
                     raise
                 step += 1
                 at_snapshot = step % SNAPSHOT_EVERY == 0 or step == total
-                if self._diverged or (at_snapshot and not _finite(state)):
+                if self._diverged or (at_snapshot and not finite(state)):
                     step = self._roll_back(state)
                     continue
                 self._record(step - 1, total)
@@ -218,7 +180,7 @@ class Run:
                     self._loops[self._current] = self._snapshot(step, state)
                     self._save()
                     raise Interrupted(f"interrupted after outer step {step} of {total}.", "A checkpoint was kept.")
-            if not _finite(state):
+            if not finite(state):
                 step = self._roll_back(state)
         self._end(self._snapshot(step, state))
 
@@ -276,8 +238,8 @@ class Run:
                 stream.truncate(min(size, self.log_path.stat().st_size))
 
     def _snapshot(self, step: int, state: Mapping[str, object]) -> _Loop:
-        generators = {"own": self.generator.get_state(), "log_bytes": self._log_bytes, **_global_generators()}
-        return _Loop(step, False, {name: _copied(thing) for name, thing in state.items()}, generators)
+        generators = {"own": self.generator.get_state(), "log_bytes": self._log_bytes, **global_generators()}
+        return _Loop(step, False, {name: copied(thing) for name, thing in state.items()}, generators)
 
     def _load(self, snapshot: _Loop, state: Mapping[str, object]) -> None:
         if state.keys() != snapshot.state.keys():
@@ -291,9 +253,9 @@ class Run:
                 with torch.no_grad():
                     thing.copy_(saved)
             else:
-                thing.load_state_dict(_copied_tree(saved))  # type: ignore[attr-defined]
+                thing.load_state_dict(copied_tree(saved))  # type: ignore[attr-defined]
         self.generator.set_state(snapshot.generators["own"])
-        _set_global_generators(snapshot.generators)
+        set_global_generators(snapshot.generators)
 
     def _save(self) -> None:
         content = {
@@ -356,77 +318,3 @@ class Run:
 
 
 _DIVERGENCE_ADVICE = "Lower the method's learning rates (`ddbench show METHOD` lists its options) or change the seed."
-
-
-def _check_state(state: Mapping[str, object]) -> None:
-    for name, thing in state.items():
-        if not isinstance(thing, Tensor) and not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
-            raise PluginError(
-                f"the loop's state {name!r} is a {type(thing).__name__}, which cannot be restored.",
-                "Give tensors, or objects with state_dict and load_state_dict.",
-            )
-
-
-def _check_readable(snapshot: _Loop) -> None:
-    """What is written must be readable again without running code; better to know at the start than after hours."""
-    buffer = io.BytesIO()
-    torch.save(snapshot.state, buffer)
-    buffer.seek(0)
-    try:
-        torch.load(buffer, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise PluginError(
-            "the loop's state holds objects that a checkpoint cannot give back.",
-            "Its state_dict may hold tensors, numbers, text, and lists and dicts of them.",
-        ) from error
-
-
-def _copied(thing: object) -> Any:
-    return _copied_tree(thing if isinstance(thing, Tensor) else thing.state_dict())  # type: ignore[attr-defined]
-
-
-def _copied_tree(tree: Any) -> Any:
-    """A deep copy whose tensors share nothing with the original and carry no graph."""
-    if isinstance(tree, Tensor):
-        return tree.detach().clone()
-    if isinstance(tree, dict):
-        return {key: _copied_tree(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_copied_tree(value) for value in tree)
-    return copy.deepcopy(tree)
-
-
-def _finite(state: Mapping[str, object]) -> bool:
-    """Whether every tensor of the state, those inside `state_dict` included, is finite."""
-    trees = [thing if isinstance(thing, Tensor) else thing.state_dict() for thing in state.values()]  # type: ignore[attr-defined]
-    return all(bool(torch.isfinite(tensor).all()) for tree in trees for tensor in _tensors(tree))
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, dict):
-        for value in tree.values():
-            yield from _tensors(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from _tensors(value)
-
-
-def _global_generators() -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
-        "python": random.getstate(),
-    }
-
-
-def _set_global_generators(saved: Mapping[str, Any]) -> None:
-    torch.set_rng_state(saved["torch"])
-    if saved["cuda"]:
-        torch.cuda.set_rng_state_all(saved["cuda"])
-    kind, keys, position, has_gauss, gauss = saved["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    random.setstate(saved["python"])

@@ -21,8 +21,8 @@ from ddbench.environment import cache_dir, derive_seed
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.files import atomic_write, locked, sha256
 from ddbench.loading import build, info_from_facts, load_data, split_validation
-from ddbench.loop import Pace, Reporter, Silent
 from ddbench.options import Component
+from ddbench.reporter import Pace, Reporter, Silent
 from ddbench.spec import Choice, RunSpec
 from ddbench.task import Side
 from ddbench.training import BATCH, Recipe, train_each

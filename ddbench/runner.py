@@ -20,8 +20,9 @@ from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, 
 from ddbench.files import atomic_write, explained_os_errors, in_use
 from ddbench.leaderboard import Row
 from ddbench.loading import conversion
-from ddbench.loop import Reporter, Run, Silent
+from ddbench.loop import Run
 from ddbench.protocols import get_protocol
+from ddbench.reporter import Reporter, Silent
 from ddbench.results import Artifact, RunFolder, RunResult, Seconds, Status
 from ddbench.spec import RunSpec
 from ddbench.stats import Score, summarise

@@ -10,7 +10,7 @@ from typing import Any
 import pydantic
 
 from ddbench.errors import UsageError
-from ddbench.loop import Reporter
+from ddbench.reporter import Reporter
 from ddbench.results import RunFolder, RunResult
 from ddbench.spec import RunSpec
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ddbench.errors import DdbenchError, Interrupted, PluginError
-from ddbench.loop import MAX_ROLLBACKS, Pace, Run
+from ddbench.loop import MAX_ROLLBACKS, Run
+from ddbench.reporter import Pace
 
 
 def descend(run: Run, steps: int, *, stop_at: int | None = None) -> torch.Tensor:

@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 from ddbench.data import DistilledSet
 from ddbench.errors import DdbenchError, UsageError
-from ddbench.loop import Silent
 from ddbench.protocols import get_protocol
 from ddbench.protocols.base import better, measure
 from ddbench.protocols.replay import RATES
+from ddbench.reporter import Silent
 from ddbench.task import Objective
 
 REPLAY = get_protocol("replay/v1")

@@ -10,7 +10,7 @@ from ddbench.catalog import Catalog
 from ddbench.data import DistilledSet
 from ddbench.errors import DdbenchError, Interrupted, PluginError
 from ddbench.leaderboard import read
-from ddbench.loop import Silent
+from ddbench.reporter import Silent
 from ddbench.results import RunFolder
 
 METHODS = '''

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from ddbench.data import DistilledSet, ExampleSet
 from ddbench.errors import DdbenchError
-from ddbench.loop import Reporter
+from ddbench.reporter import Reporter
 from ddbench.task import Budget, Networks, Objective, Side
 from ddbench.unroll import evaluation_mode
 

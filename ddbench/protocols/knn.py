@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ddbench.data import DistilledSet, ExampleSet
-from ddbench.loop import Pace, Reporter
 from ddbench.protocols.base import Evaluation, Setting, better, collect, finite
+from ddbench.reporter import Pace, Reporter
 
 NORMS = (1, 2)
 NEIGHBOURS = (1, 3)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ddbench.data import DistilledSet, ExampleSet
 from ddbench.environment import derive_seed
-from ddbench.loop import Pace, Reporter
 from ddbench.parallel import for_each_network
 from ddbench.protocols.base import Evaluation, Setting, better, collect, finite, measure
+from ddbench.reporter import Pace, Reporter
 from ddbench.task import Side
 from ddbench.unroll import train, unstack
 
