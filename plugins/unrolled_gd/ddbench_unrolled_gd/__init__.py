@@ -55,6 +55,10 @@ def unrolled_gd(
         Literal["cosine", "step", "constant"],
         Field(description="how outer_lr falls: along a cosine to zero, halved every tenth of the run, or not"),
     ] = "cosine",
+    start: Annotated[
+        Literal["noise", "means"],
+        Field(description="images start as normal noise, or as the class means with noise of half that size"),
+    ] = "noise",
     inner_lr: Annotated[Positive, Field(description="rate that every inner step starts from")] = 0.02,
     networks: Annotated[Count, Field(description="networks an outer step averages over (a fixed init has one)")] = 2,
     real_batch: Annotated[Count, Field(description="real images the outer loss is taken on")] = 512,
@@ -75,8 +79,8 @@ def unrolled_gd(
 
     Each outer step draws networks and a real batch, trains the networks on the distilled images by `steps` x
     `epochs` steps of gradient descent, and follows the exact gradient of the loss on the real batch back through
-    those steps (Algorithm 1 and Section 3.4 of the paper). Images start as normal noise; labels are fixed, the same
-    number of images of each class in every step; rates stay positive as softplus of a learned number.
+    those steps (Algorithm 1 and Section 3.4 of the paper). Labels are fixed, the same number of images of each class
+    in every step; rates stay positive as softplus of a learned number.
     """
     if task.objective.loss is None:
         raise Unsupported(
@@ -91,7 +95,11 @@ def unrolled_gd(
     per_step = budget.images_per_class // budget.steps
     labels = torch.arange(classes, device=run.device).repeat_interleave(per_step).repeat(budget.steps, 1)
     noise = torch.randn((budget.steps, classes * per_step, *shape), generator=run.generator)
-    images = noise.to(run.device).requires_grad_()
+    images = noise.to(run.device)
+    if start == "means":
+        means = torch.stack([task.train.inputs[task.train.of_class(label)].mean(0) for label in range(classes)])
+        images = means[labels] + images / 2
+    images.requires_grad_()
     # softplus(raw) = inner_lr
     raw = math.log(math.expm1(inner_lr))
     raw_lrs = torch.full((budget.epochs, budget.steps), raw, device=run.device, requires_grad=True)
