@@ -1,8 +1,10 @@
 """A run spec made ready to run: names resolved, data loaded and split, network built."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from ddbench.catalog import Catalog
 from ddbench.data import ExampleSet
 from ddbench.environment import keep_freed_memory, resolve_device
 from ddbench.errors import PluginError, UsageError, blamed_on
+from ddbench.files import sha256
 from ddbench.loading import build, check_network, info_from_facts, load_data, split_validation
 from ddbench.options import Component
 from ddbench.pools import Pools, sampler_arguments
@@ -69,13 +72,20 @@ class Bench:
             peak: tuple[int, str] = predict(self.task(torch.Generator()), **self.spec.method.options)
         return peak
 
+    @property
+    def sources(self) -> str:
+        """What the networks came from besides the spec, as JSON: pools, and weights files by content."""
+        return json.dumps(self.pools.used, sort_keys=True)
+
     def draw_once(self) -> None:
         """Draw the networks that will score, and one to train on: pools are there before the clock runs.
 
         Raises `UsageError` where a pool has fewer than the spec asks for.
         """
+        protocol = get_protocol(self.spec.protocol)
+        for side, count in protocol.networks_needed(self.eval_networks).items():
+            self.setting.networks(side, torch.Generator()).sample(count)
         self.task(torch.Generator()).networks.sample(1)
-        self.setting.networks("evaluation", torch.Generator()).sample(self.eval_networks)
 
     @property
     def eval_networks(self) -> int:
@@ -154,7 +164,9 @@ def prepare(spec: RunSpec, parts: Parts, *, reporter: Reporter | None = None, do
     if not isinstance(objective, Objective):
         raise PluginError(f"{parts.objective.who} returned {type(objective).__name__}, not an Objective.")
     budget = Budget(spec.images_per_class or 1, spec.steps or 1, spec.epochs)
-    pools = Pools(spec, parts.catalog, device, reporter)
+    pools = Pools(spec, parts.catalog, device, reporter, may_train=download)
+    for file in parts.adaptation.files if parts.adaptation is not None else ():
+        pools.used[Path(file).name] = {"sha256": sha256(Path(file).read_bytes())}
     assert spec.eval_init is not None
     init = _sampler(parts.init, spec.init, parts.adaptation, pools)
     eval_init = init
@@ -186,11 +198,13 @@ def _check_not_named_twice(spec: RunSpec, adaptation: AdaptationTarget, target: 
         and spec.dataset.name != adaptation.dataset,
         "network": spec.network is not None and spec.network.name != adaptation.network,
         "init": "init" in spec.model_fields_set and spec.init.name != target.name,
+        "sample shape": None not in (spec.sample_shape, adaptation.sample_shape)
+        and spec.sample_shape != adaptation.sample_shape,
     }
     for part, clashes in given.items():
         if clashes:
             raise UsageError(
-                f"target {target.name} brings its own {part}: --{part} does not go with it.", f"Leave --{part} out."
+                f"target {target.name} brings its own {part}: another does not go with it.", f"Leave the {part} out."
             )
 
 

@@ -72,4 +72,4 @@ def _key(bench: Bench, method: Component, networks: int) -> str:
         c.distribution for c in (method, parts.dataset, parts.network, parts.objective, parts.init, parts.eval_init)
     ]
     machine = json.dumps(describe(bench.device))
-    return sha256("\n".join([spec.canonical(), bench.record.content_hash, *sources, machine]).encode())
+    return sha256("\n".join([spec.canonical(), bench.record.content_hash, *sources, bench.sources, machine]).encode())

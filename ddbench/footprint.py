@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ddbench.inner import trainer
+from ddbench.inner import Loss, trainer
 from ddbench.unroll import Memory, group_size
 
 OVERHEAD = 50_000_000
@@ -54,14 +54,15 @@ def fitting_memory(
     free: int,
     *,
     memory: Memory | None = None,
+    inner_loss: Loss = F.cross_entropy,
 ) -> tuple[Memory, int]:
     """The fastest memory mode whose predicted peak is below half of the `free` bytes, and that peak in bytes.
 
     `memory` asks for one mode. `"checkpoint"` is the answer when nothing fits. `inputs`: `[steps, n, *sample]`.
     """
-    together = group_size(network, torch.empty(inputs, device="meta"), networks)
+    together = group_size(network, torch.empty(inputs, device="meta"), networks, inner_loss)
     workers = min(math.ceil(networks / together), torch.get_num_threads())
-    one = footprint(network, min(together, networks), inputs, classes, real_batch)
+    one = footprint(network, min(together, networks), inputs, classes, real_batch, inner_loss=inner_loss)
     modes: tuple[Memory, ...] = ("store", "recompute", "checkpoint") if memory is None else (memory,)
     for mode in modes:
         # What libraries hold beside the tensors, and the holes between these, by experience.
@@ -72,7 +73,14 @@ def fitting_memory(
 
 
 def footprint(
-    network: nn.Module, networks: int, inputs: tuple[int, ...], classes: int, real_batch: int, *, soft: bool = False
+    network: nn.Module,
+    networks: int,
+    inputs: tuple[int, ...],
+    classes: int,
+    real_batch: int,
+    *,
+    soft: bool = False,
+    inner_loss: Loss = F.cross_entropy,
 ) -> Footprint:
     """Of `networks` that go together on inputs `[steps, n, *sample]`; `real_batch` examples in the outer loss."""
     module = copy.deepcopy(network).to("meta")
@@ -82,7 +90,7 @@ def footprint(
     images = torch.empty((1, *inputs[1:]), device="meta", dtype=dtype)
     labels = torch.empty((1, inputs[1], classes), device="meta", dtype=dtype)
     labels = labels if soft else torch.empty((1, inputs[1]), device="meta", dtype=torch.int64)
-    steps = trainer(module, [start] * networks, images, labels)
+    steps = trainer(module, [start] * networks, images, labels, inner_loss)
     weights = sum(tensor.nbytes for tensor in steps.start)
 
     step, kept, _ = _made(lambda: steps.step(0, steps.start, dict(steps.buffers), with_graph=True))

@@ -231,7 +231,7 @@ def groups(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
     for row in rows:
         budget = f"IPC {row.images_per_class}, {row.steps}x{row.epochs} steps"
         data = (row.dataset, row.dataset_hash, str(row.train_images))
-        networks = (row.network, row.network_options, row.eval_init, row.eval_init_options, row.pretrained)
+        networks = (row.network, row.network_options, row.eval_init, row.eval_init_options)
         aim = (row.objective, row.objective_options, row.target, row.metric)
         grouped.setdefault((*data, *networks, *aim, budget, row.protocol, row.label_regime), []).append(row)
     return {
@@ -240,8 +240,8 @@ def groups(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
     }
 
 
-def _identity(row: Row) -> tuple[str, str, str]:
-    return row.fingerprint, row.dataset_hash, row.method_source
+def _identity(row: Row) -> tuple[str, ...]:
+    return row.fingerprint, row.dataset_hash, row.method_source, row.pretrained
 
 
 def _read_text(path: Path) -> str:

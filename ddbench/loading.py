@@ -1,12 +1,14 @@
 """Components made real: a dataset's examples, loaded, converted and split, and a network built for them."""
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ddbench.data import DatasetInfo, ExampleSet, ImageSplits, normalise
-from ddbench.environment import data_dir, derive_seed
-from ddbench.errors import PluginError, UsageError
+from ddbench.environment import data_dir, derive_seed, free_memory
+from ddbench.errors import DdbenchError, PluginError, UsageError
 from ddbench.options import Component
 from ddbench.spec import Choice
 from ddbench.unroll import evaluation_mode
@@ -40,9 +42,21 @@ def load_data(
     if not isinstance(splits, ImageSplits):
         raise PluginError(f"{dataset.who} returned {type(splits).__name__}, not ImageSplits.")
     if sample_shape is not None:
+        _check_memory(dataset.name, splits, sample_shape)
         splits = converted(splits, sample_shape)
     classes = tuple(dataset.facts["classes"])
     return normalise(dataset.facts.get("label", dataset.name), splits, classes, dataset.facts.get("modality", "image"))
+
+
+def _check_memory(name: str, splits: ImageSplits, shape: Shape) -> None:
+    """Raise `DdbenchError` where the examples as float32, and the copy a method is given, cannot fit."""
+    needed = (2 * len(splits.train_images) + len(splits.test_images)) * math.prod(shape) * 4
+    free = free_memory(torch.device("cpu"))
+    if needed > free:
+        raise DdbenchError(
+            f"{name} at {shape[1]}x{shape[2]} pixels takes {needed / 1e9:.0f} GB; {free / 1e9:.0f} GB are free.",
+            "Convert to fewer pixels, such as --set target.size=64.",
+        )
 
 
 def conversion(given: Shape, wanted: Shape) -> str:

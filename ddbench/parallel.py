@@ -6,6 +6,7 @@ cores. Kernels release the interpreter's lock, so threads are enough.
 
 import copy
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -23,11 +24,13 @@ def for_each_network(
     network: nn.Module,
     items: Sequence[Item],
     done: Callable[[Result], None] = lambda result: None,
+    stop: threading.Event | None = None,
 ) -> list[Result]:
     """`[function(network, item) for item in items]`, on as many workers as torch has threads.
 
     Each worker is given a copy of `network`, so `function` may put weights and modes into it; it must not change
-    anything else that is shared. `done(result)` is called from this thread for each result, in order. On an
+    anything else that is shared. `stop` is set when this thread is interrupted, for workers with long work to see.
+    `done(result)` is called from this thread for each result, in order. On an
     accelerator, or with one thread or one item, everything happens in this thread.
     """
     threads = torch.get_num_threads()
@@ -58,9 +61,14 @@ def for_each_network(
         # Small networks are many short calls: a worker must not wait long for its turn at the interpreter.
         sys.setswitchinterval(1e-5)
         with ThreadPoolExecutor(workers) as pool:
-            for result in pool.map(work, items):
-                results.append(result)
-                done(result)
+            try:
+                for result in pool.map(work, items):
+                    results.append(result)
+                    done(result)
+            except BaseException:
+                if stop is not None:
+                    stop.set()
+                raise
     finally:
         sys.setswitchinterval(interval)
         # Setting the threads of a worker also sets what threads to come start with.

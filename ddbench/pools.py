@@ -3,8 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.func import functional_call
 from ddbench.catalog import Catalog
 from ddbench.data import DatasetInfo, ExampleSet
 from ddbench.environment import cache_dir, derive_seed
-from ddbench.errors import DdbenchError, UsageError
+from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 from ddbench.files import atomic_write, locked, sha256
 from ddbench.loading import build, info_from_facts, load_data, split_validation
 from ddbench.options import Component
@@ -29,6 +28,12 @@ from ddbench.training import BATCH, Recipe, train_each
 from ddbench.unroll import evaluation_mode
 
 SCORED_AT_A_TIME = 1000
+TRAINED_AT_A_TIME = 32
+"""Networks whose starts and results are in memory together while a pool is trained."""
+MOST_LOADED = 2**30
+"""Bytes of a pool's networks that are kept in memory; the rest is read when it is drawn."""
+SMOKE_SIZE, SMOKE_STEPS = 8, 20
+"""Networks of each side, and steps, that a smoke run's pool has."""
 _SIDES: tuple[Side, ...] = ("train", "evaluation")
 
 
@@ -60,13 +65,13 @@ class PoolSpec(pydantic.BaseModel):
         return _home() / f"{name}-{self.key[:12]}"
 
 
-@dataclass
 class Pool:
     """A pool on disk: one safetensors file a network, `train-00000` and so on, and `pool.json`."""
 
-    folder: Path
-    spec: PoolSpec
-    _loaded: dict[Side, dict[str, Tensor]] = field(default_factory=dict)
+    def __init__(self, folder: Path, spec: PoolSpec) -> None:
+        self.folder, self.spec = folder, spec
+        self._loaded: dict[Path, dict[str, Tensor]] = {}
+        self._loaded_bytes = 0
 
     def count(self, side: Side) -> int:
         """Networks that are there without a gap."""
@@ -81,40 +86,62 @@ class Pool:
 
     def accuracies(self, side: Side) -> list[float]:
         """Of each network, on the validation slice of the data it was trained on."""
-        return [float(self._read(self.path(side, i))[1]["accuracy"]) for i in range(self.count(side))]
+        found = []
+        for index in range(self.count(side)):
+            with _readable(self.path(side, index)), safetensors.safe_open(self.path(side, index), "pt") as file:
+                found.append(float(file.metadata()["accuracy"]))
+        return found
 
-    def weights(self, side: Side, count: int) -> dict[str, Tensor]:
-        """The first `count` networks of a side, `{name: [count, *shape]}`."""
-        there = self._loaded.get(side)
-        if there is None or len(next(iter(there.values()))) < count:
-            parts = [self._read(self.path(side, i))[0] for i in range(count)]
-            there = self._loaded[side] = {name: torch.stack([p[name] for p in parts]) for name in parts[0]}
-        return {name: tensor[:count] for name, tensor in there.items()}
+    def weights(self, side: Side, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The networks of those numbers, `{name: [n, *shape]}`."""
+        parts = [self._read(self.path(side, index)) for index in indices]
+        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
     def write(self, side: Side, index: int, weights: Mapping[str, Tensor], accuracy: float) -> None:
         """Keep one network."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         atomic_write(self.path(side, index), safetensors.torch.save(plain, {"accuracy": repr(accuracy)}))
 
-    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-        except (safetensors.SafetensorError, OSError) as error:
-            raise DdbenchError(
-                f"{path} is damaged: {error}.", "Remove the file; the same network is trained again when it is needed."
-            ) from error
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        if path in self._loaded:
+            return self._loaded[path]
+        with _readable(path):
+            weights = safetensors.torch.load_file(path)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+        if self._loaded_bytes + size <= MOST_LOADED:
+            self._loaded[path] = weights
+            self._loaded_bytes += size
+        return weights
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise DdbenchError(
+            f"{path} is damaged: {error}.", "Remove the file; the same network is trained again when it is needed."
+        ) from error
 
 
 class Pools:
     """Opens pools and trains what they lack; for one run it is also what init distributions draw on (`Sources`).
 
-    `used` says which pools were drawn on, and how many networks of each.
+    `used` says which pools were drawn on, and how many networks of each. Without `may_train` a pool that lacks
+    networks is a `MissingPrerequisite`, and nothing is downloaded.
     """
 
-    def __init__(self, spec: RunSpec, catalog: Catalog, device: torch.device, reporter: Reporter | None = None) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        catalog: Catalog,
+        device: torch.device,
+        reporter: Reporter | None = None,
+        *,
+        may_train: bool = True,
+    ) -> None:
         self._spec, self._catalog, self._device = spec, catalog, device
-        self._reporter = reporter or Silent()
+        self._reporter, self._may_train = reporter or Silent(), may_train
         self._open: dict[str, Pool] = {}
         self.used: dict[str, dict[str, Any]] = {}
 
@@ -137,12 +164,15 @@ class Pools:
             option = "count" if side == "train" else "held_out"
             raise UsageError(
                 f"the pool has {size} networks {what}, fewer than the {n} that are needed.",
-                f"Enlarge it with --set init.{option}={n} (target.{option} for a target), or use fewer networks.",
+                f"Enlarge it with --set init.{option}={n} (eval_init.{option}, target.{option} where it is theirs), "
+                "or use fewer networks.",
             )
+        if self._spec.smoke:
+            count, held_out, steps = min(count, SMOKE_SIZE), min(held_out, SMOKE_SIZE), min(steps, SMOKE_STEPS)
+            n, size = min(n, SMOKE_SIZE), min(size, SMOKE_SIZE)
         pool = self.open(count, held_out, Recipe(steps, lr), dataset, sample_shape)
-        weights = pool.weights(side, size)
-        chosen = torch.randperm(size, generator=generator)[:n] if side == "train" else torch.arange(n)
-        return {name: tensor[chosen] for name, tensor in weights.items()}
+        in_order = side == "evaluation" or n == size
+        return pool.weights(side, range(n) if in_order else torch.randperm(size, generator=generator)[:n].tolist())
 
     def draw(
         self, init: object, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side
@@ -169,7 +199,7 @@ class Pools:
         choice = self._spec.dataset if dataset is None else Choice.from_name(dataset)
         shape = self._spec.sample_shape if dataset is None else sample_shape
         component, choice = self._catalog.resolve("dataset", choice)
-        everything, _ = load_data(component, choice, shape, download=True)
+        everything, _ = load_data(component, choice, shape, download=self._may_train)
         train, validation = split_validation(everything, self._spec.validation)
         info = train.info
         assert self._spec.network is not None
@@ -206,10 +236,14 @@ class Pools:
     ) -> None:
         """Train what is missing, a network at a time on each worker; each is kept as soon as it is done."""
         spec = pool.spec
-        # Another process may be at it: then this one waits, and finds what it needs.
         if all(pool.count(side) >= size for side, size in sizes.items()):
             return
-        with locked(pool.folder / "pool.json", timeout=24 * 3600):
+        if not self._may_train:
+            raise MissingPrerequisite(
+                f"the pool {pool.folder.name} lacks networks that would be trained first.",
+                "Train them beforehand: ddbench pretrain --help",
+            )
+        with self._alone(pool):
             missing = [
                 (side, index) for side in _SIDES for index in range(sizes[side]) if not pool.path(side, index).exists()
             ]
@@ -224,13 +258,12 @@ class Pools:
             atomic_write(pool.folder / "pool.json", spec.model_dump_json(indent=2) + "\n")
             self._reporter.stage(f"Training {len(missing)} networks for the pool {pool.folder.name}")
             train, validation = train.to(self._device), validation.to(self._device)
-            starts = [self._start(spec, module, train.info, side, index) for side, index in missing]
-            seeds = [derive_seed("pool", side, index, "order") for side, index in missing]
-            pace, accuracies = Pace(), list[float]()
-            remaining = iter(missing)
+            pace, accuracies, remaining = Pace(), list[float](), iter(missing)
 
             def done(weights: dict[str, Tensor]) -> None:
                 side, index = next(remaining)
+                if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
+                    raise DdbenchError(f"network {side}-{index} of the pool diverged.", f"Lower the rate {spec.lr:g}.")
                 accuracies.append(_accuracy(module, weights, validation))
                 pool.write(side, index, weights, accuracies[-1])
                 pace.tick()
@@ -238,7 +271,23 @@ class Pools:
                 mean = math.fsum(accuracies) / count
                 self._reporter.progress(count, len(missing), {"accuracy": mean}, pace.left(len(missing) - count))
 
-            train_each(module, starts, seeds, train, Recipe(spec.steps, spec.lr, spec.batch), done)
+            for first in range(0, len(missing), TRAINED_AT_A_TIME):
+                part = missing[first : first + TRAINED_AT_A_TIME]
+                starts = [self._start(spec, module, train.info, side, index) for side, index in part]
+                seeds = [derive_seed("pool", side, index, "order") for side, index in part]
+                train_each(module, starts, seeds, train, Recipe(spec.steps, spec.lr, spec.batch), done)
+
+    @contextlib.contextmanager
+    def _alone(self, pool: Pool) -> Iterator[None]:
+        """Keep the pool to this process; another one that trains it is waited for."""
+        path = pool.folder / "pool.json"
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path, timeout=1))
+            except DdbenchError:
+                self._reporter.say(f"Another process has the pool {pool.folder.name}; waiting for it.")
+                stack.enter_context(locked(path, timeout=24 * 3600))
+            yield
 
     def _start(self, spec: PoolSpec, module: nn.Module, info: DatasetInfo, side: Side, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(derive_seed("pool", side, index, "start"))

@@ -71,6 +71,7 @@ class RunResult(_Frozen):
     seconds: Seconds | None = None
     peak_memory_mb: float | None = None
     environment: dict[str, str] = {}
+    method_source: str = ""
     row: dict[str, Any] | None = None
 
 

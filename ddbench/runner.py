@@ -61,7 +61,6 @@ def run(
     leaderboard.check(leaderboard.path_for(leaderboards, spec))
     bench = prepare(spec, parts, reporter=reporter)
     folder = _new_folder(runs, spec, reporter)
-    _announce(bench, folder, reporter)
     return _run_in(folder, bench, catalog, leaderboards, reporter)
 
 
@@ -82,7 +81,6 @@ def resume(
         reporter.say("This run has ended already.")
         return ended
     bench = prepare(spec, parts, reporter=reporter)
-    _announce(bench, folder, reporter)
     return _run_in(folder, bench, catalog, leaderboards, reporter)
 
 
@@ -111,6 +109,7 @@ def _run_in(folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Pat
         primary=bench.setting.objective.primary,
         higher_is_better=bench.setting.objective.higher_is_better,
         environment=describe(bench.device),
+        method_source=bench.parts.method.distribution if bench.parts.method else "",
     )
 
     def ended(status: Status, reason: str) -> RunResult:
@@ -148,6 +147,7 @@ def _distil_and_score(
 ) -> RunResult:
     spec = bench.spec
     bench.draw_once()
+    _announce(bench, folder, reporter)
     run = Run(
         folder.path,
         seed=spec.seed,
@@ -158,7 +158,7 @@ def _distil_and_score(
         on_progress=lambda step, total, values: _notify(
             catalog, reporter, "ddbench_run_progress", step=step, total=total, values=values
         ),
-        identity=spec.fingerprint + bench.record.content_hash,
+        identity=spec.fingerprint + bench.record.content_hash + (bench.sources if bench.pools.used else ""),
     )
     reporter.stage(f"Distilling with {spec.method.name}")
     distilled = _distil(bench, run)

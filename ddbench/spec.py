@@ -37,6 +37,8 @@ def _from_name(value: object) -> object:
 
 Named = Annotated[Choice, BeforeValidator(_from_name)]
 
+Length = Annotated[int, Field(ge=1, le=10_000)]
+
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -66,7 +68,7 @@ class RunSpec(_Frozen):
     method: Named
     dataset: Named = Choice(name="digits")
     network: Named | None = Field(None, description="the dataset's usual one when left out")
-    sample_shape: tuple[int, int, int] | None = Field(
+    sample_shape: tuple[Length, Length, Length] | None = Field(
         None, description="channels, height and width that images are converted to; as they are when left out"
     )
     init: Named = Choice(name="random")

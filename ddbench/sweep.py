@@ -83,19 +83,25 @@ def run_sweep(
     sweep: Sweep,
     spec_of: Callable[[dict[str, Any]], RunSpec],
     run: Callable[[RunSpec], RunResult],
+    source_of: Callable[[RunSpec], str],
     runs: Path,
     reporter: Reporter,
 ) -> list[Point]:
     """Run every point in turn; one that has ended well in `runs` before is taken as it is.
 
-    `spec_of(assignments)` makes the completed spec of a point. A method that does not support a point is passed over.
+    `spec_of(assignments)` makes the completed spec of a point, `source_of` names its method's package and version.
+    A method that does not support a point is passed over.
     """
     planned = [(values, spec_of(settings)) for values, settings in sweep.assignments()]
     points = []
     for number, (values, spec) in enumerate(planned, start=1):
         what = ", ".join(f"{axis.name} {value}" for axis, value in zip(sweep.axes, values, strict=True))
         reporter.say(f"Point {number} of {len(planned)}: {what}")
-        result = _ended(runs, spec) or run(spec)
+        result = _ended(runs, spec, source_of(spec))
+        if result is not None:
+            reporter.say(f"Taken from {result.run_dir}, which has ended already.")
+        else:
+            result = run(spec)
         if result.status != "ok":
             reporter.say(f"Passed over: {result.reason}")
             continue
@@ -121,12 +127,13 @@ def csv_text(sweep: Sweep, points: Sequence[Point]) -> str:
     return text.getvalue()
 
 
-def _ended(runs: Path, spec: RunSpec) -> RunResult | None:
-    """The result of a run of the same spec that has ended well."""
+def _ended(runs: Path, spec: RunSpec, source: str) -> RunResult | None:
+    """The result of a run of the same spec and version of the method that has ended well."""
     for path in sorted(runs.glob(f"{spec.run_id}*")):
         result = RunFolder(path).read_result()
-        if result is not None and result.status == "ok" and result.spec.fingerprint == spec.fingerprint:
-            return result
+        same = result is not None and (result.spec.fingerprint, result.method_source) == (spec.fingerprint, source)
+        if result is not None and result.status == "ok" and same:
+            return result.model_copy(update={"run_dir": str(path)})
     return None
 
 

@@ -151,7 +151,8 @@ class AdaptationTarget:
     `network` is a name as on the command line, and so is `dataset`; None leaves it to the user. `sample` is the init
     distribution that gives the source weights; None starts from the weights that the network itself has. Images are
     converted to `sample_shape` (grey to colour, resized) where one is given. `adapt(network, info)`, where there is
-    one, turns the network as it is built for the new classes into the one to be adapted, its weights loaded.
+    one, turns the network as it is built for the new classes into the one to be adapted, its weights loaded; `files`
+    names the files it reads, for the record.
     """
 
     dataset: str | None
@@ -159,3 +160,4 @@ class AdaptationTarget:
     sample: InitSampler | None = None
     sample_shape: tuple[int, int, int] | None = None
     adapt: Callable[[nn.Module, DatasetInfo], nn.Module] | None = None
+    files: tuple[str, ...] = ()

@@ -1,6 +1,7 @@
 """Ordinary training of networks on real examples: Adam on minibatches, several networks at a time."""
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from ddbench.data import ExampleSet
 from ddbench.operators import FastOperators
 from ddbench.parallel import for_each_network
+from ddbench.unroll import evaluation_mode
 
 BATCH = 128
 
@@ -35,26 +37,34 @@ def train_each(
 ) -> None:
     """Train a network from each of `starts` (`{name: shape}`); `done(weights)` is called for each, in order.
 
-    `seeds` decide the order of the examples, which are gone through in shuffled passes. The loss is cross-entropy. The
-    result for a start and a seed does not depend on the others.
+    `seeds` decide the order of the examples, which are gone through in shuffled passes. The loss is cross-entropy;
+    dropout and its like are off. The result for a start and a seed does not depend on the others.
     """
 
-    def one(own: nn.Module, item: tuple[Mapping[str, Tensor], int]) -> dict[str, Tensor]:
-        return _trained(own, *item, examples, recipe)
+    stop = threading.Event()
 
-    for_each_network(one, network, list(zip(starts, seeds, strict=True)), done)
+    def one(own: nn.Module, item: tuple[Mapping[str, Tensor], int]) -> dict[str, Tensor]:
+        return _trained(own, *item, examples, recipe, stop)
+
+    for_each_network(one, network, list(zip(starts, seeds, strict=True)), done, stop)
 
 
 def _trained(
-    network: nn.Module, start: Mapping[str, Tensor], seed: int, examples: ExampleSet, recipe: Recipe
+    network: nn.Module,
+    start: Mapping[str, Tensor],
+    seed: int,
+    examples: ExampleSet,
+    recipe: Recipe,
+    stop: threading.Event,
 ) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
     optimizer = torch.optim.Adam(weights.values(), lr=recipe.lr, betas=(0.5, 0.999), fused=True)
     batches: list[Tensor] = []
-    network.train()
-    with FastOperators():
+    with FastOperators(), evaluation_mode(network):
         for step in range(recipe.steps):
+            if stop.is_set():
+                break
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
             if not batches:

@@ -10,7 +10,7 @@ from ddbench.leaderboard import COLUMNS, Row, append, comparison, groups, path_f
 from ddbench.spec import RunSpec
 
 COMPARED = (
-    "dataset", "dataset_hash", "network", "network_options", "eval_init", "eval_init_options", "pretrained",
+    "dataset", "dataset_hash", "network", "network_options", "eval_init", "eval_init_options",
     "protocol", "label_regime", "metric", "objective", "objective_options", "target",
 )  # fmt: skip
 

@@ -102,3 +102,51 @@ def test_pretrain_and_list(ddbench):
     )
     assert len(again.json()["accuracies"]["train"]) == 2
     assert "Training" not in again.err
+
+
+def test_a_fixed_network_is_never_one_that_is_held_out(catalog):
+    """Distilled for one network of a pool, scored on those held out from the same pool."""
+    from ddbench.bench import prepare
+
+    options = {"steps": 60, "lr": 0.01}
+    fields = {
+        "init": {"name": "fixed_pretrained", "options": options},
+        "eval_init": {"name": "random_pretrained", "options": {"count": 5, "held_out": 3, **options}},
+    }
+    bench = prepare(*complete(RunSpec.parse({"method": "random_subset", "network": "linear", **fields}), catalog))
+    [made_for] = bench.task(torch.Generator()).networks.sample(1)["classifier.weight"]
+    scored = bench.setting.networks("evaluation", torch.Generator()).sample(3)["classifier.weight"]
+    assert not any(torch.equal(made_for, weight) for weight in scored)
+
+
+def test_looking_ahead_trains_nothing(ddbench, tmp_path):
+    init = ["--init", "random_pretrained", "--set", "init.steps=40", "--network", "linear"]
+    planned = ddbench("run", "-m", "unrolled_gd", *init, "--dry-run")
+    assert planned.code == 0, planned.err
+    assert "lacks networks that would be trained first" in planned.out
+    assert list((tmp_path / "cache" / "pools").glob("*/*.safetensors")) == []
+    smoke = ddbench("run", "-m", "unrolled_gd", *init, "--smoke", "--json")
+    assert smoke.json()["status"] == "ok"
+    assert len(list((tmp_path / "cache" / "pools").glob("*/*.safetensors"))) == 16
+
+
+def test_too_few_networks_are_told_before_anything_is_trained(ddbench, tmp_path):
+    command = ["run", "-m", "unrolled_gd", "--init", "random_pretrained", "--network", "linear"]
+    told = ddbench(*command, "--eval-networks", 50)
+    assert told.code == 2
+    assert "20 networks held out, fewer than the 50" in told.told()
+    few = ddbench(*command, "--set", "init.count=4", "--set", "init.steps=20", "--set", "init.held_out=20")
+    assert "4 networks to train on, fewer than the 5" in few.told()
+    assert "Distilling" not in few.err
+
+
+def test_rates_that_are_none(ddbench):
+    for rate in ("0", "-1", "nan"):
+        told = ddbench("pretrain", "-d", "digits", "--network", "linear", "--lr", rate)
+        assert told.code == 2
+        assert "fault of its own" not in told.err
+    wild = ddbench(
+        "pretrain", "-d", "digits", "--network", "linear", "--count", 1, "--held-out", 0, "--lr", 999, "--steps", 5
+    )
+    assert wild.code in (0, 1)
+    assert "Traceback" not in wild.err

@@ -51,7 +51,8 @@ def fixed_pretrained(
     lr: Rate = 0.003,
 ) -> dict[str, Tensor]:
     """One network trained on the same dataset, the same weights while distilling and when scored."""
-    drawn = sources.pool("evaluation", index + 1, generator, count=0, held_out=index + 1, steps=steps, lr=lr)
+    # All networks of a pool come in their order. Never a held-out one: another part of the run may be scored on those.
+    drawn = sources.pool("train", index + 1, generator, count=index + 1, held_out=0, steps=steps, lr=lr)
     return {name: tensor[index:] for name, tensor in drawn.items()}
 
 

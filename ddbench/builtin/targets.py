@@ -2,7 +2,7 @@
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,12 +29,12 @@ def _from_pool(source: str, source_shape: Shape | None, fixed: bool, **pool: Any
     `fixed` gives one and the same network on both sides.
     """
     if fixed:
-        pool |= {"count": 0, "held_out": 1}
+        pool |= {"count": 1, "held_out": 0}
 
     def sample(
         network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side, sources: Sources
     ) -> dict[str, Tensor]:
-        asked: tuple[Side, int] = ("evaluation", 1) if fixed else (side, n)
+        asked: tuple[Side, int] = ("train", 1) if fixed else (side, n)
         drawn = sources.pool(*asked, generator, dataset=source, sample_shape=source_shape, **pool)
         for name, parameter in network.named_parameters():
             if name not in drawn or drawn[name].shape[1:] != parameter.shape:
@@ -87,20 +87,50 @@ Triple = tuple[float, float, float]
 Weights = Annotated[str, Field(description="file with the weights; else they are fetched from the model library")]
 Mean = Annotated[Triple, Field(description="of the pixels in [0, 1] that the weights were trained on; ImageNet's")]
 Std = Annotated[Triple, Field(description="of the same pixels")]
+KnownMean = Annotated[Triple | None, Field(description="of the pixels in [0, 1]; what the library says when left out")]
+KnownStd = Annotated[Triple | None, Field(description="of the same pixels")]
+KnownSize = Annotated[int | None, Field(ge=1, description="side that images are resized to; the library's")]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
-def _pretrained(network: str, weights: str, mean: Triple, std: Triple, size: int | None) -> AdaptationTarget:
+def _pretrained(network: str, weights: str, mean: Triple, std: Triple, size: int) -> AdaptationTarget:
     def adapt(module: nn.Module, info: DatasetInfo) -> nn.Module:
         state = _read(Path(weights)) if weights else _fetch(network, module)
         _load(module, state, weights or network)
         return AsTrained(module, info, mean, std)
 
-    return AdaptationTarget(None, network, adapt=adapt, sample_shape=None if size is None else (3, size, size))
+    return AdaptationTarget(
+        None, network, adapt=adapt, sample_shape=(3, size, size), files=(weights,) if weights else ()
+    )
 
 
-Size = Annotated[int | None, Field(ge=1, description="side that images are resized to; they are made RGB with it")]
+def _as_published(network: str) -> tuple[Triple, Triple, int]:
+    """Mean, std and side of the images that the library's pretrained weights were trained on."""
+    source, _, architecture = network.partition("/")
+    try:
+        if source == "timm":
+            import timm
+
+            found = timm.get_pretrained_cfg(architecture)
+            if found is not None:
+                return _triple(found.mean), _triple(found.std), found.input_size[-1]
+        else:
+            import torchvision
+
+            images = torchvision.models.get_model_weights(architecture).DEFAULT.transforms()
+            return _triple(images.mean), _triple(images.std), images.crop_size[0]
+    except (RuntimeError, ValueError, AttributeError, IndexError, TypeError):
+        pass
+    return IMAGENET_MEAN, IMAGENET_STD, 224
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    red, green, blue = values
+    return red, green, blue
+
+
+Size = Annotated[int, Field(ge=1, description="side that images are resized to, as RGB")]
 
 
 @ddbench.target
@@ -127,10 +157,11 @@ def ddbench_find_target(name: str) -> Component | None:
 
     @ddbench.target
     def of_library(
-        *, weights: Weights = "", mean: Mean = IMAGENET_MEAN, std: Std = IMAGENET_STD, size: Size = 224
+        *, weights: Weights = "", mean: KnownMean = None, std: KnownStd = None, size: KnownSize = None
     ) -> AdaptationTarget:
         """A pretrained network of a model library, adapted to the run's dataset; its last layer from zero."""
-        return _pretrained(name, weights, mean, std, size)
+        known = _as_published(name)
+        return _pretrained(name, weights, mean or known[0], std or known[1], size or known[2])
 
     return ddbench.component_of(of_library, "target").named(name)
 
@@ -155,8 +186,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             )
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"{path} holds more than tensors and was not loaded: it could run code.",
-            "Have it saved again as a state dict (torch.save(model.state_dict(), ...)) or as safetensors.",
+            f"{path} was not loaded: it is not a file of tensors alone, and could run code.",
+            "Take one that is: safetensors, or what torch.save(model.state_dict(), ...) writes.",
         ) from error
     except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise UsageError(f"{path} is damaged or no weights file: {_line(error)}.", "Fetch it again.") from error

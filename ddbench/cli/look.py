@@ -65,14 +65,15 @@ def show(
 
         catalog = Catalog(plugin or [])
         found = [c for kind in KINDS for c in catalog.components(kind) if c.name == name]
-        entry = next((e for plural in UNCONFIGURED for e in _entries(catalog, plural) if e["name"] == name), None)
-        if entry and not found:
+        listed = () if found else (e for plural in UNCONFIGURED for e in _entries(catalog, plural))
+        entry = next((e for e in listed if e["name"] == name), None)
+        if entry:
             if as_json:
                 print_json({"status": "ok", "found": [entry]})
             else:
                 typer.echo(f"{entry['name']}  ({entry['source']})\n\n{entry['summary']}")
             return
-        found = found or [_anything(catalog, name)]
+        found = found or _anything(catalog, name)
         if as_json:
             print_json({"status": "ok", "found": [_described(component) for component in found]})
             return
@@ -164,15 +165,15 @@ def _entries(catalog: "Catalog", plural: str) -> list[dict[str, str]]:
     return [{"name": c.name, "summary": c.summary, "source": c.distribution} for c in components]
 
 
-def _anything(catalog: "Catalog", name: str) -> "Component":
-    """A component of an open-ended name, or a `UsageError` with the nearest of all names."""
+def _anything(catalog: "Catalog", name: str) -> "list[Component]":
+    """The components of an open-ended name, or a `UsageError` with the nearest of all names."""
     from ddbench.loading import info_from_facts
     from ddbench.spec import RunSpec
 
     info = info_from_facts(catalog.get("dataset", RunSpec.model_fields["dataset"].default.name))
-    component = catalog.find("dataset", name) or catalog.find("network", name, info) or catalog.find("target", name)
-    if component is not None:
-        return component
+    found = [catalog.find("dataset", name), catalog.find("network", name, info), catalog.find("target", name)]
+    if any(found):
+        return [component for component in found if component is not None]
     known = [c.name for kind in KINDS for c in catalog.components(kind)]
     raise UsageError(f"there is nothing called {name!r}.{did_you_mean(name, known)}", "See: ddbench list")
 

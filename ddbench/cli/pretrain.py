@@ -15,7 +15,7 @@ def pretrain(
     count: Annotated[int, typer.Option(min=0, help="Networks to train on.")] = 200,
     held_out: Annotated[int, typer.Option("--held-out", min=0, help="Other networks, to score on.")] = 20,
     steps: Annotated[int, typer.Option(min=1, help="Steps of Adam, batches of 128.")] = 700,
-    lr: Annotated[float, typer.Option(help="Adam's rate; falls along a cosine to zero.")] = 0.003,
+    lr: Annotated[float, typer.Option(min=1e-9, max=1e3, help="Adam's rate; falls along a cosine to zero.")] = 0.003,
     shape: Annotated[
         tuple[int, int, int] | None,
         typer.Option("--sample-shape", help="Convert images to this shape.", metavar="CHANNELS HEIGHT WIDTH"),

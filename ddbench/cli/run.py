@@ -1,6 +1,7 @@
 """Commands that compute: run, resume, evaluate."""
 
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -217,9 +218,15 @@ def evaluate(
         path = file / "distilled.safetensors" if file.is_dir() else file
         distilled = DistilledSet.load(path)
         made_for = _made_for(distilled.metadata.get("spec"), path)
+        target = made_for.get("target")
+        if target and made_for.get("eval_init") == target:
+            # Scoring draws from the target, whatever its options are now.
+            del made_for["eval_init"]
         catalog = Catalog(plugin or [])
         warn_of_broken(catalog)
-        spec = _merged(made_for, flags, parse_assignments(assignments or []), set())
+        # Networks that score are what an option of the init is about here.
+        settings = {re.sub(r"^init\.", "eval_init.", k): v for k, v in parse_assignments(assignments or []).items()}
+        spec = _merged(made_for, flags, settings, set())
         with live() as reporter:
             bench, scores = runner.evaluate(distilled, spec, catalog=catalog, reporter=reporter)
         primary = bench.setting.objective.primary
@@ -255,7 +262,7 @@ def _spec(
     """The spec of a `run`: an experiment, then a config file, then flags, then `--set`, each over the one before."""
     fields: dict[str, Any] = {}
     if experiment is not None:
-        fields.update(catalog.experiment(experiment).spec, experiment=experiment)
+        fields.update(catalog.experiment(experiment).spec)
     if config is not None:
         fields.update(_toml(config))
     name = flags["method"] or fields.get("method")
@@ -265,9 +272,8 @@ def _spec(
     name = name.get("name", "") if isinstance(name, dict) else name
     settings = {**parse_assignments(assignments), **(swept or {})}
     spec = _merged(fields, flags, settings, set(catalog.get("method", name).options.model_fields))
-    if experiment is not None and not _carries_out(spec, catalog.experiment(experiment).spec):
-        spec = spec.model_copy(update={"experiment": ""})
-    return spec
+    known = experiment is not None and _carries_out(spec, catalog.experiment(experiment).spec)
+    return spec.model_copy(update={"experiment": experiment if known else ""})
 
 
 def _carries_out(spec: "RunSpec", experiment: dict[str, Any]) -> bool:
@@ -294,6 +300,8 @@ def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | No
     if texts:
         return Sweep(axes=parse_axes(texts), plot=plot)
     fields = catalog.experiment(experiment).sweep if experiment is not None else None
+    if fields is None and plot:
+        raise UsageError("--plot is for a sweep.", "Name what is swept: --sweep epochs=1,3,5")
     return None if fields is None else Sweep.model_validate({**fields, **({"plot": plot} if plot else {})})
 
 
@@ -331,6 +339,7 @@ def _run_sweep(
             sweep,
             completed,
             lambda spec: runner.run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter),
+            lambda spec: catalog.get("method", spec.method.name).distribution,
             runs,
             reporter,
         )
@@ -411,9 +420,13 @@ def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path
     spec, parts = complete(spec, catalog)
     try:
         bench = prepare(spec, parts, download=False)
-        record, predicted = bench.record, bench.peak_memory()
+        record = bench.record
         data = f"{record.name}: {record.train} training, {record.validation} validation, {record.test} test images"
-        memory = f"about {predicted[0] / 1e6:.0f} MB at the peak ({predicted[1]})" if predicted else "not predicted"
+        try:
+            predicted = bench.peak_memory()
+            memory = f"about {predicted[0] / 1e6:.0f} MB at the peak ({predicted[1]})" if predicted else "not predicted"
+        except MissingPrerequisite as error:
+            predicted, memory = None, f"not known yet: {error.message}"
     except MissingPrerequisite as error:
         data, predicted, memory = f"not there yet: {error.message}", None, "not known before the data is there"
     run_dir = str(runs / spec.run_id)

@@ -56,6 +56,10 @@ class Protocol(Structural):
         """One line for `ddbench list`."""
         ...
 
+    def networks_needed(self, networks: int) -> dict[Side, int]:
+        """How many of each side `evaluate` may draw to score on `networks`."""
+        ...
+
     def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter) -> Evaluation:
         """Score `sets` on networks of the evaluation side; with several sets, network i is trained on set i."""
         ...

@@ -9,6 +9,7 @@ from torch import Tensor
 from ddbench.data import DistilledSet, ExampleSet
 from ddbench.protocols.base import Evaluation, Setting, better, collect, finite
 from ddbench.reporter import Pace, Reporter
+from ddbench.task import Side
 
 NORMS = (1, 2)
 NEIGHBOURS = (1, 3)
@@ -28,6 +29,10 @@ class Knn:
 
     name: str = "knn/v1"
     summary: str = "nearest neighbours in pixels, {l1, l2} x {1, 3} chosen on the validation slice; no network"
+
+    def networks_needed(self, networks: int) -> dict[Side, int]:
+        """None."""
+        return {}
 
     def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter) -> Evaluation:
         """See `Protocol.evaluate`."""

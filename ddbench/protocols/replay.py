@@ -32,6 +32,10 @@ class Replay:
     name: str = "replay/v1"
     summary: str = "the set's own gradient steps at its own rates (without rates: the best fixed rate), fresh networks"
 
+    def networks_needed(self, networks: int) -> dict[Side, int]:
+        """See `Protocol.networks_needed`."""
+        return {"evaluation": networks, "train": SELECTION_NETWORKS}
+
     def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter) -> Evaluation:
         """See `Protocol.evaluate`. Raises `DdbenchError` when the primary metric is not finite."""
         selected = "nothing"

@@ -1,13 +1,13 @@
 """The reproduction page: every named experiment, what was measured and what was published, generated from the rows."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ddbench.leaderboard import Row
 from ddbench.render.live import duration
 from ddbench.render.tables import number
-from ddbench.spec import Choice
+from ddbench.spec import RunSpec
 
 if TYPE_CHECKING:
     from ddbench.catalog import Catalog, Experiment
@@ -18,7 +18,8 @@ INTRODUCTION = """# Reproduction
 Every experiment that ddbench ships by name, beside the figure it answers to. This page is generated from the
 leaderboard rows (`ddbench reproduction`); nothing in it is typed by hand.
 
-- *Ours*: mean and standard deviation over `n` networks that the distillation never saw (one, for a fixed init).
+- *Ours*: mean and standard deviation over `n` networks that the distillation never saw; for a fixed init, the one
+  network that it is about.
 - *Published*: the source's own figure, not measured here. *Within*: whether our mean lies inside the published mean +-
   standard deviation. Empty where no published figure is confirmed.
 - *Companions*: baselines under the same protocol. *Before*: the same networks without any distilled step.
@@ -33,9 +34,10 @@ def page(catalog: "Catalog", rows: Sequence[Row]) -> str:
     for experiment in catalog.experiments():
         if experiment.sweep is not None:
             continue
-        found = sorted((r for r in rows if r.experiment == experiment.name), key=lambda r: r.mean, reverse=True)
+        found = [row for row in rows if row.experiment == experiment.name]
+        found.sort(key=lambda row: -row.mean if row.higher_is_better else row.mean)
         for row in found:
-            lines.append(_line(_cells(experiment, row)))
+            lines.append(_line(_cells(experiment, row, catalog)))
         if not found:
             lines.append(_line([f"`{experiment.name}`", "not run", "", _published(experiment)]))
     missing = [r for r in rows if r.experiment and r.experiment not in {e.name for e in catalog.experiments()}]
@@ -43,7 +45,7 @@ def page(catalog: "Catalog", rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(experiment: "Experiment", row: Row) -> Iterator[str]:
+def _cells(experiment: "Experiment", row: Row, catalog: "Catalog") -> Iterator[str]:
     published = experiment.published
     spread = "" if row.std is None else f" +- {number(row.metric, row.std)}"
     yield f"`{experiment.name}`" + (" *" if "@" in row.dataset else "")
@@ -59,7 +61,7 @@ def _cells(experiment: "Experiment", row: Row) -> Iterator[str]:
     yield ", ".join(f"{name} {number(row.metric, found['mean'])}" for name, found in row.companion_scores().items())
     yield number(row.metric, row.before)
     yield duration(row.seconds_distill)
-    yield ", ".join(_changes(experiment, row))
+    yield ", ".join(_changes(experiment, row, catalog))
 
 
 def _published(experiment: "Experiment") -> str:
@@ -70,16 +72,19 @@ def _published(experiment: "Experiment") -> str:
     return mean if published.std is None else f"{mean.removesuffix(' %')} +- {number(published.metric, published.std)}"
 
 
-def _changes(experiment: "Experiment", row: Row) -> Iterator[str]:
+def _changes(experiment: "Experiment", row: Row, catalog: "Catalog") -> Iterator[str]:
     """Options that the run set and the experiment sets otherwise, as `outer_steps 6000 (23600)`."""
-    parts: list[tuple[str, str]] = [("method", row.method_options)]
-    parts += [("target", row.target_options)] if row.target else [("init", row.init_options)]
-    for part, text in parts:
-        named = experiment.spec.get(part)
-        wanted: Mapping[str, Any] = Choice.from_name(named).options if named else {}
-        for key, value in json.loads(text).items():
-            if key in wanted and wanted[key] != value:
-                yield f"{key} {_short(value)} ({_short(wanted[key])})"
+    wanted = RunSpec.parse(experiment.spec)
+    kind, choice, text = (
+        ("init", wanted.init, row.init_options)
+        if wanted.target is None
+        else ("target", wanted.target, row.target_options)
+    )
+    for part, named, set_to in (("method", wanted.method, row.method_options), (kind, choice, text)):
+        _, complete = catalog.resolve(part, named)
+        for key, value in json.loads(set_to).items():
+            if complete.options.get(key) != value:
+                yield f"{key} {_short(value)} ({_short(complete.options.get(key))})"
     if row.stopped_by:
         yield f"stopped by the {row.stopped_by} after {row.outer_steps} outer steps"
 

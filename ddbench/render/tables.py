@@ -10,6 +10,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
+from ddbench.errors import DdbenchError
 from ddbench.leaderboard import Row
 from ddbench.render.live import duration
 from ddbench.results import RunFolder, RunResult
@@ -98,7 +99,7 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
         yield "Next:"
         if not spec.smoke:
             yield f"  ddbench leaderboard --dataset {spec.dataset.name}{where}"
-        yield f"  ddbench evaluate {folder.path} --network mlp"
+        yield f"  ddbench evaluate {folder.path}" + ("" if spec.target else " --network mlp")
         yield f"  python -c \"import ddbench; print(ddbench.DistilledSet.load('{folder.artifact}').flat()[0].shape)\""
 
 
@@ -116,7 +117,10 @@ def published_lines(experiment: "Experiment", result: RunResult) -> Iterator[str
 
 def pool_summary(pool: "Pool") -> str:
     """`200 networks to train on and 20 held out; validation accuracy 98.6 % (97.9 to 98.9)`."""
-    train, held_out = pool.accuracies("train"), pool.accuracies("evaluation")
+    try:
+        train, held_out = pool.accuracies("train"), pool.accuracies("evaluation")
+    except DdbenchError as error:
+        return f"{error.message} {error.hint}"
     both = train + held_out
     if not both:
         return "no networks yet"

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 import ddbench
-from ddbench import DistilledSet, ExampleSet, Run, Task, UsageError
+from ddbench import DdbenchError, DistilledSet, ExampleSet, Run, Task, UsageError
 from ddbench.parallel import for_each_network
 from ddbench.unroll import evaluation_mode, train, unstack
 
@@ -100,6 +100,10 @@ def optimised_real(
             best.copy_(value)
             found.fill_(True)
         run.log(**{f"best_train_{objective.primary}": best})
+    if not found:
+        raise DdbenchError(
+            f"none of the random sets gave a finite {objective.primary}.", "Enlarge real_batch, or give more time."
+        )
     return DistilledSet(best_inputs, best_labels)
 
 

@@ -32,6 +32,7 @@ def _fitting(task: Task, networks: int, real_batch: int, memory: str, window: in
         min(real_batch, len(task.train)),
         free_memory(task.train.inputs.device),
         memory=None if memory == "auto" else memory,  # type: ignore[arg-type]
+        inner_loss=task.objective.inner_loss,
     )
 
 
