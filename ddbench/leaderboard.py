@@ -175,7 +175,7 @@ def check(path: Path) -> None:
 def find(path: Path, row: Row) -> Row | None:
     """The row that is there for the same spec, data and version of the method, if any."""
     for existing in _parse(path, _read_text(path)):
-        if _identity(existing) == _identity(row):
+        if identity(existing) == identity(row):
             return existing
     return None
 
@@ -221,6 +221,33 @@ def read(folder: Path) -> list[Row]:
     return rows
 
 
+class PublishedRow(pydantic.BaseModel):
+    """A figure as its source reports it, as a fraction; nothing here was measured by ddbench."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    dataset: str
+    images_per_class: int
+    network: str
+    setting: str
+    metric: str
+    mean: float
+    std: float | None
+    source: str
+
+
+def published(folder: Path) -> list[PublishedRow]:
+    """The figures of `published.csv`, which stand apart and are never ranked with measured ones."""
+    path = folder / "published.csv"
+    text = _read_text(path)
+    try:
+        lines = csv.DictReader(io.StringIO(text), strict=True)
+        return [PublishedRow.model_validate({**line, "std": line["std"] or None}) for line in lines]
+    except (csv.Error, KeyError, TypeError, pydantic.ValidationError) as error:
+        raise _foreign(path, "it does not hold published figures") from error
+
+
 def groups(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
     """Rows that may be ranked against one another, best first, each group under what its rows share.
 
@@ -240,7 +267,8 @@ def groups(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
     }
 
 
-def _identity(row: Row) -> tuple[str, ...]:
+def identity(row: Row) -> tuple[str, ...]:
+    """What no two rows may share: spec, data, version of the method, and the networks drawn on."""
     return row.fingerprint, row.dataset_hash, row.method_source, row.pretrained
 
 

@@ -85,16 +85,24 @@ def resume(
 
 
 def evaluate(
-    distilled: DistilledSet, spec: RunSpec, *, catalog: Catalog | None = None, reporter: Reporter | None = None
+    distilled: DistilledSet,
+    spec: RunSpec,
+    *,
+    catalog: Catalog | None = None,
+    reporter: Reporter | None = None,
+    companions: bool = True,
 ) -> tuple[Bench, Scores]:
-    """Score a set under the spec's protocol; writes nothing. Raises `DdbenchError` when it does not fit the spec."""
+    """Score a set under the spec's protocol, and the companions where wanted; writes nothing.
+
+    Raises `DdbenchError` when the set does not fit the spec.
+    """
     catalog, reporter = catalog or Catalog(), reporter or Silent()
     bench = prepare(*complete(spec, catalog, with_method=False), reporter=reporter)
     try:
         distilled.validate(bench.task(torch.Generator()), "the set has")
     except PluginError as error:
         raise UsageError(f"this set does not fit {bench.record.name}: {error.message}", error.hint) from error
-    return bench, _score(bench, distilled.to(bench.device), catalog, reporter)
+    return bench, _score(bench, distilled.to(bench.device), catalog, reporter, companions=companions)
 
 
 def _run_in(folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Path, reporter: Reporter) -> RunResult:
@@ -214,18 +222,20 @@ def _distil(bench: Bench, run: Run) -> DistilledSet:
     return distilled.to(bench.device)
 
 
-def _score(bench: Bench, distilled: DistilledSet, catalog: Catalog, reporter: Reporter) -> Scores:
+def _score(
+    bench: Bench, distilled: DistilledSet, catalog: Catalog, reporter: Reporter, *, companions: bool = True
+) -> Scores:
     spec = bench.spec
     reporter.stage(f"Scoring under {spec.protocol}")
     evaluation = get_protocol(spec.protocol).evaluate([distilled], bench.setting, bench.eval_networks, reporter)
     before = {name: summarise(values) for name, values in evaluation.before.items()}
-    companions = score_companions(bench, catalog, bench.eval_networks, reporter)
+    beside = score_companions(bench, catalog, bench.eval_networks, reporter) if companions else {}
     if spec.target is not None:
-        companions = {"no_adaptation": before[bench.setting.objective.primary], **companions}
+        beside = {"no_adaptation": before[bench.setting.objective.primary], **beside}
     return Scores(
         after={name: summarise(values) for name, values in evaluation.scores.items()},
         before=before,
-        companions=companions,
+        companions=beside,
         selected=evaluation.selected,
     )
 

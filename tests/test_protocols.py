@@ -187,3 +187,103 @@ def test_nearest_neighbours_are_chosen_on_validation_and_test_is_read_once_a_set
     assert found.scores["accuracy"][0] > 0.6
     assert found.before["accuracy"][0] == float((bench.setting.test.labels == 0).float().mean())
     assert found.selected in {f"l{n} and k={k} on 142 validation images" for n in (1, 2) for k in (1, 3)}
+
+
+def with_batch_norm(bench):
+    """The bench's setting with a network that keeps running statistics, from one fixed start."""
+    from ddbench.task import Networks
+
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10))
+
+    def sample(network, info, n, generator, side):
+        return {name: p.detach()[None] for name, p in network.named_parameters()}
+
+    def networks(side, generator):
+        return Networks(module, sample, bench.train.info, generator, side)
+
+    return module, dataclasses.replace(bench.setting, module=module, networks=networks)
+
+
+def test_training_from_scratch(make_bench):
+    """Against torch.optim on the module itself: order, rate, momentum, decay, the drop at half, running statistics."""
+    import copy
+
+    from ddbench.environment import derive_seed
+    from ddbench.protocols.train import TRAIN_V1
+
+    bench = make_bench(images_per_class=2)
+    module, setting = with_batch_norm(bench)
+    chosen = bench.train.random_subset(30, torch.Generator().manual_seed(0))
+    distilled = DistilledSet(chosen.inputs[None], chosen.labels[None], torch.full((1, 1), 9.0))
+    protocol = dataclasses.replace(TRAIN_V1, epochs=6)
+    found = protocol.evaluate([distilled], setting, 5, Silent())
+
+    own = copy.deepcopy(module).train()
+    optimizer = torch.optim.SGD(own.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    generator = torch.Generator().manual_seed(derive_seed("train/v1", "order", 0))
+    for epoch in range(6):
+        if epoch == 3:
+            optimizer.param_groups[0]["lr"] = 0.001
+        order = torch.randperm(300, generator=generator)
+        for batch in (order[:256], order[256:]):
+            optimizer.zero_grad()
+            F.cross_entropy(own(chosen.inputs[batch]), chosen.labels[batch]).backward()
+            optimizer.step()
+    logits = own.eval()(setting.test.inputs).detach()
+    assert found.scores["loss"] == pytest.approx([float(F.cross_entropy(logits, setting.test.labels))], rel=1e-4)
+    assert found.selected == "nothing"
+    assert not module[2].running_mean.any()
+
+
+def test_training_is_the_same_on_any_number_of_workers(make_bench):
+    from ddbench.protocols.train import TRAIN_DSA_V1
+
+    bench = make_bench(images_per_class=2, network="lenet", dataset="digits", sample_shape=[3, 16, 16])
+    distilled = learned(bench)
+    protocol = dataclasses.replace(TRAIN_DSA_V1, epochs=20)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append(protocol.evaluate([distilled], bench.setting, 3, Silent()))
+    assert results[0] == results[1]
+    assert len(set(results[0].scores["loss"])) == 3
+
+
+def test_augmentation_keeps_what_it_must():
+    from ddbench.protocols import augment
+
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int):
+        return torch.rand(*shape, generator=generator)
+
+    images = torch.randn(40, 3, 16, 16, generator=generator)
+    flipped = augment._flip(images, draw)
+    both = [torch.equal(f, i) or torch.equal(f, i.flip(2)) for f, i in zip(flipped, images, strict=True)]
+    assert all(both)
+    assert 8 < sum(torch.equal(f, i) for f, i in zip(flipped, images, strict=True)) < 32
+    middle = lambda *shape: torch.full(shape, 0.5)  # noqa: E731
+    torch.testing.assert_close(augment._rotate(images, middle), images, atol=1e-4, rtol=0)
+    torch.testing.assert_close(augment._crop(images, middle), images)
+    bright = augment._colour(images, middle)
+    torch.testing.assert_close(bright, images, atol=1e-5, rtol=0)
+    holes = (augment._cut_out(images + 10, draw) == 0).sum((1, 2, 3))
+    assert holes.max() == 3 * 8 * 8
+    assert holes.min() >= 3 * 4 * 4
+    shifted = augment._crop(torch.ones(40, 1, 16, 16), draw)
+    assert shifted.sum((1, 2, 3)).min() >= 14 * 14
+    grey = {augment.siamese(images[:, :1], generator).shape for _ in range(20)}
+    assert grey == {images[:, :1].shape}
+    scaled = augment._scale(torch.ones(30, 1, 9, 9), draw)
+    assert scaled[:, 0, 4, 4].eq(1).all()
+
+
+def test_augmentation_has_a_gradient():
+    from ddbench.protocols.augment import siamese
+
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(12):
+        images = torch.randn(4, 3, 8, 8, generator=generator).requires_grad_()
+        siamese(images, generator).square().sum().backward()
+        assert images.grad.abs().sum() > 0

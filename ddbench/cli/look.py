@@ -1,4 +1,4 @@
-"""Commands that look: list, show, leaderboard, reproduction, plugins."""
+"""Commands that look: list, show, leaderboard, verify, reproduction, plugins."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,6 +86,9 @@ def leaderboard(
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Only this dataset.")] = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="Only this method.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Look for rows that ddbench could not have written; exit code 1 if any.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Rank what was run. Only runs of the same data, network, init, budget and protocol share a ranking.
@@ -93,20 +96,83 @@ def leaderboard(
     Example: `ddbench leaderboard --dataset svhn`
     """
     with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench.leaderboard import groups, read
-        from ddbench.render.tables import ranking
+        if check:
+            _check(leaderboards, as_json)
+            return
+        from ddbench.leaderboard import groups, published, read
+        from ddbench.render.tables import published_table, ranking
 
         rows = [
             row
             for row in read(leaderboards)
             if (dataset is None or row.dataset.split("@")[0] == dataset.split("@")[0]) and method in (None, row.method)
         ]
+        apart = [p for p in published(leaderboards) if dataset in (None, p.dataset) and method in (None, p.method)]
         if as_json:
-            print_json({"status": "ok", "rows": [row.model_dump() for row in rows]})
+            print_json(
+                {
+                    "status": "ok",
+                    "rows": [row.model_dump() for row in rows],
+                    "published": [figure.model_dump() for figure in apart],
+                }
+            )
             return
         if not rows:
             typer.echo("No rows yet. Make one: ddbench run --method unrolled_gd")
         ranking(groups(rows))
+        if dataset is not None:
+            published_table(apart)
+
+
+def _check(leaderboards: Path, as_json: bool) -> None:
+    from ddbench.leaderboard import read
+    from ddbench.verify import faults
+
+    found, count = faults(leaderboards), len(read(leaderboards))
+    if as_json:
+        print_json({"status": "failed" if found else "ok", "rows": count, "faults": found})
+    else:
+        for line in found or [f"{count} rows, none at fault."]:
+            typer.echo(line)
+    if found:
+        raise typer.Exit(1)
+
+
+def verify(
+    ctx: typer.Context,
+    row: Annotated[str | None, typer.Argument(help="A run, or the beginning of a fingerprint.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every row whose artefact is there.")] = False,
+    leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate the distilled set of a row again and say whether its figure holds; exit code 1 when it does not.
+
+    Examples: `ddbench verify unrolled_gd-mnist-ipc1-9cd09d`, `ddbench verify --all`
+    """
+    with failures_told(as_json=as_json, verbose=ctx.obj):
+        from ddbench import verify as verifying
+        from ddbench.catalog import Catalog
+        from ddbench.leaderboard import read
+        from ddbench.render.live import live
+
+        if every == (row is not None):
+            raise UsageError("name one row, or --all.", "See the runs in: ddbench leaderboard")
+        rows = [verifying.find(leaderboards, row)] if row is not None else read(leaderboards)
+        catalog, verdicts = Catalog(plugin or []), {}
+        with live() as reporter:
+            for one in rows:
+                if every and not verifying.artefact(leaderboards, one).exists():
+                    continue
+                verdict = verifying.verify(one, leaderboards, catalog, reporter)
+                verdicts[one.run_id] = {"holds": verdict.holds, "how": verdict.how, "mean": verdict.found.mean}
+                if not as_json:
+                    typer.echo(f"{one.run_id}: {one.metric} {verdict.how}")
+        holds = all(verdict["holds"] for verdict in verdicts.values())
+        if as_json:
+            print_json({"status": "ok" if holds else "failed", "rows": verdicts})
+    if not holds:
+        raise typer.Exit(1)
 
 
 def reproduction(
@@ -160,7 +226,7 @@ def _entries(catalog: "Catalog", plural: str) -> list[dict[str, str]]:
         from ddbench.pools import list_pools
         from ddbench.render.tables import pool_summary
 
-        return [{"name": p.folder.name, "summary": pool_summary(p), "source": str(p.folder)} for p in list_pools()]
+        return [{"name": p.folder.name, "summary": pool_summary(p), "source": "cache"} for p in list_pools()]
     components = catalog.components(PLURALS[plural])
     return [{"name": c.name, "summary": c.summary, "source": c.distribution} for c in components]
 
@@ -213,4 +279,5 @@ def register(app: typer.Typer) -> None:
     app.command()(show)
     app.command()(leaderboard)
     app.command()(reproduction)
+    app.command()(verify)
     app.command()(plugins)

@@ -5,8 +5,9 @@ from ddbench.options import did_you_mean
 from ddbench.protocols.base import Evaluation, Protocol, Setting
 from ddbench.protocols.knn import KNN_V1
 from ddbench.protocols.replay import REPLAY_V1
+from ddbench.protocols.train import TRAIN_DSA_V1, TRAIN_V1
 
-PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (REPLAY_V1, KNN_V1)}
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (REPLAY_V1, TRAIN_V1, TRAIN_DSA_V1, KNN_V1)}
 
 
 def get_protocol(name: str) -> Protocol:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ddbench.data import DistilledSet, ExampleSet
+from ddbench.environment import derive_seed
 from ddbench.errors import DdbenchError
-from ddbench.reporter import Reporter
+from ddbench.parallel import for_each_network
+from ddbench.reporter import Pace, Reporter
 from ddbench.task import Budget, Networks, Objective, Side
-from ddbench.unroll import evaluation_mode
+from ddbench.unroll import evaluation_mode, unstack
 
 BATCH = 1000
 """Examples per forward pass when a network is scored."""
@@ -103,3 +105,48 @@ def finite(values: dict[str, list[float]], setting: Setting) -> dict[str, list[f
             "Training on the set diverges; distil again with lower rates.",
         )
     return finite
+
+
+Trained = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+"""Weights and buffers of a network, by name."""
+
+
+def draw(protocol: str, setting: Setting, side: Side, count: int) -> list[dict[str, Tensor]]:
+    """Initial weights that depend on the protocol, the side and the init distribution alone."""
+    generator = torch.Generator().manual_seed(derive_seed(protocol, side))
+    return list(unstack(setting.module, setting.networks(side, generator).sample(count)))
+
+
+def score_networks(
+    sets: int,
+    drawn: Sequence[dict[str, Tensor]],
+    train: Callable[[nn.Module, int, dict[str, Tensor], int], Trained],
+    setting: Setting,
+    selected: str,
+    reporter: Reporter,
+) -> Evaluation:
+    """Score each drawn network on the test split before and after `train(module, set, weights, number)`.
+
+    With several sets network i is trained on set i; a distribution with one network (fixed) gives one value for one
+    set, and one for each of several.
+    """
+    buffers = dict(setting.module.named_buffers())
+    before: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
+    total, primary, pace = max(len(drawn), sets), setting.objective.primary, Pace()
+
+    def one(own: nn.Module, number: int) -> tuple[dict[str, float], dict[str, float]]:
+        weights = drawn[number % len(drawn)]
+        first = measure(own, weights, buffers, setting.test, setting.objective)
+        after = train(own, number % sets, weights, number)
+        return first, measure(own, *after, setting.test, setting.objective)
+
+    def done(result: tuple[dict[str, float], dict[str, float]]) -> None:
+        collect(before, result[0])
+        collect(scores, result[1])
+        pace.tick()
+        count = len(scores[primary])
+        reporter.progress(count, total, {primary: math.fsum(scores[primary]) / count}, pace.left(total - count))
+
+    for_each_network(one, setting.module, range(total), done)
+    return Evaluation(finite(scores, setting), finite(before, setting), selected)

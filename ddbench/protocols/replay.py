@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddbench.data import DistilledSet, ExampleSet
-from ddbench.environment import derive_seed
+from ddbench.data import DistilledSet
 from ddbench.parallel import for_each_network
-from ddbench.protocols.base import Evaluation, Setting, better, collect, finite, measure
+from ddbench.protocols.base import Evaluation, Setting, Trained, better, draw, measure, score_networks
 from ddbench.reporter import Pace, Reporter
 from ddbench.task import Side
-from ddbench.unroll import train, unstack
+from ddbench.unroll import train
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 SELECTION_NETWORKS = 5
@@ -45,51 +44,23 @@ class Replay:
             rates = [_constant(d, setting.budget.total_steps, rate) if d.lrs is None else d.lrs for d in sets]
             selected = f"rate {rate:g} on {len(setting.validation)} validation images"
 
-        drawn = self._networks(setting, "evaluation", networks)
-        buffers = dict(setting.module.named_buffers())
+        drawn = draw(self.name, setting, "evaluation", networks)
 
-        def one(own: nn.Module, i: int) -> tuple[dict[str, float], dict[str, float]]:
-            weights, chosen = drawn[i % len(drawn)], i % len(sets)
-            before = measure(own, weights, buffers, setting.test, setting.objective)
-            return before, self._trained(own, sets[chosen], rates[chosen], weights, setting, setting.test)
+        def trained(own: nn.Module, chosen: int, weights: dict[str, Tensor], number: int) -> Trained:
+            lrs = rates[chosen]
+            assert lrs is not None
+            return self._trained(own, sets[chosen], lrs, weights, setting)
 
-        # A distribution with one network (fixed) gives one value for one set, and one for each of several sets.
-        total = max(len(drawn), len(sets))
-        before: dict[str, list[float]] = {}
-        scores: dict[str, list[float]] = {}
-        primary, pace = setting.objective.primary, Pace()
-
-        def done(result: tuple[dict[str, float], dict[str, float]]) -> None:
-            collect(before, result[0])
-            collect(scores, result[1])
-            pace.tick()
-            count = len(scores[primary])
-            reporter.progress(count, total, {primary: math.fsum(scores[primary]) / count}, pace.left(total - count))
-
-        for_each_network(one, setting.module, range(total), done)
-        return Evaluation(finite(scores, setting), finite(before, setting), selected)
-
-    def _networks(self, setting: Setting, side: Side, count: int) -> list[dict[str, Tensor]]:
-        """Initial weights that depend on the protocol, the side and the init distribution alone."""
-        generator = torch.Generator().manual_seed(derive_seed(self.name, side))
-        return list(unstack(setting.module, setting.networks(side, generator).sample(count)))
+        return score_networks(len(sets), drawn, trained, setting, selected, reporter)
 
     def _trained(
-        self,
-        network: nn.Module,
-        distilled: DistilledSet,
-        lrs: Tensor | None,
-        weights: dict[str, Tensor],
-        setting: Setting,
-        examples: ExampleSet,
-    ) -> dict[str, float]:
-        assert lrs is not None
-        after, buffers = train(network, weights, distilled.inputs, distilled.labels, lrs, setting.objective.inner_loss)
-        return measure(network, after, buffers, examples, setting.objective)
+        self, network: nn.Module, distilled: DistilledSet, lrs: Tensor, weights: dict[str, Tensor], setting: Setting
+    ) -> Trained:
+        return train(network, weights, distilled.inputs, distilled.labels, lrs, setting.objective.inner_loss)
 
     def _best_rate(self, sets: Sequence[DistilledSet], setting: Setting, reporter: Reporter) -> float:
         """The rate whose mean primary metric on the validation slice is best; the smaller one of equals."""
-        drawn = self._networks(setting, "train", SELECTION_NETWORKS)
+        drawn = draw(self.name, setting, "train", SELECTION_NETWORKS)
         pairs = max(len(drawn), min(len(sets), SELECTION_NETWORKS))
         trials = [(rate, i) for rate in RATES for i in range(pairs)]
         primary, pace, values = setting.objective.primary, Pace(), []
@@ -98,7 +69,8 @@ class Replay:
             rate, i = trial
             distilled, weights = sets[i % len(sets)], drawn[i % len(drawn)]
             lrs = _constant(distilled, setting.budget.total_steps, rate)
-            return self._trained(own, distilled, lrs, weights, setting, setting.validation)[primary]
+            after, buffers = self._trained(own, distilled, lrs, weights, setting)
+            return measure(own, after, buffers, setting.validation, setting.objective)[primary]
 
         def done(value: float) -> None:
             values.append(value)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddbench.errors import DdbenchError
-from ddbench.leaderboard import Row
+from ddbench.leaderboard import PublishedRow, Row
 from ddbench.render.live import duration
 from ddbench.results import RunFolder, RunResult
 from ddbench.spec import Choice, RunSpec
@@ -253,6 +253,23 @@ def ranking(groups: Mapping[tuple[str, ...], Sequence[Row]]) -> None:
             )
         console.print(table)
         console.print()
+
+
+def published_table(figures: Sequence[PublishedRow]) -> None:
+    """Print published figures, which are others' and were made under other protocols."""
+    if not figures:
+        return
+    console = Console(highlight=False)
+    console.print(Text("Published elsewhere, under other protocols; not measured here and not ranked", style="bold"))
+    table = Table(box=None, pad_edge=False)
+    for heading in ("method", "images per class", "network", "setting", "", "source"):
+        table.add_column(heading, overflow="fold")
+    for f in figures:
+        spread = "" if f.std is None else f" +- {number(f.metric, f.std)}"
+        metric = "" if f.metric == "accuracy" else f"{f.metric} "
+        mean = f"{metric}{number(f.metric, f.mean)}{spread}"
+        table.add_row(*map(Text, (f.method, str(f.images_per_class), f.network, f.setting, mean, f.source)))
+    console.print(table)
 
 
 def sweep_table(sweep: "Sweep", points: "Sequence[Point]", figure: str) -> None:

@@ -1,0 +1,87 @@
+"""train/v1, train-dsa/v1: train fresh networks from scratch on the flat set (the DC and DM lineage of evaluations)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ddbench.data import DistilledSet
+from ddbench.environment import derive_seed
+from ddbench.operators import FastOperators
+from ddbench.protocols.augment import siamese
+from ddbench.protocols.base import Evaluation, Setting, Trained, draw, score_networks
+from ddbench.reporter import Reporter
+from ddbench.task import Side
+
+RATE, MOMENTUM, DECAY, BATCH = 0.01, 0.9, 5e-4, 256
+
+
+@dataclass(frozen=True)
+class Train:
+    """SGD at rate .01, momentum .9, weight decay 5e-4, batches of 256, the rate a tenth from half of the epochs on.
+
+    The set is flat: its steps and rates play no part. Networks are drawn from the evaluation side with seeds that
+    belong to the protocol, and so are the order of the examples and the augmentation; each network is scored as the
+    last epoch leaves it. Normalisation by batch statistics keeps running ones, as in ordinary training.
+    """
+
+    name: str
+    summary: str
+    epochs: int
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    def networks_needed(self, networks: int) -> dict[Side, int]:
+        """See `Protocol.networks_needed`."""
+        return {"evaluation": networks}
+
+    def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter) -> Evaluation:
+        """See `Protocol.evaluate`. Raises `DdbenchError` when the primary metric is not finite."""
+        drawn = draw(self.name, setting, "evaluation", networks)
+        buffers = dict(setting.module.named_buffers())
+
+        def train(own: nn.Module, chosen: int, weights: dict[str, Tensor], number: int) -> Trained:
+            generator = torch.Generator().manual_seed(derive_seed(self.name, "order", number))
+            return self.train(own, sets[chosen], weights, buffers, setting, generator)
+
+        return score_networks(len(sets), drawn, train, setting, "nothing", reporter)
+
+    def train(
+        self,
+        network: nn.Module,
+        distilled: DistilledSet,
+        weights: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        setting: Setting,
+        generator: torch.Generator,
+    ) -> Trained:
+        """Weights and buffers of one network after the last epoch."""
+        inputs, labels = distilled.flat()
+        weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
+        buffers = {name: tensor.detach().clone() for name, tensor in buffers.items()}
+        parameters = list(weights.values())
+        optimizer = torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=DECAY, fused=inputs.device.type != "mps")
+        loss = setting.objective.inner_loss
+        network.train()
+        with FastOperators():
+            for epoch in range(self.epochs):
+                if epoch == self.epochs // 2:
+                    optimizer.param_groups[0]["lr"] = RATE / 10
+                order = torch.randperm(len(labels), generator=generator).to(labels.device)
+                for batch in torch.split(order, BATCH):
+                    images = inputs[batch]
+                    if self.augment is not None:
+                        images = self.augment(images, generator)
+                    logits = functional_call(network, (weights, buffers), (images,))
+                    grads = torch.autograd.grad(
+                        loss(logits, labels[batch]), parameters, allow_unused=True, materialize_grads=True
+                    )
+                    for parameter, grad in zip(parameters, grads, strict=True):
+                        parameter.grad = grad
+                    optimizer.step()
+        return {name: tensor.detach() for name, tensor in weights.items()}, buffers
+
+
+TRAIN_V1 = Train("train/v1", "fresh networks from scratch on the flat set: SGD, 300 epochs", 300)
+TRAIN_DSA_V1 = Train("train-dsa/v1", "as train/v1, 1000 epochs with differentiable siamese augmentation", 1000, siamese)

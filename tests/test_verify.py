@@ -1,0 +1,120 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from ddbench.catalog import Catalog
+from ddbench.data import DistilledSet
+from ddbench.errors import DdbenchError, UsageError
+from ddbench.leaderboard import read
+from ddbench.reporter import Silent
+from ddbench.runner import run
+from ddbench.verify import artefact, faults, find, verify
+
+
+@pytest.fixture
+def boards(tmp_path: Path) -> Path:
+    fields = {"method": "random_subset", "network": "linear", "eval_networks": 4}
+    run(fields, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+    return tmp_path / "boards"
+
+
+def changed(boards: Path, **cells: object) -> None:
+    path = boards / "classification.csv"
+    [row] = list(csv.DictReader(path.read_text().splitlines()))
+    row |= {name: str(value) for name, value in cells.items()}
+    with path.open("w") as stream:
+        writer = csv.DictWriter(stream, list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(row)
+
+
+def test_a_row_that_was_written_holds(boards, catalog: Catalog):
+    assert faults(boards) == []
+    [row] = read(boards)
+    assert find(boards, row.run_id) == find(boards, row.fingerprint[:8]) == row
+    verdict = verify(row, boards, catalog, Silent())
+    assert (verdict.holds, verdict.how) == (True, "reproduced exactly")
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        ({"mean": 0.99}, "mean 0.99 is not that of its values"),
+        ({"std": 0.001}, "std 0.001 is not that of its values"),
+        ({"values": "[0.9, 0.9, 0.9, 0.9]"}, "is not that of its values, 0.9"),
+        ({"values": "[0.9, 0.9]"}, "2 values where n is 4"),
+        ({"values": '"many"'}, "not a list of numbers"),
+        ({"values": "[NaN, 0.5, 0.5, 0.5]"}, "not all of its figures are finite"),
+        ({"images_per_class": 50}, "says images_per_class 50, its artefact 1"),
+        ({"method": "herding"}, "says method 'herding', its artefact 'random_subset'"),
+        ({"bytes": 3}, "says bytes 3"),
+        ({"fingerprint": "0" * 64}, "fingerprint is not that of its artefact"),
+        ({"dataset_hash": "0" * 64}, "says dataset_hash"),
+    ],
+)
+def test_tampered_rows(boards, catalog, cells, told):
+    changed(boards, **cells)
+    assert any(told in fault for fault in faults(boards)), faults(boards)
+    with pytest.raises(DdbenchError, match="is at fault"):
+        verify(read(boards)[0], boards, catalog, Silent())
+
+
+def test_tampered_artefacts(boards, catalog):
+    [row] = read(boards)
+    path = artefact(boards, row)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4] + b"\0\0\0\1")
+    assert "another file than the one that was scored" in faults(boards)[0]
+    distilled = DistilledSet.load(path)
+    digest = distilled.described(fingerprint="f" * 64).save(boards / "artifacts" / "forged")
+    (boards / "artifacts" / "forged").rename(boards / "artifacts" / f"{digest}.safetensors")
+    changed(boards, artifact_sha256=digest)
+    assert "fingerprint is not that of its artefact" in faults(boards)[0]
+    path.unlink()
+
+
+def test_a_figure_that_does_not_hold(boards, catalog):
+    """A row consistent in itself, whose figures its artefact does not reach."""
+    from ddbench.stats import summarise
+
+    made_up = summarise([0.95, 0.951, 0.952, 0.953])
+    cells = {name: getattr(made_up, name) for name in ("mean", "std", "low", "high")}
+    changed(boards, values=json.dumps(made_up.values), **cells)
+    assert faults(boards) == []
+    verdict = verify(read(boards)[0], boards, catalog, Silent())
+    assert not verdict.holds
+    assert "does not hold" in verdict.how
+    close = json.loads(read(boards)[0].values)
+    assert close == made_up.values
+
+
+def test_rows_twice_and_names_of_none(boards):
+    path = boards / "classification.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[1]]))
+    assert any("stands there twice" in fault for fault in faults(boards))
+    with pytest.raises(UsageError, match="2 rows"):
+        find(boards, read(boards)[0].run_id)
+    with pytest.raises(UsageError, match="no rows"):
+        find(boards, "nothing")
+
+
+def test_the_commands(ddbench, boards, tmp_path):
+    folder = ["--leaderboards", boards]
+    [row] = read(boards)
+    assert "1 rows, none at fault" in ddbench("leaderboard", "--check", *folder).out
+    done = ddbench("verify", row.run_id, *folder)
+    assert (done.code, "reproduced exactly" in done.out) == (0, True)
+    assert ddbench("verify", "--all", *folder, "--json").json()["rows"][row.run_id]["holds"]
+    assert ddbench("verify", *folder).code == 2
+    changed(boards, mean=0.99)
+    bad = ddbench("leaderboard", "--check", *folder)
+    assert bad.code == 1
+    assert "mean 0.99" in bad.out
+    assert "is at fault" in ddbench("verify", row.run_id, *folder).told()
+
+
+def test_the_committed_rows_are_without_fault():
+    assert faults(Path(__file__).parents[1] / "leaderboards") == []
