@@ -267,6 +267,32 @@ def groups(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
     }
 
 
+def seeds_of(rows: Iterable[Row], row: Row) -> dict[int, Row]:
+    """The rows that differ from `row` in nothing but the seed of the distillation, itself included, by seed."""
+    same = [name for name in COLUMNS if name.endswith("_options") or name in _SAME_BUT_SEED]
+    return {r.seed: r for r in rows if all(getattr(r, name) == getattr(row, name) for name in same)}
+
+
+_SAME_BUT_SEED = (
+    "method",
+    "method_source",
+    "dataset",
+    "dataset_hash",
+    "network",
+    "sample_shape",
+    "init",
+    "eval_init",
+    "objective",
+    "target",
+    "images_per_class",
+    "steps",
+    "epochs",
+    "protocol",
+    "metric",
+    "n",
+)
+
+
 def identity(row: Row) -> tuple[str, ...]:
     """What no two rows may share: spec, data, version of the method, and the networks drawn on."""
     return row.fingerprint, row.dataset_hash, row.method_source, row.pretrained

@@ -29,3 +29,24 @@ def test_one_network_supports_no_interval():
     assert (score.mean, score.std, score.low, score.high) == (0.5, None, None, None)
     with pytest.raises(ValueError, match="no values"):
         summarise([])
+
+
+def test_differences_in_pairs():
+    """Networks within a seed against scipy's paired test; with several seeds, seeds are what counts."""
+    from scipy import stats as theirs
+
+    from ddbench.stats import paired
+
+    first, second = [0.8, 0.7, 0.9, 0.85], [0.7, 0.72, 0.8, 0.7]
+    found = paired([first], [second])
+    wanted = theirs.ttest_rel(first, second)
+    low, high = wanted.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert (found.n, found.of, found.shown) == (4, "networks", bool(wanted.pvalue < 0.05))
+    seeds = paired([first, [0.6] * 4], [second, [0.59] * 4])
+    assert seeds.mean == pytest.approx((sum(first) - sum(second)) / 8 + 0.005)
+    assert (seeds.n, seeds.of) == (2, "seeds")
+    assert paired([[0.5]], [[0.4]]).low is None
+    assert not paired([[0.5]], [[0.4]]).shown
+    with pytest.raises(ValueError, match="pair up"):
+        paired([[0.5, 0.4]], [[0.4]])

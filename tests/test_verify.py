@@ -118,3 +118,23 @@ def test_the_commands(ddbench, boards, tmp_path):
 
 def test_the_committed_rows_are_without_fault():
     assert faults(Path(__file__).parents[1] / "leaderboards") == []
+
+
+def test_two_rows_are_compared_on_the_same_networks(ddbench, boards, tmp_path):
+    """Random images against herded ones under three seeds; then against themselves."""
+    common = ["--network", "linear", "--eval-networks", 4, "--leaderboards", boards, "--json"]
+    for seed in (1, 2):
+        ddbench("run", "-m", "random_subset", "--seed", seed, *common)
+    herded = [ddbench("run", "-m", "herding", "--seed", seed, *common).json()["run_id"] for seed in (0, 1, 2)]
+    random = find(boards, next(row.run_id for row in read(boards) if row.method == "random_subset"))
+    found = ddbench("compare", random.run_id, herded[0], "--leaderboards", boards, "--json").json()
+    assert (found["n"], found["of"], found["seeds"]) == (3, "seeds", [0, 1, 2])
+    rows = {row.run_id: row for row in read(boards)}
+    gaps = [a.mean - b.mean for a in rows.values() for b in rows.values()
+            if a.method == "random_subset" and b.method == "herding" and a.seed == b.seed]  # fmt: skip
+    assert found["mean"] == pytest.approx(sum(gaps) / 3)
+    same = ddbench("compare", herded[0], herded[0], "--leaderboards", boards)
+    assert "no difference shown" in same.out
+    ddbench("run", "-m", "herding", "--network", "mlp", "--eval-networks", 4, "--leaderboards", boards)
+    other = next(row.run_id for row in read(boards) if row.network == "mlp")
+    assert "do not share a ranking" in ddbench("compare", random.run_id, other, "--leaderboards", boards).told()

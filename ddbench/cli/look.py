@@ -1,5 +1,6 @@
-"""Commands that look: list, show, leaderboard, verify, reproduction, plugins."""
+"""Commands that look: list, show, leaderboard, compare, verify, reproduction, plugins."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -175,6 +176,45 @@ def verify(
         raise typer.Exit(1)
 
 
+def compare(
+    ctx: typer.Context,
+    first: Annotated[str, typer.Argument(help="A run, or the beginning of a fingerprint.", metavar="A")],
+    second: Annotated[str, typer.Argument(help="Another.", metavar="B")],
+    leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
+    as_json: Json = False,
+) -> None:
+    """Compare two rows in pairs: the same networks, and every distillation seed that both were run with.
+
+    Example: `ddbench compare unrolled_gd-mnist-ipc10-958f79 herding-mnist-ipc10-1f0c22`
+    """
+    with failures_told(as_json=as_json, verbose=ctx.obj):
+        from ddbench.leaderboard import groups, read, seeds_of
+        from ddbench.render.tables import difference_line
+        from ddbench.stats import paired
+        from ddbench.verify import find
+
+        rows = read(leaderboards)
+        one, two = find(leaderboards, first), find(leaderboards, second)
+        if not any(one in group and two in group for group in groups(rows).values()):
+            raise UsageError(
+                f"{one.run_id} and {two.run_id} do not share a ranking.",
+                "Rows compare that have data, network, init of scoring, budget, objective and protocol in common.",
+            )
+        ours, theirs = seeds_of(rows, one), seeds_of(rows, two)
+        shared = sorted(ours.keys() & theirs.keys())
+        pairs = [(ours[seed], theirs[seed]) for seed in shared] or [(one, two)]
+        if any(a.n != b.n for a, b in pairs):
+            raise UsageError(
+                f"{one.run_id} was scored on {one.n} networks, {two.run_id} on {two.n}.",
+                "Score both on as many: --eval-networks",
+            )
+        difference = paired([json.loads(a.values) for a, _ in pairs], [json.loads(b.values) for _, b in pairs])
+        if as_json:
+            print_json({"status": "ok", **difference.model_dump(), "shown": difference.shown, "seeds": shared})
+            return
+        typer.echo(difference_line(one, two, difference))
+
+
 def reproduction(
     ctx: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="Markdown file to write.", metavar="FILE")] = Path(
@@ -278,6 +318,7 @@ def register(app: typer.Typer) -> None:
     app.command("list")(list_)
     app.command()(show)
     app.command()(leaderboard)
+    app.command()(compare)
     app.command()(reproduction)
     app.command()(verify)
     app.command()(plugins)

@@ -15,7 +15,7 @@ from ddbench.leaderboard import PublishedRow, Row
 from ddbench.render.live import duration
 from ddbench.results import RunFolder, RunResult
 from ddbench.spec import Choice, RunSpec
-from ddbench.stats import Score
+from ddbench.stats import Difference, Score
 
 if TYPE_CHECKING:
     from ddbench.catalog import Catalog, Experiment
@@ -253,6 +253,23 @@ def ranking(groups: Mapping[tuple[str, ...], Sequence[Row]]) -> None:
             )
         console.print(table)
         console.print()
+
+
+def difference_line(first: Row, second: Row, difference: Difference) -> str:
+    """`A is 3.1 points better than B (95 % interval 1.0 to 5.2, n=20 networks)`, or that none is shown."""
+    metric, scale = first.metric, 100 if in_percent(first.metric) else 1
+    unit = " points" if scale == 100 else ""
+    pairs = f"n={difference.n} {difference.of}"
+    if difference.low is None or difference.high is None:
+        return (
+            f"{metric}: {first.method} {scale * difference.mean:+.4g}{unit}; one pair supports no interval ({pairs})."
+        )
+    interval = f"95 % interval {scale * difference.low:+.3g} to {scale * difference.high:+.3g}{unit}, {pairs}"
+    if not difference.shown:
+        return f"{metric}: no difference shown ({interval})."
+    better = (difference.mean > 0) == first.higher_is_better
+    word = "better" if better else "worse"
+    return f"{metric}: {first.run_id} is {abs(scale * difference.mean):.3g}{unit} {word} than {second.run_id} ({interval})."
 
 
 def published_table(figures: Sequence[PublishedRow]) -> None:
