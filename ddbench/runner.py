@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ddbench import leaderboard
 from ddbench.bench import Bench, complete, prepare
 from ddbench.catalog import Catalog
 from ddbench.companions import score_companions
-from ddbench.data import DistilledSet
+from ddbench.data import DatasetInfo, DistilledSet
 from ddbench.environment import derive_seed, describe, free_memory, peak_memory_mb, seed_everything
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
 from ddbench.files import atomic_write, explained_os_errors, in_use
@@ -85,19 +85,23 @@ def resume(
 
 
 def evaluate(
-    distilled: DistilledSet,
+    distilled: DistilledSet | Callable[[DatasetInfo], DistilledSet],
     spec: RunSpec,
     *,
     catalog: Catalog | None = None,
     reporter: Reporter | None = None,
     companions: bool = True,
 ) -> tuple[Bench, Scores]:
-    """Score a set under the spec's protocol, and the companions where wanted; writes nothing.
+    """Score a set (or what it is for the dataset as loaded) under the spec's protocol; writes nothing.
+
+    `companions` are scored too where wanted.
 
     Raises `DdbenchError` when the set does not fit the spec.
     """
     catalog, reporter = catalog or Catalog(), reporter or Silent()
     bench = prepare(*complete(spec, catalog, with_method=False), reporter=reporter)
+    if not isinstance(distilled, DistilledSet):
+        distilled = distilled(bench.train.info)
     try:
         distilled.validate(bench.task(torch.Generator()), "the set has")
     except PluginError as error:

@@ -1,7 +1,5 @@
-"""Commands that compute: run, resume, evaluate."""
+"""Commands that distil: run, resume."""
 
-import json
-import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -178,79 +176,6 @@ def resume(
         _conclude(result, leaderboards, as_json)
 
 
-def evaluate(
-    ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A distilled.safetensors file, or the run folder it is in.")],
-    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Dataset. [the one it was made for]")] = None,
-    network: Annotated[str | None, typer.Option(help="Network. [the one it was made for]")] = None,
-    init: Annotated[str | None, typer.Option(help="Init distribution to score on. [the one it was made for]")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Protocol. [the one it was made for]")] = None,
-    eval_networks: Annotated[int | None, typer.Option(help="Networks that score the set. [as when made]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
-    assignments: Sets = None,
-    plugin: Plugins = None,
-    as_json: Json = False,
-) -> None:
-    """Score a distilled set again, under its own setting or another; writes nothing.
-
-    Examples:
-
-    - `ddbench evaluate runs/unrolled_gd-mnist-ipc10-3f9a1c`
-
-    - `ddbench evaluate distilled.safetensors --network convnet`
-    """
-    flags = {
-        "dataset": dataset,
-        "network": network,
-        "eval_init": init,
-        "protocol": protocol,
-        "eval_networks": eval_networks,
-        "device": device,
-    }
-    with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench import runner
-        from ddbench.catalog import Catalog
-        from ddbench.data import DistilledSet
-        from ddbench.files import sha256
-        from ddbench.render.live import live
-        from ddbench.render.tables import score_lines
-
-        path = file / "distilled.safetensors" if file.is_dir() else file
-        distilled = DistilledSet.load(path)
-        made_for = _made_for(distilled.metadata.get("spec"), path)
-        target = made_for.get("target")
-        if target and made_for.get("eval_init") == target:
-            # Scoring draws from the target, whatever its options are now.
-            del made_for["eval_init"]
-        catalog = Catalog(plugin or [])
-        warn_of_broken(catalog)
-        # Networks that score are what an option of the init is about here.
-        settings = {re.sub(r"^init\.", "eval_init.", k): v for k, v in parse_assignments(assignments or []).items()}
-        spec = _merged(made_for, flags, settings, set())
-        with live() as reporter:
-            bench, scores = runner.evaluate(distilled, spec, catalog=catalog, reporter=reporter)
-        primary = bench.setting.objective.primary
-        if as_json:
-            print_json(
-                {
-                    "status": "ok",
-                    "spec": bench.spec.model_dump(mode="json"),
-                    "dataset": bench.record.model_dump(mode="json"),
-                    "primary": primary,
-                    "score": scores.after[primary].model_dump(),
-                    "scores": {name: score.model_dump() for name, score in scores.after.items()},
-                    "before": {name: score.model_dump() for name, score in scores.before.items()},
-                    "companions": {name: score.model_dump() for name, score in scores.companions.items()},
-                    "selected": scores.selected,
-                    "artifact": {"path": str(path), "sha256": sha256(path.read_bytes()), "bytes": distilled.nbytes},
-                }
-            )
-            return
-        higher = bench.setting.objective.higher_is_better
-        for line in score_lines(primary, scores.after[primary], scores.before[primary], scores.companions, higher):
-            typer.echo(line)
-
-
 def _spec(
     catalog: "Catalog",
     flags: dict[str, Any],
@@ -271,7 +196,7 @@ def _spec(
         raise UsageError("no method was named.", f"Name one with --method: {known_methods}.")
     name = name.get("name", "") if isinstance(name, dict) else name
     settings = {**parse_assignments(assignments), **(swept or {})}
-    spec = _merged(fields, flags, settings, set(catalog.get("method", name).options.model_fields))
+    spec = merged(fields, flags, settings, set(catalog.get("method", name).options.model_fields))
     known = experiment is not None and _carries_out(spec, catalog.experiment(experiment).spec)
     return spec.model_copy(update={"experiment": experiment if known else ""})
 
@@ -358,10 +283,10 @@ def _run_sweep(
     typer.echo(f"  picture  {folder / 'sweep.png'}\n  table    {folder / 'sweep.csv'}")
 
 
-def _merged(
+def merged(
     fields: dict[str, Any], flags: dict[str, Any], assignments: dict[str, Any], method_options: set[str]
 ) -> "RunSpec":
-    """A flag replaces a field; naming another plugin drops the options of the one before."""
+    """A spec: a flag replaces a field; naming another plugin drops the options of the one before."""
     from ddbench.spec import RunSpec, place_assignments
 
     merged = dict(fields)
@@ -393,16 +318,6 @@ def _resumable(plugins: list[Path] | None, leaderboards: Path) -> Iterator[None]
         flags += [] if leaderboards == DEFAULT_LEADERBOARDS else [f"--leaderboards {leaderboards}"]
         error.hint = " ".join([error.hint, *flags])
         raise
-
-
-def _made_for(canonical: str | None, path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(canonical or "")
-        if isinstance(fields, dict):
-            return fields
-    except json.JSONDecodeError:
-        pass
-    raise UsageError(f"{path} does not say what it was made for.", "Files that ddbench wrote carry their spec.")
 
 
 def warn_of_broken(catalog: "Catalog") -> None:
@@ -472,4 +387,3 @@ def register(app: typer.Typer) -> None:
     """Add these commands to `app`."""
     app.command()(run)
     app.command()(resume)
-    app.command()(evaluate)

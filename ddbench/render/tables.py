@@ -268,8 +268,8 @@ def difference_line(first: Row, second: Row, difference: Difference) -> str:
     if not difference.shown:
         return f"{metric}: no difference shown ({interval})."
     better = (difference.mean > 0) == first.higher_is_better
-    word = "better" if better else "worse"
-    return f"{metric}: {first.run_id} is {abs(scale * difference.mean):.3g}{unit} {word} than {second.run_id} ({interval})."
+    gap = f"{abs(scale * difference.mean):.3g}{unit} {'better' if better else 'worse'}"
+    return f"{metric}: {first.run_id} is {gap} than {second.run_id} ({interval})."
 
 
 def published_table(figures: Sequence[PublishedRow]) -> None:
