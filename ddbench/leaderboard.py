@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +265,20 @@ def groups(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
         key: sorted(group, key=lambda row: row.mean, reverse=group[0].higher_is_better)
         for key, group in grouped.items()
     }
+
+
+def ranks(group: Sequence[Row]) -> list[int]:
+    """The rank of each row of a group that is ordered best first: one more than the rows that are shown to be better.
+
+    A row is shown better than another when their 95 % intervals do not overlap (a single network counts as its figure
+    alone), so rows whose intervals overlap can share a rank.
+    """
+
+    def bounds(row: Row) -> tuple[float, float]:
+        low, high = (row.mean if bound is None else bound for bound in (row.low, row.high))
+        return (low, high) if row.higher_is_better else (-high, -low)
+
+    return [1 + sum(bounds(other)[0] > bounds(row)[1] for other in group) for row in group]
 
 
 def seeds_of(rows: Iterable[Row], row: Row) -> dict[int, Row]:

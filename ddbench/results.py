@@ -1,5 +1,7 @@
 """RunResult and the run folder: what a run leaves behind, and where."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +75,35 @@ class RunResult(_Frozen):
     environment: dict[str, str] = {}
     method_source: str = ""
     row: dict[str, Any] | None = None
+
+
+CURVE_POINTS = 200
+"""Points of a run's curve that are kept beside its leaderboard row."""
+
+
+def curve_path(leaderboards: Path, artifact_sha256: str) -> Path:
+    """Where the curve of the run that made an artefact is kept."""
+    return leaderboards / "artifacts" / f"{artifact_sha256}.curve.json"
+
+
+def thinned(log: Path) -> list[dict[str, float]]:
+    """The last loop of a run's log: `step`, `seconds` and figures, averaged over as many lines as leave 200 points."""
+    if not log.exists():
+        return []
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [line for line in lines if line["loop"] == lines[-1]["loop"]]
+    size = max(1, math.ceil(len(lines) / CURVE_POINTS))
+    points = []
+    for first in range(0, len(lines), size):
+        part = lines[first : first + size]
+        means = {
+            name: math.fsum(line[name] for line in part) / len(part)
+            for name in part[0]
+            if name not in ("loop", "step", "seconds") and all(name in line for line in part)
+        }
+        figures = {name: float(f"{value:.5g}") for name, value in means.items()}
+        points.append({"step": part[-1]["step"] + 1, "seconds": round(part[-1]["seconds"], 1), **figures})
+    return points
 
 
 class RunFolder:

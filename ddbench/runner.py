@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from ddbench.loading import conversion
 from ddbench.loop import Run
 from ddbench.protocols import get_protocol
 from ddbench.reporter import Reporter, Silent
-from ddbench.results import Artifact, RunFolder, RunResult, Seconds, Status
+from ddbench.results import Artifact, RunFolder, RunResult, Seconds, Status, curve_path, thinned
 from ddbench.spec import RunSpec
 from ddbench.stats import Score, summarise
 
@@ -284,6 +285,9 @@ def _append(result: RunResult, bench: Bench, folder: RunFolder, leaderboards: Pa
         atomic_write(leaderboards / "artifacts" / f"{row.artifact_sha256}.safetensors", raw)
     else:
         reporter.say(f"The artefact is over {ARTIFACT_LIMIT / 1e6:.0f} MB and stays in the run folder alone.")
+    points = thinned(folder.log)
+    if points:
+        atomic_write(curve_path(leaderboards, row.artifact_sha256), json.dumps(points) + "\n")
     leaderboard.append(path, row)
     reporter.say(f"Row appended to {path}.")
     return row

@@ -87,6 +87,9 @@ def leaderboard(
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Only this dataset.")] = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="Only this method.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the rows as a static page into this folder.", metavar="DIR")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Look for rows that ddbench could not have written; exit code 1 if any.")
     ] = False,
@@ -117,6 +120,12 @@ def leaderboard(
                     "published": [figure.model_dump() for figure in apart],
                 }
             )
+            return
+        if html is not None:
+            from ddbench.catalog import Catalog
+            from ddbench.render.site import write_site
+
+            typer.echo(f"Wrote {write_site(html, rows, apart, leaderboards, Catalog())}")
             return
         if not rows:
             typer.echo("No rows yet. Make one: ddbench run --method unrolled_gd")

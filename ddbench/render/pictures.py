@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ddbench.sweep import Point, Sweep
 
 MOST_COLUMNS, MOST_ROWS = 20, 20
+DPI = 110
 INK, ACCENT, PALE = "#222222", "#3b6fb6", "#b8c4d6"
 COLOURS = (ACCENT, "#c46a2d", "#3f8f5f", "#8a5fa8", "#b03a48")
 
@@ -32,7 +33,7 @@ def draw_run(folder: RunFolder) -> None:
         draw_curve(records, folder.curve)
 
 
-def draw_images(distilled: DistilledSet, path: Path) -> None:
+def draw_images(distilled: DistilledSet, path: Path, dpi: int = DPI) -> None:
     """A grid of the images as pixels: a column per class, a row per step and image, rates at the left.
 
     Values outside [0, 1] are clipped. Sets of more than 20 classes or rows show the first 20.
@@ -55,7 +56,7 @@ def draw_images(distilled: DistilledSet, path: Path) -> None:
             image = pixels[index]
             axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
             axis.set_title(_class_name(distilled, index, classes), fontsize=7, color=INK, pad=2, parse_math=False)
-    _save(figure, path)
+    _save(figure, path, dpi)
 
 
 def draw_curve(records: list[dict[str, Any]], path: Path) -> None:
@@ -180,7 +181,7 @@ def _smooth(values: list[float]) -> list[float]:
     return [math.fsum(window) / len(window) for window in windows]
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def _save(figure: "Figure", path: Path, dpi: int = DPI) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=dpi)
     atomic_write(path, buffer.getvalue())

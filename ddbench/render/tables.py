@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddbench.errors import DdbenchError
-from ddbench.leaderboard import PublishedRow, Row
+from ddbench.leaderboard import PublishedRow, Row, ranks
 from ddbench.render.live import duration
 from ddbench.results import RunFolder, RunResult
 from ddbench.spec import Choice, RunSpec
@@ -233,7 +233,7 @@ def ranking(groups: Mapping[tuple[str, ...], Sequence[Row]]) -> None:
         for heading in ("", "method", first.metric, "95 % interval", "n", *beside, *gains, "kB", "time", "run"):
             left = heading in ("method", "run")
             table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=heading == "method")
-        for rank, row in enumerate(rows, start=1):
+        for rank, row in zip(ranks(rows), rows, strict=True):
             found = row.companion_scores()
             gained = [
                 number(row.metric, row.mean - found[name]["mean"], signed=True) if name in found else ""

@@ -1,0 +1,157 @@
+"""The leaderboard page in a real browser."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ddbench.catalog import Catalog
+from ddbench.leaderboard import published, ranks, read
+from ddbench.render.site import write_site
+from ddbench.runner import run
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """A page of eight rows in three tables, made by real runs."""
+    folder = tmp_path_factory.mktemp("site")
+    boards = folder / "boards"
+    places = dict(catalog=Catalog(), runs=folder / "runs", leaderboards=boards)
+    common = {"network": "linear", "eval_networks": 3}
+    for method in ("random_subset", "herding", "average_real"):
+        for count in (1, 4):
+            run({**common, "method": method, "images_per_class": count, "steps": 1}, **places)
+    learned = {"name": "unrolled_gd", "options": {"outer_steps": 40}}
+    run({**common, "method": learned, "images_per_class": 1, "steps": 1}, **places)
+    run({**common, "method": "herding", "images_per_class": 1, "steps": 1, "objective": "poisoning"}, **places)
+    shutil.copy(Path(__file__).parents[1] / "leaderboards" / "published.csv", boards)
+    return write_site(folder / "page", read(boards), published(boards), boards, places["catalog"])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if BROWSER is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=BROWSER, args=QUIET)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, site) -> Iterator[object]:
+    opened = browser.new_page(viewport={"width": 1200, "height": 900})
+    faults: list[str] = []
+    opened.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: faults.append(str(error)))
+    opened.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else faults.append(r.url))
+    opened.goto(site.as_uri())
+    yield opened
+    opened.close()
+    assert faults == []
+
+
+def shown(page) -> list[str]:
+    return [row.get_attribute("data-run") for row in page.locator("tr[data-run]").all()]
+
+
+def test_all_rows_are_there_and_filters_stay_in_the_address(page, site):
+    everything = shown(page)
+    assert len(everything) == 8
+    page.select_option("select[name=budget]", "4")
+    four = shown(page)
+    assert len(four) == 3
+    assert all("ipc4" in run_id for run_id in four)
+    assert "budget=4" in page.url
+    assert "3 of 8 rows" in page.text_content("#status")
+    page.goto("about:blank")
+    page.goto(site.as_uri() + "#budget=4&objective=classification")
+    assert shown(page) == four
+    assert page.input_value("select[name=objective]") == "classification"
+    page.select_option("select[name=budget]", "")
+    assert len(shown(page)) == 7
+    page.evaluate("location.hash = '#objective=poisoning'")
+    page.wait_for_function("document.querySelectorAll('tr[data-run]').length === 1")
+
+
+def test_tables_sort(page):
+    page.select_option("select[name=budget]", "1")
+    page.select_option("select[name=objective]", "classification")
+    first = page.locator("table").first
+    by_rank = shown(page)
+    first.get_by_role("button", name="Time").click()
+    assert first.locator("th[aria-sort]").get_attribute("data-key") == "seconds"
+    assert shown(page)[0].startswith("unrolled_gd")
+    first.get_by_role("button", name="Time").click()
+    assert shown(page)[-1].startswith("unrolled_gd")
+    first.get_by_role("button", name="#").click()
+    assert sorted(shown(page)) == sorted(by_rank)
+    scores = [float(cell.split(" ")[0]) for cell in first.locator("tr[data-run] td:nth-child(3)").all_text_contents()]
+    assert scores[0] == max(scores)
+
+
+def test_a_row_opens_to_pictures_curve_and_command(page):
+    row = page.locator("details", has=page.get_by_text("run it again: unrolled_gd"))
+    row.locator("summary").click()
+    picture = row.locator("img")
+    assert picture.evaluate("i => i.complete && i.naturalWidth > 100")
+    assert "distilled images" in picture.get_attribute("alt")
+    assert row.locator("figure svg polyline").count() >= 2
+    command = row.locator("pre").text_content()
+    assert command.startswith("ddbench run --method unrolled_gd --network linear --init random --dataset digits")
+    assert "--set outer_steps=40" in command
+    row.get_by_role("button", name="Copy").click()
+    row.get_by_role("button", name="Copied").wait_for(timeout=5000)
+
+
+def test_what_was_published_stands_apart(page):
+    assert page.locator("#published tr").count() > 40
+    page.select_option("select[name=dataset]", "digits")
+    assert page.locator("#published table").count() == 0
+    assert "unrolled_gd: Learn images" in page.text_content("#methods")
+    assert page.locator("a[download]").first.get_attribute("href").startswith("data:text/csv;base64,")
+
+
+def test_on_a_phone_and_in_the_dark(page, tmp_path):
+    page.set_viewport_size({"width": 380, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+    ground = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(ground)
+    page.click("#theme")
+    assert page.evaluate(ground) != before
+    page.screenshot(path=tmp_path / "phone.png")
+
+
+def test_everything_has_a_name(page):
+    nameless = page.evaluate(
+        """[...document.querySelectorAll('select, button, img, svg[role=img]')].filter(node =>
+            !(node.labels?.length || node.textContent.trim() || node.alt || node.getAttribute('aria-label'))).length"""
+    )
+    assert nameless == 0
+    assert page.locator("table caption").count() == 3
+    assert page.get_attribute("html", "lang") == "en"
+
+
+def test_ranks_are_shared_where_intervals_overlap(site):
+    rows = read(site.parents[1] / "boards")
+    template = rows[0]
+
+    def make(mean: float, half: float | None):
+        low, high = (None, None) if half is None else (mean - half, mean + half)
+        return template.model_copy(update={"mean": mean, "low": low, "high": high})
+
+    group = [make(0.9, 0.02), make(0.89, 0.02), make(0.85, 0.01), make(0.6, None)]
+    assert ranks(group) == [1, 1, 3, 4]
+    worse = [row.model_copy(update={"higher_is_better": False}) for row in reversed(group)]
+    assert ranks(worse) == [1, 2, 3, 3]
+
+
+def test_the_command_writes_it(ddbench, site):
+    boards = site.parents[1] / "boards"
+    done = ddbench("leaderboard", "--html", "page", "--leaderboards", boards)
+    assert done.out.strip() == "Wrote page/index.html"
