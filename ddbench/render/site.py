@@ -22,7 +22,8 @@ SHOWN = (
     "run_id", "experiment", "created", "method", "method_source", "dataset", "network", "sample_shape", "init",
     "eval_init", "objective", "target", "images_per_class", "steps", "epochs", "label_regime", "protocol",
     "selected_on", "metric", "higher_is_better", "n", "mean", "std", "low", "high", "before", "images", "bytes",
-    "outer_steps", "stopped_by", "rollbacks", "seconds_distill", "seconds_evaluate", "peak_memory_mb", "seed", "fingerprint",
+    "outer_steps", "stopped_by", "rollbacks", "seconds_distill", "seconds_evaluate", "peak_memory_mb", "seed",
+    "fingerprint",
 )  # fmt: skip
 """Columns of a row that the page carries as they are."""
 
