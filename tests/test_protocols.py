@@ -157,7 +157,7 @@ def test_nearest_neighbours(make_bench):
     """Against scikit-learn for one neighbour; votes of three by hand, ties going to the nearest."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    from ddbench.protocols.knn import votes
+    from ddbench.protocols.knn import neighbours, votes
 
     bench = make_bench(images_per_class=2)
     distilled = DistilledSet(*(t[None] for t in learned(bench).flat()))
@@ -165,15 +165,17 @@ def test_nearest_neighbours(make_bench):
     test = bench.setting.test
     for norm in (1, 2):
         theirs = KNeighborsClassifier(1, p=norm).fit(images.flatten(1).numpy(), labels.numpy())
-        ours = votes(distilled, test.inputs, norm, 1, 10)
+        ours = votes(neighbours(distilled, test.inputs, norm, 1), 10)
         assert torch.equal(ours.argmax(1), torch.from_numpy(theirs.predict(test.inputs.flatten(1).numpy())))
         torch.testing.assert_close(ours.exp().sum(1), torch.full((len(test),), 1.0), atol=2e-3, rtol=0)
     line = DistilledSet(torch.tensor([0.0, 1.0, 2.0, 4.0]).view(1, 4, 1, 1, 1), torch.tensor([[2, 1, 1, 0]]))
     places = torch.tensor([0.1, 3.9]).view(2, 1, 1, 1)
-    assert votes(line, places, 2, 3, 3).argmax(1).tolist() == [1, 1]
+    assert votes(neighbours(line, places, 2, 3), 3).argmax(1).tolist() == [1, 1]
     apart = DistilledSet(line.inputs, torch.tensor([[2, 1, 0, 0]]))
-    assert votes(apart, places - 0.05, 1, 3, 3).argmax(1).tolist() == [2, 0]
-    assert votes(apart, places[:1], 1, 3, 3)[0].exp().tolist() == pytest.approx([2 / 6, 2 / 6, 2 / 6], abs=1e-3)
+    assert votes(neighbours(apart, places - 0.05, 1, 3), 3).argmax(1).tolist() == [2, 0]
+    assert votes(neighbours(apart, places[:1], 1, 3), 3)[0].exp().tolist() == pytest.approx(
+        [2 / 6, 2 / 6, 2 / 6], abs=1e-3
+    )
 
 
 def test_nearest_neighbours_are_chosen_on_validation_and_test_is_read_once_a_set(make_bench):

@@ -1,5 +1,6 @@
 """knn/v1: the distilled examples as a nearest-neighbour classifier (Wang et al. 2018, Section 4)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,51 +39,60 @@ class Knn:
         """See `Protocol.evaluate`."""
         objective, primary = setting.objective, setting.objective.primary
         classes = len(setting.test.info.classes)
-        ways = [(norm, k) for norm in NORMS for k in NEIGHBOURS]
-        total, pace, done = len(sets) * (len(ways) + 1), Pace(), 0
+        total, pace, done = len(sets) * (len(NORMS) + 1), Pace(), 0
 
-        def figures(distilled: DistilledSet, norm: int, k: int, examples: ExampleSet) -> dict[str, float]:
+        def figures(
+            distilled: DistilledSet, norm: int, ks: Sequence[int], examples: ExampleSet
+        ) -> list[dict[str, float]]:
             nonlocal done
-            found = objective.metrics(votes(distilled, examples.inputs, norm, k, classes), examples.labels)
+            nearest = neighbours(d, examples.inputs, norm, max(ks))
+            found = [objective.metrics(votes(nearest[:, :k], classes), examples.labels) for k in ks]
             done += 1
             pace.tick()
-            reporter.progress(done, total, {primary: found[primary]}, pace.left(total - done))
+            reporter.progress(done, total, {primary: found[0][primary]}, pace.left(total - done))
             return found
 
-        best, best_value = ways[0], float("nan")
-        for norm, k in ways:
-            values = [figures(d, norm, k, setting.validation)[primary] for d in sets]
-            value = sum(values) / len(values)
-            if better(objective, value, best_value):
-                best, best_value = (norm, k), value
+        best, best_value = (NORMS[0], NEIGHBOURS[0]), math.nan
+        for norm in NORMS:
+            each = [figures(distilled, norm, NEIGHBOURS, setting.validation) for distilled in sets]
+            for place, k in enumerate(NEIGHBOURS):
+                value = math.fsum(found[place][primary] for found in each) / len(sets)
+                if better(objective, value, best_value):
+                    best, best_value = (norm, k), value
         scores: dict[str, list[float]] = {}
         before: dict[str, list[float]] = {}
         ignorant = objective.metrics(torch.zeros(len(setting.test), classes), setting.test.labels.cpu())
         for distilled in sets:
-            collect(scores, figures(distilled, *best, setting.test))
+            [found] = figures(distilled, best[0], [best[1]], setting.test)
+            collect(scores, found)
             collect(before, ignorant)
         selected = f"l{best[0]} and k={best[1]} on {len(setting.validation)} validation images"
         return Evaluation(finite(scores, setting), finite(before, setting), selected)
 
 
-def votes(distilled: DistilledSet, inputs: Tensor, norm: int, k: int, classes: int) -> Tensor:
-    """Log of the smoothed shares of votes, `[n, classes]`: log (votes + 1) / (k + classes).
-
-    The nearest example's vote counts a little more, which decides between equals and nothing else.
-    """
+def neighbours(distilled: DistilledSet, inputs: Tensor, norm: int, k: int) -> Tensor:
+    """Labels of the k nearest distilled examples (all of them, where there are fewer), nearest first: `[n, k]`."""
     images, labels = distilled.flat()
     if distilled.soft:
         labels = labels.argmax(-1)
     k = min(k, len(images))
-    weights = torch.ones(k, device=inputs.device)
+    parts = [
+        torch.cdist(part, images.flatten(1), p=float(norm)).topk(k, largest=False).indices
+        for part in torch.split(inputs.flatten(1), CHUNK)
+    ]
+    return labels[torch.cat(parts)]
+
+
+def votes(nearest: Tensor, classes: int) -> Tensor:
+    """Log of the smoothed shares of votes, `[n, classes]`: log (votes + 1) / (k + classes).
+
+    The nearest example's vote counts a little more, which decides between equals and nothing else.
+    """
+    n, k = nearest.shape
+    weights = torch.ones(k, device=nearest.device)
     weights[0] += 1e-3
-    parts = []
-    for part in torch.split(inputs.flatten(1), CHUNK):
-        nearest = torch.cdist(part, images.flatten(1), p=float(norm)).topk(k, largest=False).indices
-        counted = torch.zeros(len(part), classes, device=inputs.device)
-        counted.scatter_add_(1, labels[nearest], weights.expand(len(part), k))
-        parts.append(((counted + 1) / (k + classes)).log())
-    return torch.cat(parts)
+    counted = torch.zeros(n, classes, device=nearest.device).scatter_add_(1, nearest, weights.expand(n, k))
+    return ((counted + 1) / (k + classes)).log()
 
 
 KNN_V1 = Knn()
