@@ -45,7 +45,7 @@ class Knn:
             distilled: DistilledSet, norm: int, ks: Sequence[int], examples: ExampleSet
         ) -> list[dict[str, float]]:
             nonlocal done
-            nearest = neighbours(d, examples.inputs, norm, max(ks))
+            nearest = neighbours(distilled, examples.inputs, norm, max(ks))
             found = [objective.metrics(votes(nearest[:, :k], classes), examples.labels) for k in ks]
             done += 1
             pace.tick()
