@@ -168,7 +168,8 @@ class DistilledSet:
     def to(self, device: torch.device) -> Self:
         """The same set on `device`, without a graph."""
         lrs = None if self.lrs is None else self.lrs.detach().to(device)
-        return replace(self, inputs=self.inputs.detach().to(device), labels=self.labels.detach().to(device), lrs=lrs)
+        inputs, labels = (t.detach().to(device).contiguous() for t in (self.inputs, self.labels))
+        return replace(self, inputs=inputs, labels=labels, lrs=lrs)
 
     def validate(self, task: "Task", whence: str = "the method returned") -> None:
         """Check shape, dtype, finiteness and budget against `task`; raises `PluginError` naming the first fault."""

@@ -46,7 +46,7 @@ def explained_os_errors(path: Path) -> Iterator[None]:
         reason = (error.strerror or str(error)).lower()
         raise DdbenchError(
             f"cannot write {path}: {reason}.",
-            "Free some space or choose another folder (--runs, --leaderboards, DDBENCH_CACHE); the old is intact.",
+            "Free some space, or choose another place; what was there before is intact.",
         ) from error
 
 

@@ -3,7 +3,6 @@
 No code of theirs is run: tensors are read with `weights_only=True`, arrays without pickles.
 """
 
-import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +117,11 @@ def _folders(path: Path) -> ForeignSet:
     images, labels = [], []
     for label, folder in enumerate(folders):
         for file in sorted(f for f in folder.iterdir() if f.suffix.lower() in PICTURES):
-            with Image.open(file) as picture:
-                array = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
+            try:
+                with Image.open(file) as picture:
+                    array = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
+            except OSError as error:
+                raise UsageError(f"{file} is no picture.", "Remove it, or fetch it again.") from error
             images.append(torch.from_numpy(array.copy()).view(*array.shape[:2], -1).permute(2, 0, 1).float() / 255)
             labels.append(label)
     if not images:
@@ -135,7 +137,8 @@ def _tensors(path: Path) -> Any:
         return torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}.", "Give the path of a distilled set.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:
+        # What the reader stumbles over in a file of another kind is as various as such files.
         raise UsageError(
             f"{path} was not loaded: it is damaged, or holds more than tensors.",
             "Fetch it again, or have it saved with torch.save as tensors alone.",

@@ -169,6 +169,8 @@ def path_for(folder: Path, spec: RunSpec) -> Path:
 
 def check(path: Path) -> None:
     """Raise `DdbenchError` for a file that rows cannot be appended to, before any work is put into one."""
+    if path.parent.exists() and not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is not a folder.", "Name another with --leaderboards.")
     _parse(path, _read_text(path))
 
 

@@ -61,7 +61,7 @@ class Point(pydantic.BaseModel):
             return scores[name].mean, scores[name].low, scores[name].high
         if name in self.logged:
             return self.logged[name], None, None
-        known = ", ".join([*scores, *self.logged])
+        known = ", ".join(dict.fromkeys([*scores, *self.logged]))
         raise UsageError(f"the runs have no figure {name!r} to plot.", f"They have {known}.")
 
 
@@ -106,6 +106,8 @@ def run_sweep(
             reporter.say(f"Passed over: {result.reason}")
             continue
         points.append(Point(values=values, result=result, logged=_last_logged(Path(result.run_dir))))
+        # Better to know after the first point than after all of them.
+        points[-1].figure(sweep.plot or result.primary)
     return points
 
 

@@ -46,7 +46,11 @@ def faults(folder: Path) -> list[str]:
 
 
 def find(folder: Path, name: str) -> Row:
-    """The row whose run or fingerprint begins with `name`. Raises `UsageError` for none or several."""
+    """The row of a run (its name or folder) or of the fingerprint that begins with `name`.
+
+    Raises `UsageError` for none or several.
+    """
+    name = Path(name).name
     rows = [
         row for row in leaderboard.read(folder) if name and (row.run_id == name or row.fingerprint.startswith(name))
     ]

@@ -84,7 +84,7 @@ def test_the_main_job(ddbench, tmp_path: Path):
 
     assert "unrolled_gd" in ddbench("leaderboard").out
     assert ddbench("leaderboard", "--json").json()["rows"][0]["mean"] == float(row["mean"])
-    assert "No rows yet" in ddbench("leaderboard", "--dataset", "svhn").out
+    assert "No rows of that" in ddbench("leaderboard", "--dataset", "svhn").out
     assert row["run_id"] in ddbench("show", folder).out
     again = ddbench("evaluate", folder, "--json").json()
     assert again["score"]["mean"] == float(row["mean"])

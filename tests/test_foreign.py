@@ -121,3 +121,28 @@ def test_a_released_file_is_scored(ddbench, tmp_path, chosen):
     shown = ddbench(*common, "--cross-network", "mlp").out
     assert "linear on digits, replay/v1" in shown
     assert "mlp on digits, replay/v1" in shown
+
+
+def test_what_was_scored_outlives_a_network_that_does_not_fit(ddbench, tmp_path, chosen):
+    images, labels, _ = chosen
+    torch.save({"data": [[images, labels]]}, tmp_path / "res.pt")
+    common = [
+        "evaluate",
+        "res.pt",
+        "-d",
+        "digits",
+        "--network",
+        "linear",
+        "--eval-networks",
+        2,
+        "--protocol",
+        "replay/v1",
+    ]
+    found = ddbench(*common, "--cross-network", "linear,lenet,mlp", "--json")
+    assert [one["spec"]["network"]["name"] for one in found.json()["others"]] == ["mlp"]
+    assert "Passed over lenet: lenet needs images of at least 12x12" in " ".join(found.err.split())
+    (tmp_path / "text.pt").write_text("hello")
+    assert "was not loaded" in ddbench("evaluate", "text.pt", "-d", "digits").told()
+    (tmp_path / "set" / "0").mkdir(parents=True)
+    (tmp_path / "set" / "0" / "x.png").write_text("no picture")
+    assert "x.png is no picture" in ddbench("evaluate", "set", "-d", "digits").told()

@@ -150,3 +150,24 @@ def test_two_rows_are_compared_on_the_same_networks(ddbench, boards, tmp_path):
     ddbench("run", "-m", "herding", "--network", "mlp", "--eval-networks", 4, "--leaderboards", boards)
     other = next(row.run_id for row in read(boards) if row.network == "mlp")
     assert "do not share a ranking" in ddbench("compare", random.run_id, other, "--leaderboards", boards).told()
+
+
+def test_rows_that_cannot_be_verified_do_not_stop_the_others(ddbench, boards, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch, ddbench\n"
+        "@ddbench.init\n"
+        "def zeros(network, info, n, generator, side):\n"
+        '    """All zeros."""\n'
+        "    return {name: torch.zeros(n, *p.shape) for name, p in network.named_parameters()}\n"
+        "@ddbench.hookimpl\n"
+        "def ddbench_inits():\n"
+        "    return [zeros]\n"
+    )
+    run_it = ["run", "-m", "random_subset", "--network", "linear", "--eval-networks", 2, "--leaderboards", boards]
+    assert ddbench(*run_it, "--plugin", "mine.py", "--init", "zeros").code == 0
+    done = ddbench("verify", "--all", "--leaderboards", boards, "--json")
+    assert done.code == 1
+    document = done.json()
+    assert [verdict["how"] for verdict in document["rows"].values()] == ["reproduced exactly"]
+    assert len(document["not_verified"]) == 1
+    assert "there is no init called 'zeros'" in " ".join(done.err.split())

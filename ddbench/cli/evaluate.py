@@ -84,14 +84,21 @@ def evaluate(
         # Networks that score are what an option of the init is about here.
         settings = {re.sub(r"^init\.", "eval_init.", k): v for k, v in parse_assignments(assignments or []).items()}
         spec = merged(made_for, flags, settings, set())
-        places = [
-            {},
-            *({"network": name} for name in _names(cross_network)),
-            *({"dataset": d} for d in _names(also_on)),
-        ]
-        specs = [merged(spec.model_dump(exclude_unset=True), place, {}, set()) for place in places]
+        own = spec.network.name if spec.network else ""
+        places: list[dict[str, str]] = [{}]
+        places += [{"network": name} for name in _names(cross_network) if name != own]
+        places += [{"dataset": name} for name in _names(also_on) if name != spec.dataset.name]
+        found = []
         with live() as reporter:
-            found = [runner.evaluate(distilled, one, catalog=catalog, reporter=reporter) for one in specs]
+            for place in places:
+                one = merged(spec.model_dump(exclude_unset=True), place, {}, set())
+                try:
+                    found.append(runner.evaluate(distilled, one, catalog=catalog, reporter=reporter))
+                except UsageError as error:
+                    # What was scored already is not lost to a network or dataset that does not fit.
+                    if not found:
+                        raise
+                    reporter.say(f"Passed over {', '.join(place.values())}: {error.message}")
         bench = found[0][0]
         if as_json:
             digest = sha256(path.read_bytes()) if path.is_file() else None
@@ -99,10 +106,10 @@ def evaluate(
             print_json({**_document(*found[0]), "artifact": {"path": str(path), "sha256": digest}, "others": others})
             return
         primary, higher = bench.setting.objective.primary, bench.setting.objective.higher_is_better
-        for one, scores in found:
+        for its_bench, scores in found:
             if len(found) > 1:
-                network_name = one.spec.network.name if one.spec.network else ""
-                typer.echo(f"{network_name} on {one.record.name}, {one.spec.protocol}")
+                named = its_bench.spec.network.name if its_bench.spec.network else ""
+                typer.echo(f"{named} on {its_bench.record.name}, {its_bench.spec.protocol}")
             lines = score_lines(primary, scores.after[primary], scores.before[primary], scores.companions, higher)
             typer.echo("\n".join(lines))
 

@@ -8,7 +8,7 @@ import typer
 
 from ddbench.cli.output import failures_told, print_json
 from ddbench.cli.run import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins
-from ddbench.errors import UsageError
+from ddbench.errors import DdbenchError, UsageError
 from ddbench.options import KINDS, did_you_mean
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ def show(
     Examples: `ddbench show unrolled_gd`, `ddbench show runs/unrolled_gd-digits-ipc1-3f9a1c`
     """
     with failures_told(as_json=as_json, verbose=ctx.obj):
-        if Path(name).is_dir():
-            _show_run(Path(name), as_json)
+        folder = Path(name) if Path(name).is_dir() else Path("runs") / name
+        if folder.is_dir():
+            _show_run(folder, as_json)
             return
         from ddbench.catalog import Catalog
         from ddbench.render.tables import card
@@ -73,6 +74,7 @@ def show(
                 print_json({"status": "ok", "found": [entry]})
             else:
                 typer.echo(f"{entry['name']}  ({entry['source']})\n\n{entry['summary']}")
+                typer.echo(_what_it_runs(catalog, name))
             return
         found = found or _anything(catalog, name)
         if as_json:
@@ -128,7 +130,12 @@ def leaderboard(
             typer.echo(f"Wrote {write_site(html, rows, apart, leaderboards, Catalog())}")
             return
         if not rows:
-            typer.echo("No rows yet. Make one: ddbench run --method unrolled_gd")
+            one_of = dataset or method
+            typer.echo(
+                "No rows of that dataset or method."
+                if one_of
+                else "No rows yet. Make one: ddbench run --method unrolled_gd"
+            )
         ranking(groups(rows))
         if dataset is not None:
             published_table(apart)
@@ -169,18 +176,25 @@ def verify(
         if every == (row is not None):
             raise UsageError("name one row, or --all.", "See the runs in: ddbench leaderboard")
         rows = [verifying.find(leaderboards, row)] if row is not None else read(leaderboards)
-        catalog, verdicts = Catalog(plugin or []), {}
+        catalog, verdicts, passed_over = Catalog(plugin or []), {}, list[str]()
         with live() as reporter:
             for one in rows:
                 if every and not verifying.artefact(leaderboards, one).exists():
                     continue
-                verdict = verifying.verify(one, leaderboards, catalog, reporter)
+                try:
+                    verdict = verifying.verify(one, leaderboards, catalog, reporter)
+                except DdbenchError as error:
+                    if not every:
+                        raise
+                    passed_over.append(one.run_id)
+                    reporter.say(f"{one.run_id} could not be verified: {error.message} {error.hint}")
+                    continue
                 verdicts[one.run_id] = {"holds": verdict.holds, "how": verdict.how, "mean": verdict.found.mean}
                 if not as_json:
                     typer.echo(f"{one.run_id}: {one.metric} {verdict.how}")
-        holds = all(verdict["holds"] for verdict in verdicts.values())
+        holds = all(verdict["holds"] for verdict in verdicts.values()) and not passed_over
         if as_json:
-            print_json({"status": "ok" if holds else "failed", "rows": verdicts})
+            print_json({"status": "ok" if holds else "failed", "rows": verdicts, "not_verified": passed_over})
     if not holds:
         raise typer.Exit(1)
 
@@ -278,6 +292,17 @@ def _entries(catalog: "Catalog", plural: str) -> list[dict[str, str]]:
         return [{"name": p.folder.name, "summary": pool_summary(p), "source": "cache"} for p in list_pools()]
     components = catalog.components(PLURALS[plural])
     return [{"name": c.name, "summary": c.summary, "source": c.distribution} for c in components]
+
+
+def _what_it_runs(catalog: "Catalog", name: str) -> str:
+    """The spec of a named experiment, and the figure it answers to; nothing for other names."""
+    found = next((e for e in catalog.experiments() if e.name == name), None)
+    if found is None:
+        return ""
+    fields = {**found.spec, **({"sweep": found.sweep} if found.sweep else {})}
+    if found.published is not None:
+        fields["published"] = found.published.model_dump(exclude_none=True)
+    return "\n" + json.dumps(fields, indent=2)
 
 
 def _anything(catalog: "Catalog", name: str) -> "list[Component]":

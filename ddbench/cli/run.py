@@ -171,8 +171,9 @@ def resume(
 
         catalog = Catalog(plugin or [])
         warn_of_broken(catalog)
+        folder = path if path.is_dir() else Path("runs") / path
         with _resumable(plugin, leaderboards), live() as reporter:
-            result = runner.resume(path, catalog=catalog, leaderboards=leaderboards, reporter=reporter)
+            result = runner.resume(folder, catalog=catalog, leaderboards=leaderboards, reporter=reporter)
         _conclude(result, leaderboards, as_json)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 HEADINGS = ("experiment", "ours", "n", "published", "difference", "within", "companions", "before", "cost", "changed")
 INTRODUCTION = """# Reproduction
 
-Every experiment that ddbench ships by name, beside the figure it answers to. This page is generated from the
+Every experiment of one run that ddbench ships by name, beside the figure it answers to. This page is generated from the
 leaderboard rows (`ddbench reproduction`); nothing in it is typed by hand.
 
 - *Ours*: mean and standard deviation over `n` networks that the distillation never saw; for a fixed init, the one

@@ -101,7 +101,8 @@ def _card(method: str, catalog: "Catalog") -> dict[str, Any] | None:
 
 def _command(row: Row, catalog: "Catalog") -> str:
     """The command that runs the row's spec again; options that are as by default are left out."""
-    parts = ["ddbench run", f"--method {row.method}"]
+    path, at, _ = row.method_source.rpartition("@")
+    parts = ["ddbench run", *([f"--plugin {path}"] if at else []), f"--method {row.method}"]
     if row.target:
         parts += [f"--target {row.target}"]
     else:

@@ -1,6 +1,7 @@
 """Results, plans, lists and rankings as text."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,11 @@ def number(metric: str, value: float, *, signed: bool = False) -> str:
     """`88.1 %` for shares, `0.412` for the rest."""
     sign = "+" if signed else ""
     return f"{100 * value:{sign}.1f} %" if in_percent(metric) else f"{value:{sign}.4g}"
+
+
+def points(metric: str, gap: float) -> str:
+    """A signed difference: `+2.5` points for shares, `-0.012` for the rest."""
+    return f"{100 * gap:+.1f}" if in_percent(metric) else f"{gap:+.3g}"
 
 
 def score_text(metric: str, score: Score) -> str:
@@ -78,6 +84,9 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
     )
     for line in lines:
         yield f"  {line}"
+    for name in ("accuracy", "accuracy_others"):
+        if name in result.scores and name != result.primary:
+            yield f"  {name}  {score_text(name, result.scores[name])}"
     if result.selected != "nothing":
         yield f"  selected: {result.selected}"
     took = f"{duration(result.seconds.distill)} distilling, {duration(result.seconds.evaluate)} scoring"
@@ -132,14 +141,16 @@ def pool_summary(pool: "Pool") -> str:
     )
 
 
+def _inits(spec: RunSpec) -> str:
+    """The init distribution, and that of scoring where it is another."""
+    init = named(spec.init)
+    return init if spec.eval_init in (None, spec.init) else f"{init}, scored from {named(spec.eval_init or spec.init)}"
+
+
 def setting(spec: RunSpec) -> str:
     """`mlp from random, 1 step x 3 epochs, replay/v1`."""
     network = named(spec.network) if spec.network else "the usual network"
-    init = named(spec.init)
-    if spec.eval_init not in (None, spec.init):
-        assert spec.eval_init is not None
-        init += f", scored from {named(spec.eval_init)}"
-    return f"{network} from {init}, {spec.steps} x {spec.epochs} steps, {spec.protocol}"
+    return f"{network} from {_inits(spec)}, {spec.steps} x {spec.epochs} steps, {spec.protocol}"
 
 
 def named(choice: Choice) -> str:
@@ -156,7 +167,7 @@ def plan_lines(spec: RunSpec, data: str, memory: str, run_dir: str, leaderboard:
         "method": named(spec.method),
         "data": data,
         "network": named(spec.network) if spec.network else "",
-        "init": named(spec.init),
+        "init": _inits(spec),
         "objective": named(spec.objective),
         "budget": f"{spec.images_per_class} images per class, {spec.steps} steps x {spec.epochs} epochs",
         "scoring": f"{spec.protocol} on {spec.eval_networks} networks",
@@ -215,29 +226,35 @@ def card(component: "Component") -> None:
 
 
 def ranking(groups: Mapping[tuple[str, ...], Sequence[Row]]) -> None:
-    """Print each group of comparable rows, best first."""
+    """Print each group of comparable rows, best first; what it cost, where there is room for it."""
     console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=160)
     for rows in groups.values():
         first = rows[0]
         title = (
             f"{first.dataset}, {first.images_per_class} images per class, {first.steps} x {first.epochs} steps, "
             f"{first.network} from {first.eval_init}, {first.protocol}"
         )
+        if first.objective != "classification":
+            title += f", {first.objective} {_shown_options(first.objective_options)}"
         regime = "" if first.label_regime == "hard" else f", {first.label_regime} labels"
         console.print(Text(title + regime + (f", target {first.target}" if first.target else ""), style="bold"))
         table = Table(box=None, pad_edge=False)
         names = sorted({name for row in rows for name in row.companion_scores()})
+        wide = console.width >= 120
         # What a method must not give up for its score: under poisoning, the accuracy.
         beside = [m for m in ("accuracy", "accuracy_others") if m != first.metric and m in json.loads(first.metrics)]
-        gains = [f"gain over {name}" for name in names]
-        for heading in ("", "method", first.metric, "95 % interval", "n", *beside, *gains, "kB", "time", "run"):
+        gains = [f"over {name}" for name in names]
+        cost = ("kB", "time") if wide else ()
+        for heading in ("", "method", first.metric, "95 % interval", "n", *beside, *gains, *cost, "run"):
             left = heading in ("method", "run")
-            table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=heading == "method")
+            table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=left)
         for rank, row in zip(ranks(rows), rows, strict=True):
             found = row.companion_scores()
+            sign = 1 if row.higher_is_better else -1
             gained = [
-                number(row.metric, row.mean - found[name]["mean"], signed=True) if name in found else ""
-                for name in names
+                points(row.metric, sign * (row.mean - found[name]["mean"])) if name in found else "" for name in names
             ]
             table.add_row(
                 str(rank),
@@ -247,8 +264,7 @@ def ranking(groups: Mapping[tuple[str, ...], Sequence[Row]]) -> None:
                 str(row.n),
                 *(number(name, json.loads(row.metrics)[name]) for name in beside),
                 *gained,
-                f"{row.bytes / 1000:.1f}",
-                duration(row.seconds_distill),
+                *((f"{row.bytes / 1000:.1f}", duration(row.seconds_distill)) if wide else ()),
                 row.run_id,
             )
         console.print(table)
@@ -306,7 +322,13 @@ def sweep_table(sweep: "Sweep", points: "Sequence[Point]", figure: str) -> None:
         found = point.result.companions
         cells += [number(primary, found[name].mean) if name in found else "" for name in companions]
         table.add_row(*cells, duration(point.result.seconds.distill) if point.result.seconds else "")
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("(+- half of the 95 % interval of the mean)")
+
+
+def _shown_options(options: str) -> str:
+    return ", ".join(f"{key} {value}" for key, value in json.loads(options).items())
 
 
 def plugin_table(catalog: "Catalog") -> None:
