@@ -140,7 +140,35 @@ def complete(spec: RunSpec, catalog: Catalog, *, with_method: bool = True) -> tu
     images_per_class = spec.images_per_class or dataset.facts.get("images_per_class", 10)
     changes |= {"images_per_class": images_per_class, "steps": spec.steps or default_steps(images_per_class)}
     parts = Parts(catalog, method, dataset, network, objective, init, eval_init, adaptation)
-    return spec.model_copy(update=changes), parts
+    completed = spec.model_copy(update=changes)
+    if completed.experiment and not _carries_out(completed, catalog):
+        completed = completed.model_copy(update={"experiment": ""})
+    return completed, parts
+
+
+def _carries_out(spec: RunSpec, catalog: Catalog) -> bool:
+    """Whether a completed spec is of the task of the experiment it names.
+
+    Only options of its method, its seed, its extent, the size of its pools and what is swept may differ.
+    """
+    experiment = next((e for e in catalog.experiments() if e.name == spec.experiment), None)
+    if experiment is None:
+        return False
+    wanted, _ = complete(RunSpec.parse(experiment.spec), catalog)
+    free = {"seed", "time_limit", "eval_networks", "smoke", "device", "experiment"}
+    free |= {key for axis in experiment.sweep.axes for key in axis.keys} if experiment.sweep else set()
+
+    def task(of: RunSpec) -> dict[str, Any]:
+        fields = of.model_dump(exclude=free)
+        fields["method"] = of.method.name
+        for part in ("init", "eval_init", "target"):
+            if fields[part] is not None:
+                # The arguments of Sources.pool.
+                for option in ("count", "held_out", "steps", "lr"):
+                    fields[part]["options"].pop(option, None)
+        return fields
+
+    return task(spec) == task(wanted)
 
 
 def prepare(spec: RunSpec, parts: Parts, *, reporter: Reporter | None = None, download: bool = True) -> Bench:

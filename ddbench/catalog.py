@@ -20,7 +20,7 @@ from ddbench import hookspecs
 from ddbench.errors import DdbenchError, PluginError, UsageError
 from ddbench.files import sha256
 from ddbench.options import KINDS, Component, component_of, did_you_mean
-from ddbench.spec import Choice
+from ddbench.spec import Choice, Sweep
 
 if TYPE_CHECKING:
     from ddbench.data import DatasetInfo
@@ -62,7 +62,7 @@ class Experiment(pydantic.BaseModel):
     name: str
     summary: str
     spec: dict[str, Any]
-    sweep: dict[str, Any] | None = None
+    sweep: Sweep | None = None
     published: Published | None
     distribution: str
 

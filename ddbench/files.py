@@ -2,14 +2,17 @@
 
 import hashlib
 import os
+import pickle
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import filelock
 
-from ddbench.errors import DdbenchError
+from ddbench.errors import DdbenchError, UsageError
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -48,6 +51,31 @@ def explained_os_errors(path: Path) -> Iterator[None]:
             f"cannot write {path}: {reason}.",
             "Free some space, or choose another place; what was there before is intact.",
         ) from error
+
+
+def load_tensors(path: Path) -> Any:
+    """What torch.save wrote of tensors alone (and numbers, text, lists and dicts of them); runs no code from the file.
+
+    Raises `UsageError` for any other file.
+    """
+    import torch
+
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}.", "Give the path of one that is there.")
+    try:
+        with warnings.catch_warnings():
+            # Of pickle protocols, for files that are refused anyway.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"{path} was not loaded: it is not a file of tensors alone, and could run code.",
+            "Take one that is, as torch.save(model.state_dict(), ...) writes, or safetensors.",
+        ) from error
+    except Exception as error:
+        # What the reader stumbles over in a file of another kind is as various as such files.
+        what = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UsageError(f"{path} is damaged or no file of tensors: {what}.", "Fetch it again.") from error
 
 
 def sha256(data: bytes) -> str:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ddbench.inner import Loss, trainer
+from ddbench.inner import trainer
+from ddbench.task import Loss
 from ddbench.unroll import Memory, group_size
 
 OVERHEAD = 50_000_000

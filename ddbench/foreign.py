@@ -6,7 +6,6 @@ No code of theirs is run: tensors are read with `weights_only=True`, arrays with
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ddbench.data import DatasetInfo, DistilledSet
 from ddbench.errors import UsageError
+from ddbench.files import load_tensors
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -22,14 +22,13 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 class ForeignSet:
     """Images `[n, channels, height, width]` and labels `[n]` or `[n, classes]` as a file holds them.
 
-    `pixels` says that images are in [0, 1]; else they were normalised. `rate` is the learned rate, where there is one.
-    `classes` names the folders that labels stand for.
+    `pixels` says that images are in [0, 1]; else they were normalised. `classes` names the folders that labels stand
+    for.
     """
 
     images: Tensor
     labels: Tensor
     pixels: bool = False
-    rate: float | None = None
     classes: tuple[str, ...] = ()
 
     def as_set(
@@ -47,6 +46,11 @@ class ForeignSet:
                 "Name the dataset they were made for, or convert it: --set sample_shape=[3,32,32]",
             )
         images = self.images.float()
+        if (mean is None) != (std is None) or any(len(v) not in (1, images.shape[1]) for v in (mean, std) if v):
+            raise UsageError(
+                f"mean and std must both be given, one number each or {images.shape[1]}.",
+                "Such as --file-mean 0.491,0.482,0.447 --file-std 0.247,0.243,0.262",
+            )
         if self.pixels:
             mean, std = (0.0,), (1.0,)
         if mean is not None and std is not None:
@@ -83,7 +87,7 @@ def read(path: Path, repetition: int = 0) -> ForeignSet:
         return _matched_trajectories(path) if (path / "images_best.pt").exists() else _folders(path)
     if path.suffix == ".npz":
         return _inducing_points(path)
-    content = _tensors(path)
+    content = load_tensors(path)
     repetitions = content.get("data") if isinstance(content, dict) else None
     if not isinstance(repetitions, list) or not repetitions:
         raise UsageError(f"{path} holds no list of [images, labels] under 'data'.", "See: ddbench evaluate --help")
@@ -94,9 +98,8 @@ def read(path: Path, repetition: int = 0) -> ForeignSet:
 
 
 def _matched_trajectories(folder: Path) -> ForeignSet:
-    rate = next((_tensors(p) for name in ("lr_best.pt", "lr.pt") if (p := folder / name).exists()), None)
-    images, labels = _tensors(folder / "images_best.pt"), _tensors(folder / "labels_best.pt")
-    return _checked(ForeignSet(images, labels, rate=None if rate is None else float(rate)), folder)
+    images, labels = load_tensors(folder / "images_best.pt"), load_tensors(folder / "labels_best.pt")
+    return _checked(ForeignSet(images, labels), folder)
 
 
 def _inducing_points(path: Path) -> ForeignSet:
@@ -132,19 +135,6 @@ def _folders(path: Path) -> ForeignSet:
     return ForeignSet(torch.stack(images), torch.tensor(labels), pixels=True, classes=classes)
 
 
-def _tensors(path: Path) -> Any:
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
-        raise UsageError(f"there is no file {path}.", "Give the path of a distilled set.") from None
-    except Exception as error:
-        # What the reader stumbles over in a file of another kind is as various as such files.
-        raise UsageError(
-            f"{path} was not loaded: it is damaged, or holds more than tensors.",
-            "Fetch it again, or have it saved with torch.save as tensors alone.",
-        ) from error
-
-
 def _checked(found: ForeignSet, path: Path) -> ForeignSet:
     images, labels = found.images, found.labels
     if (
@@ -154,5 +144,5 @@ def _checked(found: ForeignSet, path: Path) -> ForeignSet:
     ):
         raise UsageError(f"{path} holds no images [n, channels, height, width] with a label each.")
     if not labels.is_floating_point():
-        found = ForeignSet(images, labels.long(), found.pixels, found.rate, found.classes)
+        found = ForeignSet(images, labels.long(), found.pixels, found.classes)
     return found

@@ -1,6 +1,6 @@
 """Inner steps, w - lr grad loss, to go back through: by autograd, or several networks at a time as a chain."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from ddbench.chain import Chain
 from ddbench.operators import FastOperators
+from ddbench.task import Loss
 
 Params = Mapping[str, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Pools of pretrained networks: trained once, kept by content, those to train on and those held out never mixed."""
 
 import contextlib
+import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,6 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ddbench.catalog import Catalog
 from ddbench.data import DatasetInfo, ExampleSet
@@ -21,19 +21,23 @@ from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 from ddbench.files import atomic_write, locked, sha256
 from ddbench.loading import build, info_from_facts, load_data, split_validation
 from ddbench.options import Component
+from ddbench.protocols.base import measure
 from ddbench.reporter import Pace, Reporter, Silent
 from ddbench.spec import Choice, RunSpec
-from ddbench.task import Side
+from ddbench.task import Objective, Side
 from ddbench.training import BATCH, Recipe, train_each
-from ddbench.unroll import evaluation_mode
 
-SCORED_AT_A_TIME = 1000
 TRAINED_AT_A_TIME = 32
 """Networks whose starts and results are in memory together while a pool is trained."""
 MOST_LOADED = 2**30
 """Bytes of a pool's networks that are kept in memory; the rest is read when it is drawn."""
 SMOKE_SIZE, SMOKE_STEPS = 8, 20
 """Networks of each side, and steps, that a smoke run's pool has."""
+_CLASSIFICATION = Objective(
+    loss=None,
+    metrics=lambda logits, labels: {"accuracy": (logits.argmax(-1) == labels).float().mean().item()},
+    primary="accuracy",
+)
 _SIDES: tuple[Side, ...] = ("train", "evaluation")
 
 
@@ -178,7 +182,11 @@ class Pools:
         self, init: object, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side
     ) -> dict[str, Tensor]:
         """See `Sources.draw`."""
-        component, choice = self._catalog.resolve("init", Choice.from_name(init))
+        try:
+            named = Choice.from_name(init)
+        except pydantic.ValidationError as error:
+            raise UsageError(f"{init!r} names no init distribution.", "Give a name, or {name, options}.") from error
+        component, choice = self._catalog.resolve("init", named)
         drawn: dict[str, Tensor] = component.call(
             choice.options, *sampler_arguments(component.function, (network, info, n, generator, side), self)
         )
@@ -264,7 +272,7 @@ class Pools:
                 side, index = next(remaining)
                 if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
                     raise DdbenchError(f"network {side}-{index} of the pool diverged.", f"Lower the rate {spec.lr:g}.")
-                accuracies.append(_accuracy(module, weights, validation))
+                accuracies.append(measure(module, weights, {}, validation, _CLASSIFICATION)["accuracy"])
                 pool.write(side, index, weights, accuracies[-1])
                 pace.tick()
                 count = len(accuracies)
@@ -297,8 +305,6 @@ class Pools:
 
 def sampler_arguments(function: Any, arguments: tuple[Any, ...], sources: object) -> tuple[Any, ...]:
     """`arguments` of an init sampler, with `sources` behind them where the function takes it."""
-    import inspect
-
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     taken = [p for p in inspect.signature(function).parameters.values() if p.kind in positional]
     return (*arguments, sources) if len(taken) > len(arguments) else arguments
@@ -315,14 +321,3 @@ def list_pools() -> list[Pool]:
 
 def _home() -> Path:
     return cache_dir() / "pools"
-
-
-def _accuracy(module: nn.Module, weights: dict[str, Tensor], examples: ExampleSet) -> float:
-    with torch.no_grad(), evaluation_mode(module):
-        right = [
-            (functional_call(module, weights, (inputs,)).argmax(-1) == labels).sum()
-            for inputs, labels in zip(
-                *(torch.split(tensor, SCORED_AT_A_TIME) for tensor in (examples.inputs, examples.labels)), strict=True
-            )
-        ]
-    return float(torch.stack(right).sum()) / len(examples)

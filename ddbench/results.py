@@ -81,9 +81,14 @@ CURVE_POINTS = 200
 """Points of a run's curve that are kept beside its leaderboard row."""
 
 
+def artifact_path(leaderboards: Path, artifact_sha256: str) -> Path:
+    """Where the distilled set of a leaderboard row is kept."""
+    return leaderboards / "artifacts" / f"{artifact_sha256}.safetensors"
+
+
 def curve_path(leaderboards: Path, artifact_sha256: str) -> Path:
     """Where the curve of the run that made an artefact is kept."""
-    return leaderboards / "artifacts" / f"{artifact_sha256}.curve.json"
+    return artifact_path(leaderboards, artifact_sha256).with_suffix(".curve.json")
 
 
 def thinned(log: Path) -> list[dict[str, float]]:

@@ -24,7 +24,7 @@ from ddbench.loading import conversion
 from ddbench.loop import Run
 from ddbench.protocols import get_protocol
 from ddbench.reporter import Reporter, Silent
-from ddbench.results import Artifact, RunFolder, RunResult, Seconds, Status, curve_path, thinned
+from ddbench.results import Artifact, RunFolder, RunResult, Seconds, Status, artifact_path, curve_path, thinned
 from ddbench.spec import RunSpec
 from ddbench.stats import Score, summarise
 
@@ -282,7 +282,7 @@ def _append(result: RunResult, bench: Bench, folder: RunFolder, leaderboards: Pa
         return None
     raw = folder.artifact.read_bytes()
     if len(raw) <= ARTIFACT_LIMIT:
-        atomic_write(leaderboards / "artifacts" / f"{row.artifact_sha256}.safetensors", raw)
+        atomic_write(artifact_path(leaderboards, row.artifact_sha256), raw)
     else:
         reporter.say(f"The artefact is over {ARTIFACT_LIMIT / 1e6:.0f} MB and stays in the run folder alone.")
     points = thinned(folder.log)

@@ -1,7 +1,9 @@
 """RunSpec: everything that decides what a run computes, with a canonical form and a fingerprint."""
 
+import itertools
 import json
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
 import pydantic
@@ -128,6 +130,34 @@ class RunSpec(_Frozen):
         dataset = re.sub(r"[^A-Za-z0-9]+", "_", self.dataset.name).strip("_")[-40:]
         smoke = "smoke-" if self.smoke else ""
         return f"{smoke}{self.method.name}-{dataset}-ipc{self.images_per_class}-{self.fingerprint[:6]}"
+
+
+class Axis(_Frozen):
+    """Keys of a run that take the same values together, such as `steps` and `images_per_class`."""
+
+    keys: list[str] = Field(min_length=1)
+    values: list[Any] = Field(min_length=1)
+
+    @property
+    def name(self) -> str:
+        """What the axis is called in tables and pictures."""
+        return " = ".join(key.replace("_", " ") for key in self.keys)
+
+
+class Sweep(_Frozen):
+    """One axis, or two: values along the first, a line for each value of the second.
+
+    `plot` is a metric, or a figure that the method logged (its last value counts); the primary metric when empty.
+    """
+
+    axes: list[Axis] = Field(min_length=1, max_length=2)
+    plot: str = ""
+
+    def assignments(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Each point: its values, one an axis, and what they set."""
+        for values in itertools.product(*(axis.values for axis in self.axes)):
+            pairs = zip(self.axes, values, strict=True)
+            yield values, {key: value for axis, value in pairs for key in axis.keys}
 
 
 def default_steps(images_per_class: int) -> int:

@@ -1,9 +1,8 @@
 """Sweeps: the same run at several values of a field, as a table, a CSV and a picture."""
 
-import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +11,7 @@ import pydantic
 from ddbench.errors import UsageError
 from ddbench.reporter import Reporter
 from ddbench.results import RunFolder, RunResult
-from ddbench.spec import RunSpec
-
-
-class Axis(pydantic.BaseModel):
-    """Keys of a run that take the same values together, such as `steps` and `images_per_class`."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    keys: list[str] = pydantic.Field(min_length=1)
-    values: list[Any] = pydantic.Field(min_length=1)
-
-    @property
-    def name(self) -> str:
-        """What the axis is called in tables and pictures."""
-        return " = ".join(key.replace("_", " ") for key in self.keys)
-
-
-class Sweep(pydantic.BaseModel):
-    """One axis, or two: values along the first, a line for each value of the second.
-
-    `plot` is a metric, or a figure that the method logged (its last value counts); the primary metric when empty.
-    """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    axes: list[Axis] = pydantic.Field(min_length=1, max_length=2)
-    plot: str = ""
-
-    def assignments(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """Each point: its values, one an axis, and what they set."""
-        for values in itertools.product(*(axis.values for axis in self.axes)):
-            pairs = zip(self.axes, values, strict=True)
-            yield values, {key: value for axis, value in pairs for key in axis.keys}
+from ddbench.spec import Axis, RunSpec, Sweep
 
 
 class Point(pydantic.BaseModel):

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ddbench.inner import Loss, Params, Step, Trainer, chain_of, trainer
+from ddbench.inner import Params, Step, Trainer, chain_of, trainer
 from ddbench.operators import FastOperators
 from ddbench.parallel import for_each_network
+from ddbench.task import Loss
 
 Memory = Literal["store", "recompute", "checkpoint"]
 

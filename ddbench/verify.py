@@ -13,6 +13,7 @@ from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 from ddbench.files import sha256
 from ddbench.leaderboard import Row
 from ddbench.reporter import Reporter
+from ddbench.results import artifact_path
 from ddbench.runner import evaluate
 from ddbench.spec import RunSpec
 from ddbench.stats import Score, summarise
@@ -66,18 +67,18 @@ def verify(row: Row, folder: Path, catalog: Catalog, reporter: Reporter) -> Verd
     """Evaluate a row's artefact again under the row's protocol, on as many networks.
 
     The figure holds when all values are the same, when the two 95 % intervals of the mean overlap, or when the means
-    differ by no more than a thousandth. Raises
-    `DdbenchError` for a row that is at fault, and `MissingPrerequisite` where artefact or data are not there.
+    differ by no more than a thousandth. Raises `DdbenchError` for a row that is at fault, and `MissingPrerequisite`
+    where artefact or data are not there.
     """
     for fault in _faults_of(row, folder):
         raise DdbenchError(f"the row of {row.run_id} is at fault: {fault}.", "It was not written so by ddbench.")
-    path = artefact(folder, row)
+    path = artifact_path(folder, row.artifact_sha256)
     if not path.exists():
         raise MissingPrerequisite(
             f"the artefact of {row.run_id} is not in {path.parent}.", "Artefacts over 1 MB stay away."
         )
     distilled = DistilledSet.load(path)
-    spec = _spec_of(distilled)
+    spec = spec_of(distilled)
     bench, scores = evaluate(distilled, spec, catalog=catalog, reporter=reporter, companions=False)
     if bench.record.content_hash != row.dataset_hash:
         raise MissingPrerequisite(
@@ -97,18 +98,14 @@ def verify(row: Row, folder: Path, catalog: Catalog, reporter: Reporter) -> Verd
     return Verdict(False, f"does not hold: {found.mean:.4f} where {written.mean:.4f} was written", found)
 
 
-def artefact(folder: Path, row: Row) -> Path:
-    """Where a row's distilled set is kept."""
-    return folder / "artifacts" / f"{row.artifact_sha256}.safetensors"
-
-
-def _spec_of(distilled: DistilledSet) -> RunSpec:
+def spec_of(distilled: DistilledSet) -> RunSpec:
+    """The spec that a set was made by, as its file tells. Raises `KeyError` or `ValueError` where it tells none."""
     return RunSpec.parse(json.loads(distilled.metadata["spec"]))
 
 
 def _faults_of(row: Row, folder: Path) -> Iterator[str]:
     yield from _figures_at_fault(row)
-    path = artefact(folder, row)
+    path = artifact_path(folder, row.artifact_sha256)
     if not path.exists():
         return
     if sha256(path.read_bytes()) != row.artifact_sha256:
@@ -116,7 +113,7 @@ def _faults_of(row: Row, folder: Path) -> Iterator[str]:
         return
     try:
         distilled = DistilledSet.load(path)
-        spec = _spec_of(distilled)
+        spec = spec_of(distilled)
     except (UsageError, KeyError, ValueError) as error:
         yield f"its artefact cannot be read ({error})"
         return

@@ -181,3 +181,20 @@ def test_devices():
         resolve_device("gpu")
     with pytest.raises(DdbenchError):
         resolve_device("meta")
+
+
+def test_the_name_of_an_experiment_stays_where_its_task_does(catalog):
+    def named(experiment: str, **changes: object) -> str:
+        fields = {**catalog.experiment(experiment).spec, "experiment": experiment, **changes}
+        return complete(RunSpec.parse(fields), catalog)[0].experiment
+
+    method = {"name": "unrolled_gd", "options": {"outer_steps": 5}}
+    assert named("wang2018/mnist-fixed-1x3", seed=4, method=method) == "wang2018/mnist-fixed-1x3"
+    pool = {"name": "usps_to_mnist", "options": {"count": 6}}
+    assert named("wang2018/usps-to-mnist-random", target=pool) == "wang2018/usps-to-mnist-random"
+    assert named("wang2018/linear-bound", images_per_class=3) == "wang2018/linear-bound"
+    for change in ({"images_per_class": 2}, {"method": "herding"}, {"protocol": "knn/v1"}, {"init": "random"}):
+        assert named("wang2018/mnist-fixed-1x3", **change) == ""
+    fixed = {"name": "usps_to_mnist", "options": {"fixed": True}}
+    assert named("wang2018/usps-to-mnist-random", target=fixed) == ""
+    assert complete(RunSpec.parse({"method": "herding", "experiment": "no/such"}), catalog)[0].experiment == ""

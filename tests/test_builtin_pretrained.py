@@ -43,6 +43,7 @@ def test_a_mixture_draws_from_each_part(make_bench):
     [
         (["random"], "at least 2 items"),
         (["random", "mixture"], "cannot hold a mixture"),
+        (["random", {"options": {}}], "names no init distribution"),
         (["random", "randon"], "Did you mean 'random'"),
         (["random", {"name": "fixed", "options": {"sead": 1}}], "no option 'sead'"),
     ],

@@ -92,8 +92,8 @@ def test_weights_that_do_not_fit(catalog, tmp_path):
     torch.save({**state, "extra.weight": torch.zeros(2)}, tmp_path / "more.pth")
     torch.save({**state, "conv1.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "wide.pth")
     for name, told in {
-        "none.pth": "no weights file",
-        "truncated.pth": "damaged or no weights file",
+        "none.pth": "there is no file",
+        "truncated.pth": "damaged or no file of tensors",
         "truncated.safetensors": "damaged or no weights file",
         "text.pth": "not a file of tensors alone",
         "list.pth": "holds no state dict",

@@ -15,6 +15,25 @@ def chosen(make_bench):
     return examples.inputs, examples.labels, examples.info
 
 
+@pytest.fixture
+def released(tmp_path, chosen):
+    """The command that scores a released file on two linear networks."""
+    images, labels, _ = chosen
+    torch.save({"data": [[images, labels]]}, tmp_path / "res.pt")
+    return [
+        "evaluate",
+        "res.pt",
+        "-d",
+        "digits",
+        "--network",
+        "linear",
+        "--eval-networks",
+        "2",
+        "--protocol",
+        "replay/v1",
+    ]
+
+
 def test_files_of_gradient_matching(tmp_path, chosen):
     images, labels, info = chosen
     other = (torch.zeros_like(images), labels)
@@ -24,6 +43,9 @@ def test_files_of_gradient_matching(tmp_path, chosen):
     assert torch.equal(found.flat()[1], labels)
     again = read(tmp_path / "res.pt", 1).as_set(info, mean=(0.5,), std=(0.25,))
     torch.testing.assert_close(info.pixels(again.flat()[0]), images * 0.25 + 0.5)
+    for mean, std in (((0.5,), None), ((0.5, 0.5), (0.25, 0.25))):
+        with pytest.raises(UsageError, match="must both be given"):
+            read(tmp_path / "res.pt", 1).as_set(info, mean, std)
     with pytest.raises(UsageError, match="holds 2 repetitions"):
         read(tmp_path / "res.pt", 2)
 
@@ -32,12 +54,9 @@ def test_files_of_trajectory_matching(tmp_path, chosen):
     images, labels, info = chosen
     logits = torch.randn(100, 10, generator=torch.Generator().manual_seed(1))
     torch.save(images, tmp_path / "images_best.pt")
-    torch.save(torch.tensor(0.03), tmp_path / "lr.pt")
     for saved, wanted in ((labels, labels), (logits, logits.softmax(1)), (logits.softmax(1), logits.softmax(1))):
         torch.save(saved, tmp_path / "labels_best.pt")
-        found = read(tmp_path)
-        torch.testing.assert_close(found.as_set(info).flat()[1], wanted)
-        assert found.rate == pytest.approx(0.03)
+        torch.testing.assert_close(read(tmp_path).as_set(info).flat()[1], wanted)
 
 
 def test_files_of_inducing_points(tmp_path, chosen):
@@ -79,7 +98,7 @@ def test_files_that_hold_none(tmp_path, chosen, capsys):
     (tmp_path / "text.npz").write_text("x")
     (tmp_path / "empty").mkdir()
     for name, told in {
-        "code.pt": "holds more than tensors",
+        "code.pt": "not a file of tensors alone",
         "short.pt": "no images",
         "other.pt": "no list of",
         "none.pt": "no file",
@@ -95,54 +114,26 @@ def test_files_that_hold_none(tmp_path, chosen, capsys):
         read(tmp_path / "colour.pt").as_set(info)
 
 
-def test_a_released_file_is_scored(ddbench, tmp_path, chosen):
-    images, labels, _ = chosen
-    torch.save({"data": [[images, labels]]}, tmp_path / "res.pt")
-    common = [
-        "evaluate",
-        "res.pt",
-        "-d",
-        "digits",
-        "--network",
-        "linear",
-        "--eval-networks",
-        2,
-        "--protocol",
-        "replay/v1",
-    ]
-    found = ddbench(*common, "--cross-network", "mlp", "--json")
+def test_a_released_file_is_scored(ddbench, released):
+    found = ddbench(*released, "--cross-network", "mlp", "--json")
     assert found.code == 0, found.err
     document = found.json()
     assert document["spec"]["images_per_class"] == 10
     assert [one["spec"]["network"]["name"] for one in document["others"]] == ["mlp"]
     assert document["score"]["mean"] > 0.5
     assert "Name its dataset" in ddbench("evaluate", "res.pt").told()
-    assert "for the 100 classes" not in ddbench(*common).err
-    shown = ddbench(*common, "--cross-network", "mlp").out
+    assert "for the 100 classes" not in ddbench(*released).err
+    shown = ddbench(*released, "--cross-network", "mlp").out
     assert "linear on digits, replay/v1" in shown
     assert "mlp on digits, replay/v1" in shown
 
 
-def test_what_was_scored_outlives_a_network_that_does_not_fit(ddbench, tmp_path, chosen):
-    images, labels, _ = chosen
-    torch.save({"data": [[images, labels]]}, tmp_path / "res.pt")
-    common = [
-        "evaluate",
-        "res.pt",
-        "-d",
-        "digits",
-        "--network",
-        "linear",
-        "--eval-networks",
-        2,
-        "--protocol",
-        "replay/v1",
-    ]
-    found = ddbench(*common, "--cross-network", "linear,lenet,mlp", "--json")
+def test_what_was_scored_outlives_a_network_that_does_not_fit(ddbench, released, tmp_path):
+    found = ddbench(*released, "--cross-network", "linear,lenet,mlp", "--json")
     assert [one["spec"]["network"]["name"] for one in found.json()["others"]] == ["mlp"]
     assert "Passed over lenet: lenet needs images of at least 12x12" in " ".join(found.err.split())
     (tmp_path / "text.pt").write_text("hello")
-    assert "was not loaded" in ddbench("evaluate", "text.pt", "-d", "digits").told()
+    assert "no file of tensors" in ddbench("evaluate", "text.pt", "-d", "digits").told()
     (tmp_path / "set" / "0").mkdir(parents=True)
     (tmp_path / "set" / "0" / "x.png").write_text("no picture")
     assert "x.png is no picture" in ddbench("evaluate", "set", "-d", "digits").told()

@@ -145,8 +145,15 @@ def test_rates_that_are_none(ddbench):
         told = ddbench("pretrain", "-d", "digits", "--network", "linear", "--lr", rate)
         assert told.code == 2
         assert "fault of its own" not in told.err
-    wild = ddbench(
-        "pretrain", "-d", "digits", "--network", "linear", "--count", 1, "--held-out", 0, "--lr", 999, "--steps", 5
-    )
-    assert wild.code in (0, 1)
-    assert "Traceback" not in wild.err
+
+
+def test_a_network_that_diverged_is_not_kept(pools_of, monkeypatch):
+    from ddbench import pools
+
+    def diverge(network, starts, seeds, examples, recipe, done):
+        done({name: torch.full_like(tensor, torch.nan) for name, tensor in starts[0].items()})
+
+    monkeypatch.setattr(pools, "train_each", diverge)
+    with pytest.raises(DdbenchError, match="diverged"):
+        pools_of().open(1, 0, QUICK)
+    assert [pool.count("train") for pool in list_pools()] == [0]

@@ -196,7 +196,7 @@ def with_batch_norm(bench):
     from ddbench.task import Networks
 
     torch.manual_seed(3)
-    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10))
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.BatchNorm1d(20), nn.Dropout(), nn.Linear(20, 10))
 
     def sample(network, info, n, generator, side):
         return {name: p.detach()[None] for name, p in network.named_parameters()}
@@ -208,7 +208,8 @@ def with_batch_norm(bench):
 
 
 def test_training_from_scratch(make_bench):
-    """Against torch.optim on the module itself: order, rate, momentum, decay, the drop at half, running statistics."""
+    """Against torch.optim on the module itself: order, rate, momentum, decay, the drop at half, running
+    statistics, and dropout off."""
     import copy
 
     from ddbench.environment import derive_seed
@@ -222,6 +223,7 @@ def test_training_from_scratch(make_bench):
     found = protocol.evaluate([distilled], setting, 5, Silent())
 
     own = copy.deepcopy(module).train()
+    own[3].eval()
     optimizer = torch.optim.SGD(own.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     generator = torch.Generator().manual_seed(derive_seed("train/v1", "order", 0))
     for epoch in range(6):

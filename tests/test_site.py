@@ -1,5 +1,8 @@
 """The leaderboard page in a real browser."""
 
+import json
+import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,7 +106,7 @@ def test_a_row_opens_to_pictures_curve_and_command(page):
     assert "distilled images" in picture.get_attribute("alt")
     assert row.locator("figure svg polyline").count() >= 2
     command = row.locator("pre").text_content()
-    assert command.startswith("ddbench run --method unrolled_gd --network linear --init random --dataset digits")
+    assert command.startswith("ddbench run --method unrolled_gd --network linear --ipc 1 --steps 1")
     assert "--set outer_steps=40" in command
     row.get_by_role("button", name="Copy").click()
     row.get_by_role("button", name="Copied").wait_for(timeout=5000)
@@ -149,6 +152,44 @@ def test_ranks_are_shared_where_intervals_overlap(site):
     assert ranks(group) == [1, 1, 3, 4]
     worse = [row.model_copy(update={"higher_is_better": False}) for row in reversed(group)]
     assert ranks(worse) == [1, 2, 3, 3]
+
+
+def test_commands_make_the_same_spec(ddbench, site):
+    rows = {row.run_id: row for row in read(site.parents[1] / "boards")}
+    shown = json.loads(re.search(r'id="data">(.*?)</script>', site.read_text())[1])
+    entries = [entry for group in shown["groups"] for entry in group]
+    assert len(entries) == len(rows) == 8
+    for entry in [e for e in entries if e["method"] == "unrolled_gd" or e["objective"] == "poisoning"]:
+        planned = ddbench(*shlex.split(entry["command"])[1:], "--dry-run", "--json").json()
+        assert planned["fingerprint"] == rows[entry["run_id"]].fingerprint
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "network": {"name": "convnet", "options": {"width": 8}},
+            "init": {"name": "mixture", "options": {"of": ["random", {"name": "fixed", "options": {"seed": 2}}]}},
+            "eval_init": {"name": "random", "options": {"scheme": "kaiming"}},
+            "sample_shape": [3, 16, 16],
+            "validation": 0.2,
+            "time_limit": "90s",
+        },
+        {"target": {"name": "usps_to_mnist", "options": {"count": 60}}, "eval_networks": 7, "seed": 3},
+        {"target": {"name": "pretrained", "options": {"weights": "a b.pth", "size": 16}}, "dataset": "digits"},
+    ],
+)
+def test_commands_spell_out_what_is_not_by_default(ddbench, catalog, fields):
+    from ddbench.bench import complete
+    from ddbench.render.site import _command
+    from ddbench.spec import RunSpec
+
+    spec, _ = complete(RunSpec.parse({"method": "herding", **fields}), catalog)
+    command = _command(spec, "ddbench 0.1.0", catalog)
+    words = shlex.split(command)
+    # A sweep's plan completes specs without needing data or weights to be there.
+    planned = ddbench(*words[1:], "--sweep", f"seed={spec.seed}", "--dry-run", "--json").json()
+    assert [run["fingerprint"] for run in planned["runs"]] == [spec.fingerprint]
 
 
 def test_the_command_writes_it(ddbench, site):

@@ -4,7 +4,8 @@ import io
 import pytest
 
 from ddbench.errors import UsageError
-from ddbench.sweep import Axis, Sweep, parse_axes
+from ddbench.spec import Axis, Sweep
+from ddbench.sweep import parse_axes
 
 
 def test_axes():

@@ -9,8 +9,9 @@ from ddbench.data import DistilledSet
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.leaderboard import read
 from ddbench.reporter import Silent
+from ddbench.results import artifact_path
 from ddbench.runner import run
-from ddbench.verify import artefact, faults, find, verify
+from ddbench.verify import faults, find, verify
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_tampered_rows(boards, catalog, cells, told):
 
 def test_tampered_artefacts(boards, catalog):
     [row] = read(boards)
-    path = artefact(boards, row)
+    path = artifact_path(boards, row.artifact_sha256)
     whole = path.read_bytes()
     path.write_bytes(whole[:-4] + b"\0\0\0\1")
     assert "another file than the one that was scored" in faults(boards)[0]
@@ -72,7 +73,6 @@ def test_tampered_artefacts(boards, catalog):
     (boards / "artifacts" / "forged").rename(boards / "artifacts" / f"{digest}.safetensors")
     changed(boards, artifact_sha256=digest)
     assert "fingerprint is not that of its artefact" in faults(boards)[0]
-    path.unlink()
 
 
 def test_a_figure_that_does_not_hold(boards, catalog):
@@ -86,8 +86,6 @@ def test_a_figure_that_does_not_hold(boards, catalog):
     verdict = verify(read(boards)[0], boards, catalog, Silent())
     assert not verdict.holds
     assert "does not hold" in verdict.how
-    close = json.loads(read(boards)[0].values)
-    assert close == made_up.values
 
 
 def test_rows_twice_and_names_of_none(boards):

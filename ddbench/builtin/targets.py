@@ -1,7 +1,5 @@
 """Pretrained-adaptation targets: digits from one dataset to another, and any pretrained network to any dataset."""
 
-import pickle
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +14,7 @@ import ddbench
 from ddbench import AdaptationTarget, Component, DatasetInfo, MissingPrerequisite, UsageError
 from ddbench.builtin.networks import AsTrained
 from ddbench.builtin.pretrained import Count, HeldOut, Rate, Steps
+from ddbench.files import load_tensors
 from ddbench.task import Side, Sources
 
 Shape = tuple[int, int, int]
@@ -173,23 +172,9 @@ def ddbench_targets() -> list[object]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The state dict of a file; runs no code from it. Raises `UsageError` where it cannot be read as one."""
-    if not path.is_file():
-        raise UsageError(f"there is no weights file {path}.", "Give its path: --set target.weights=FILE")
     try:
-        with warnings.catch_warnings():
-            # Of pickle protocols, for files that are refused anyway.
-            warnings.simplefilter("ignore", UserWarning)
-            content = (
-                safetensors.torch.load_file(path)
-                if path.suffix == ".safetensors"
-                else torch.load(path, weights_only=True, map_location="cpu")
-            )
-    except pickle.UnpicklingError as error:
-        raise UsageError(
-            f"{path} was not loaded: it is not a file of tensors alone, and could run code.",
-            "Take one that is: safetensors, or what torch.save(model.state_dict(), ...) writes.",
-        ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
+    except (safetensors.SafetensorError, OSError) as error:
         raise UsageError(f"{path} is damaged or no weights file: {_line(error)}.", "Fetch it again.") from error
     while isinstance(content, Mapping) and isinstance(content.get("state_dict", content.get("model")), Mapping):
         content = content.get("state_dict", content.get("model"))

@@ -172,6 +172,7 @@ def verify(
         from ddbench.catalog import Catalog
         from ddbench.leaderboard import read
         from ddbench.render.live import live
+        from ddbench.results import artifact_path
 
         if every == (row is not None):
             raise UsageError("name one row, or --all.", "See the runs in: ddbench leaderboard")
@@ -179,7 +180,7 @@ def verify(
         catalog, verdicts, passed_over = Catalog(plugin or []), {}, list[str]()
         with live() as reporter:
             for one in rows:
-                if every and not verifying.artefact(leaderboards, one).exists():
+                if every and not artifact_path(leaderboards, one.artifact_sha256).exists():
                     continue
                 try:
                     verdict = verifying.verify(one, leaderboards, catalog, reporter)
@@ -299,7 +300,7 @@ def _what_it_runs(catalog: "Catalog", name: str) -> str:
     found = next((e for e in catalog.experiments() if e.name == name), None)
     if found is None:
         return ""
-    fields = {**found.spec, **({"sweep": found.sweep} if found.sweep else {})}
+    fields = {**found.spec, **({"sweep": found.sweep.model_dump()} if found.sweep else {})}
     if found.published is not None:
         fields["published"] = found.published.model_dump(exclude_none=True)
     return "\n" + json.dumps(fields, indent=2)

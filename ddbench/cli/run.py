@@ -16,8 +16,7 @@ from ddbench.options import parse_assignments
 if TYPE_CHECKING:
     from ddbench.catalog import Catalog
     from ddbench.results import RunResult
-    from ddbench.spec import RunSpec
-    from ddbench.sweep import Sweep
+    from ddbench.spec import RunSpec, Sweep
 
 DEFAULT_LEADERBOARDS = Path("leaderboards")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all else goes to stderr.")]
@@ -124,7 +123,8 @@ def run(
         catalog = Catalog(plugin or [])
         warn_of_broken(catalog)
         settings = [*([f"target.weights={weights}"] if weights else []), *(assignments or [])]
-        swept = _sweep(catalog, sweep or [], plot, experiment)
+        given = {*(key for key, value in flags.items() if value is not None), *parse_assignments(settings)}
+        swept = _sweep(catalog, sweep or [], plot, experiment, given)
         if swept is not None:
             with _resumable(plugin, leaderboards):
                 _run_sweep(
@@ -148,7 +148,7 @@ def run(
         with _resumable(plugin, leaderboards), live() as reporter:
             result = runner.run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
         _conclude(result, leaderboards, as_json)
-        if experiment is not None and not as_json and spec.experiment:
+        if experiment is not None and not as_json and result.spec.experiment:
             for line in published_lines(catalog.experiment(experiment), result):
                 typer.echo(line)
 
@@ -198,37 +198,22 @@ def _spec(
     name = name.get("name", "") if isinstance(name, dict) else name
     settings = {**parse_assignments(assignments), **(swept or {})}
     spec = merged(fields, flags, settings, set(catalog.get("method", name).options.model_fields))
-    known = experiment is not None and _carries_out(spec, catalog.experiment(experiment).spec)
-    return spec.model_copy(update={"experiment": experiment if known else ""})
+    return spec.model_copy(update={"experiment": experiment or ""})
 
 
-def _carries_out(spec: "RunSpec", experiment: dict[str, Any]) -> bool:
-    """Whether a run is of the experiment's task: only options of its method, its seed and its extent may differ."""
-    from ddbench.spec import RunSpec
-
-    def task(of: "RunSpec") -> dict[str, Any]:
-        fields = of.model_dump(exclude={"seed", "time_limit", "eval_networks", "smoke", "device", "experiment"})
-        fields["method"] = of.method.name
-        for part in ("init", "target"):
-            options = (fields[part] or {}).get("options", {})
-            # How large a pool is and how long its networks were trained: the arguments of Sources.pool.
-            kept = {key: value for key, value in options.items() if key not in ("count", "held_out", "steps", "lr")}
-            fields[part] = fields[part] and {**fields[part], "options": kept}
-        return fields
-
-    return task(spec) == task(RunSpec.parse(experiment))
-
-
-def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | None) -> "Sweep | None":
-    """What is swept: as the flags say, or else as the experiment does."""
-    from ddbench.sweep import Sweep, parse_axes
+def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | None, given: set[str]) -> "Sweep | None":
+    """What is swept: as the flags say, or else as the experiment does, unless what it sweeps was `given` one value."""
+    from ddbench.spec import Sweep
+    from ddbench.sweep import parse_axes
 
     if texts:
         return Sweep(axes=parse_axes(texts), plot=plot)
-    fields = catalog.experiment(experiment).sweep if experiment is not None else None
-    if fields is None and plot:
+    swept = catalog.experiment(experiment).sweep if experiment is not None else None
+    if swept is not None and any(key in given for axis in swept.axes for key in axis.keys):
+        swept = None
+    if swept is None and plot:
         raise UsageError("--plot is for a sweep.", "Name what is swept: --sweep epochs=1,3,5")
-    return None if fields is None else Sweep.model_validate({**fields, **({"plot": plot} if plot else {})})
+    return swept.model_copy(update={"plot": plot}) if swept is not None and plot else swept
 
 
 def _run_sweep(

@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from ddbench.data import DistilledSet
 from ddbench.environment import derive_seed
+from ddbench.inner import inner_mode
 from ddbench.operators import FastOperators
 from ddbench.protocols.augment import siamese
 from ddbench.protocols.base import Evaluation, Setting, Trained, draw, score_networks
@@ -24,7 +25,8 @@ class Train:
 
     The set is flat: its steps and rates play no part. Networks are drawn from the evaluation side with seeds that
     belong to the protocol, and so are the order of the examples and the augmentation; each network is scored as the
-    last epoch leaves it. Normalisation by batch statistics keeps running ones, as in ordinary training.
+    last epoch leaves it. Normalisation by batch statistics keeps running ones; dropout is
+    off, whose random numbers workers would share.
     """
 
     name: str
@@ -61,10 +63,9 @@ class Train:
         weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
         buffers = {name: tensor.detach().clone() for name, tensor in buffers.items()}
         parameters = list(weights.values())
-        optimizer = torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=DECAY, fused=inputs.device.type != "mps")
+        optimizer = torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=DECAY, fused=True)
         loss = setting.objective.inner_loss
-        network.train()
-        with FastOperators():
+        with FastOperators(), inner_mode(network):
             for epoch in range(self.epochs):
                 if epoch == self.epochs // 2:
                     optimizer.param_groups[0]["lr"] = RATE / 10

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from ddbench.sweep import Point, Sweep
+    from ddbench.spec import Sweep
+    from ddbench.sweep import Point
 
 MOST_COLUMNS, MOST_ROWS = 20, 20
 DPI = 110

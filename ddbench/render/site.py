@@ -2,8 +2,9 @@
 
 import base64
 import json
+import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ from ddbench.files import atomic_write
 from ddbench.leaderboard import PublishedRow, Row, groups, ranks
 from ddbench.render.pictures import draw_images
 from ddbench.render.tables import in_percent
-from ddbench.results import curve_path
+from ddbench.results import artifact_path, curve_path
+from ddbench.spec import PARTS, Choice, RunSpec
+from ddbench.verify import spec_of
 
 if TYPE_CHECKING:
     from ddbench.catalog import Catalog
-    from ddbench.options import Component
 
 SHOWN = (
     "run_id", "experiment", "created", "method", "method_source", "dataset", "network", "sample_shape", "init",
@@ -26,6 +28,12 @@ SHOWN = (
     "fingerprint",
 )  # fmt: skip
 """Columns of a row that the page carries as they are."""
+FLAGS = {
+    "method": "method", "dataset": "dataset", "network": "network", "init": "init", "eval_init": "eval-init",
+    "objective": "objective", "target": "target", "images_per_class": "ipc", "steps": "steps", "epochs": "epochs",
+    "protocol": "protocol", "eval_networks": "eval-networks", "seed": "seed", "time_limit": "time-limit",
+}  # fmt: skip
+"""Fields of a spec and the flags that set them."""
 
 
 def write_site(
@@ -47,8 +55,8 @@ def write_site(
         "published": [figure.model_dump() for figure in published],
         "methods": {name: card for name in methods if (card := _card(name, catalog)) is not None},
     }
-    # A script element ends at the first "</", whatever stands around it.
-    data = json.dumps(content, allow_nan=False).replace("</", "<\\/")
+    # No "<" can open or end an element: within a script "<!--" and "</" have meanings of their own.
+    data = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
     csv = {path.name: path.read_text() for path in sorted(leaderboards.glob("*.csv"))}
     text = environment.get_template("site.html.jinja").render(
         data=data, count=len(rows), downloads={name: _data_url(raw.encode(), "text/csv") for name, raw in csv.items()}
@@ -59,7 +67,8 @@ def write_site(
 
 
 def _entry(row: Row, rank: int, leaderboards: Path, catalog: "Catalog") -> dict[str, Any]:
-    artifact = leaderboards / "artifacts" / f"{row.artifact_sha256}.safetensors"
+    artifact = artifact_path(leaderboards, row.artifact_sha256)
+    distilled = DistilledSet.load(artifact) if artifact.exists() else None
     curve = curve_path(leaderboards, row.artifact_sha256)
     return {
         **{name: getattr(row, name) for name in SHOWN},
@@ -70,16 +79,16 @@ def _entry(row: Row, rank: int, leaderboards: Path, catalog: "Catalog") -> dict[
         "companions": row.companion_scores(),
         "environment": json.loads(row.environment),
         "pretrained": json.loads(row.pretrained),
-        "command": _command(row, catalog),
-        "picture": _picture(artifact) if artifact.exists() else "",
+        "command": _command(spec_of(distilled), row.method_source, catalog) if distilled else "",
+        "picture": _picture(distilled) if distilled else "",
         "curve": json.loads(curve.read_text()) if curve.exists() else None,
     }
 
 
-def _picture(artifact: Path) -> str:
+def _picture(distilled: DistilledSet) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "images.png"
-        draw_images(DistilledSet.load(artifact), path, dpi=60)
+        draw_images(distilled, path, dpi=60)
         return _data_url(path.read_bytes(), "image/png")
 
 
@@ -99,46 +108,33 @@ def _card(method: str, catalog: "Catalog") -> dict[str, Any] | None:
     return {"help": component.help, "source": component.distribution, "options": options}
 
 
-def _command(row: Row, catalog: "Catalog") -> str:
-    """The command that runs the row's spec again; options that are as by default are left out."""
-    path, at, _ = row.method_source.rpartition("@")
-    parts = ["ddbench run", *([f"--plugin {path}"] if at else []), f"--method {row.method}"]
-    if row.target:
-        parts += [f"--target {row.target}"]
-    else:
-        parts += [f"--network {row.network}", f"--init {row.init}"]
-    parts += [f"--dataset {row.dataset.split('@')[0]}"] if row.target in ("", "pretrained") else []
-    if row.eval_init not in (row.init, row.target):
-        parts.append(f"--eval-init {row.eval_init}")
-    if row.objective != "classification":
-        parts.append(f"--objective {row.objective}")
-    parts.append(f"--ipc {row.images_per_class} --steps {row.steps} --epochs {row.epochs}")
-    parts.append(f"--protocol {row.protocol} --eval-networks {row.n} --seed {row.seed}")
-    sets = [_sets("", catalog, "method", row.method, row.method_options)]
-    if row.target:
-        sets.append(_sets("target.", catalog, "target", row.target, row.target_options))
-    else:
-        sets.append(_sets("init.", catalog, "init", row.init, row.init_options))
-        sets.append(_sets("network.", catalog, "network", row.network, row.network_options))
-    sets.append(_sets("objective.", catalog, "objective", row.objective, row.objective_options))
-    return " ".join([*parts, *(text for group in sets for text in group)])
-
-
-def _sets(prefix: str, catalog: "Catalog", kind: str, name: str, options: str) -> list[str]:
-    component = next((c for c in catalog.components(kind) if c.name == name), None)
-    defaults = _defaults(component) if component is not None else {}
-    return [
-        f"--set {prefix}{key}={_quoted(value)}"
-        for key, value in json.loads(options).items()
-        if key not in defaults or defaults[key] != value
-    ]
-
-
-def _defaults(component: "Component") -> Mapping[str, Any]:
-    return component.validated({})
+def _command(spec: RunSpec, source: str, catalog: "Catalog") -> str:
+    """The command that runs a spec again; what is as by default is left out."""
+    path, at, _ = source.rpartition("@")
+    parts = ["ddbench run", *([f"--plugin {shlex.quote(path)}"] if at else [])]
+    for name, flag in FLAGS.items():
+        value, usual = (
+            v.name if isinstance(v, Choice) else v for v in (getattr(spec, name), RunSpec.model_fields[name].default)
+        )
+        from_target = spec.target is not None and name in ("network", "init")
+        if value in (None, usual) or from_target or (name == "eval_init" and spec.eval_init == spec.init):
+            continue
+        parts.append(f"--{flag} {_quoted(value)}")
+    own = {"method": "", **{part: f"{part}." for part in PARTS if part != "method"}}
+    for part, prefix in own.items():
+        choice, bound = getattr(spec, part), spec.target is not None and part == "init"
+        if choice is None or bound or (part == "eval_init" and spec.eval_init == spec.init):
+            continue
+        known = next((c for c in catalog.components(part.removeprefix("eval_")) if c.name == choice.name), None)
+        defaults = known.validated({}) if known is not None else {}
+        changed = {k: v for k, v in choice.options.items() if k not in defaults or defaults[k] != v}
+        parts += [f"--set {prefix}{key}={_quoted(value)}" for key, value in changed.items()]
+    for name in ("validation", "sample_shape"):
+        value, usual = getattr(spec, name), RunSpec.model_fields[name].default
+        if value != usual and not (name == "sample_shape" and spec.target is not None):
+            parts.append(f"--set {name}={_quoted(value)}")
+    return " ".join(parts)
 
 
 def _quoted(value: Any) -> str:
-    import shlex
-
     return shlex.quote(value if isinstance(value, str) else json.dumps(value))

@@ -15,14 +15,14 @@ from ddbench.errors import DdbenchError
 from ddbench.leaderboard import PublishedRow, Row, ranks
 from ddbench.render.live import duration
 from ddbench.results import RunFolder, RunResult
-from ddbench.spec import Choice, RunSpec
+from ddbench.spec import Choice, RunSpec, Sweep
 from ddbench.stats import Difference, Score
 
 if TYPE_CHECKING:
     from ddbench.catalog import Catalog, Experiment
     from ddbench.options import Component
     from ddbench.pools import Pool
-    from ddbench.sweep import Point, Sweep
+    from ddbench.sweep import Point
 
 PERCENT = ("accuracy", "success")
 
@@ -237,7 +237,7 @@ def ranking(groups: Mapping[tuple[str, ...], Sequence[Row]]) -> None:
             f"{first.network} from {first.eval_init}, {first.protocol}"
         )
         if first.objective != "classification":
-            title += f", {first.objective} {_shown_options(first.objective_options)}"
+            title += f", {_shown(first.objective, first.objective_options)}"
         regime = "" if first.label_regime == "hard" else f", {first.label_regime} labels"
         console.print(Text(title + regime + (f", target {first.target}" if first.target else ""), style="bold"))
         table = Table(box=None, pad_edge=False)
@@ -305,7 +305,7 @@ def published_table(figures: Sequence[PublishedRow]) -> None:
     console.print(table)
 
 
-def sweep_table(sweep: "Sweep", points: "Sequence[Point]", figure: str) -> None:
+def sweep_table(sweep: Sweep, points: "Sequence[Point]", figure: str) -> None:
     """Print a sweep: a row for each run, the figure that is drawn before the primary metric and its companions."""
     table = Table(box=None, pad_edge=False)
     primary = points[0].result.primary
@@ -327,8 +327,8 @@ def sweep_table(sweep: "Sweep", points: "Sequence[Point]", figure: str) -> None:
     console.print("(+- half of the 95 % interval of the mean)")
 
 
-def _shown_options(options: str) -> str:
-    return ", ".join(f"{key} {value}" for key, value in json.loads(options).items())
+def _shown(name: str, options: str) -> str:
+    return named(Choice(name=name, options=json.loads(options)))
 
 
 def plugin_table(catalog: "Catalog") -> None:
