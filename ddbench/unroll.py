@@ -165,7 +165,8 @@ class _Trajectory:
     """
 
     def __init__(self, trainer: Trainer, lrs: Tensor, memory: Memory, first: int, end: int) -> None:
-        self.trainer, self.lrs, self.first, self.end = trainer, lrs.detach().reshape(-1), first, end
+        self.trainer, self.first, self.end = trainer, first, end
+        self.rates = lrs.flatten().tolist()
         self.buffers = {name: buffer.clone() for name, buffer in trainer.buffers.items()}
         self.stride = max(1, math.isqrt(end - first)) if memory == "checkpoint" else 1
         self.kept: dict[int, list[Tensor]] = {}
@@ -201,19 +202,19 @@ class _Trajectory:
         return self.trainer.step(t % len(self.trainer.labels), weights, buffers, with_graph=with_graph)
 
     def _next(self, t: int, weights: list[Tensor], step: Step) -> list[Tensor]:
-        return [w.detach() - self.lrs[t] * g.detach() for w, g in zip(weights, step.gradient, strict=True)]
+        return [w.detach().add(g.detach(), alpha=-self.rates[t]) for w, g in zip(weights, step.gradient, strict=True)]
 
 
 def _reverse(trajectory: _Trajectory, adjoint: Sequence[Tensor]) -> list[Tensor]:
     """Back from `a_T` to the first step that counts: gradients of flat rates, inputs and, where soft, labels."""
     batches = trajectory.trainer.labels
-    lrs = torch.zeros_like(trajectory.lrs)
+    lrs = adjoint[0].new_zeros(len(trajectory.rates))
     inputs: dict[int, Tensor] = {}
     labels: dict[int, Tensor] = {}
     for t in reversed(range(trajectory.first, trajectory.end)):
         step, batch = trajectory.step(t), t % len(batches)
         lrs[t] -= _dot(adjoint, step.gradient)
-        back, of_inputs, of_labels = step.pull([-trajectory.lrs[t] * a for a in adjoint])
+        back, of_inputs, of_labels = step.pull([-trajectory.rates[t] * a for a in adjoint])
         adjoint = [a + b for a, b in zip(adjoint, back, strict=True)]
         inputs[batch] = inputs[batch].add_(of_inputs) if batch in inputs else of_inputs
         if of_labels is not None:
