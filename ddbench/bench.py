@@ -62,6 +62,16 @@ class Bench:
         """How many outer steps a smoke run takes; None for a run in earnest."""
         return SMOKE_STEPS if self.spec.smoke else None
 
+    @property
+    def everything(self) -> ExampleSet:
+        """All training examples, the validation slice among them."""
+        held_out = self.setting.validation
+        return replace(
+            self.train,
+            inputs=torch.cat([self.train.inputs, held_out.inputs]),
+            labels=torch.cat([self.train.labels, held_out.labels]),
+        )
+
     def peak_memory(self) -> tuple[int, str] | None:
         """Bytes that the method says it will take beside what is held now, and how; None when it does not say."""
         method = self.parts.method
@@ -135,7 +145,7 @@ def complete(spec: RunSpec, catalog: Catalog, *, with_method: bool = True) -> tu
         eval_init, changes["eval_init"] = catalog.resolve("init", spec.eval_init)
     dataset, changes["dataset"] = catalog.resolve("dataset", dataset_choice)
     objective, changes["objective"] = catalog.resolve("objective", spec.objective)
-    network_choice = network_choice or Choice.from_name(dataset.facts.get("network", "mlp"))
+    network_choice = network_choice or usual_network(dataset)
     network, changes["network"] = catalog.resolve("network", network_choice, info_from_facts(dataset, shape))
     images_per_class = spec.images_per_class or dataset.facts.get("images_per_class", 10)
     changes |= {"images_per_class": images_per_class, "steps": spec.steps or default_steps(images_per_class)}
@@ -144,6 +154,11 @@ def complete(spec: RunSpec, catalog: Catalog, *, with_method: bool = True) -> tu
     if completed.experiment and not _carries_out(completed, catalog):
         completed = completed.model_copy(update={"experiment": ""})
     return completed, parts
+
+
+def usual_network(dataset: Component) -> Choice:
+    """The network for a dataset where none is named."""
+    return Choice.from_name(dataset.facts.get("network", "mlp"))
 
 
 def _carries_out(spec: RunSpec, catalog: Catalog) -> bool:

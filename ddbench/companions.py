@@ -11,16 +11,26 @@ from ddbench.data import DistilledSet
 from ddbench.environment import cache_dir, derive_seed, describe, seed_everything
 from ddbench.errors import DdbenchError, Interrupted
 from ddbench.files import atomic_write, sha256
+from ddbench.loading import build
 from ddbench.loop import Run
 from ddbench.options import Component
+from ddbench.pools import Pools
 from ddbench.protocols import get_protocol
+from ddbench.protocols.base import measure
 from ddbench.reporter import Reporter
 from ddbench.spec import Choice
 from ddbench.stats import Score, summarise
+from ddbench.training import Recipe
+from ddbench.unroll import unstack
+
+FULL_DATA = "full_data"
+FULL_NETWORKS = 5
+PATIENCE = 180
+"""Seconds that networks are trained on the full data for unasked."""
 
 
 def score_companions(bench: Bench, catalog: Catalog, networks: int, reporter: Reporter) -> dict[str, Score]:
-    """The primary score of every method declared `companion=True`, other than the run's own.
+    """The primary score of every method declared `companion=True`, other than the run's own, and of `full_data`.
 
     A companion makes one set for each network, so its spread covers the choice of images as well as the network.
     Computed once and kept in the cache folder; one that fails is told and left out.
@@ -45,7 +55,33 @@ def score_companions(bench: Bench, catalog: Catalog, networks: int, reporter: Re
         # A cache that cannot be written costs time, not the run.
         with contextlib.suppress(DdbenchError):
             atomic_write(path, scores[method.name].model_dump_json())
+    # What nearest neighbours reach says nothing beside what a network does.
+    trains = bool(get_protocol(bench.spec.protocol).networks_needed(networks))
+    if bench.setting.objective.primary == "accuracy" and trains and not bench.spec.smoke:
+        try:
+            scores[FULL_DATA] = _full_data(bench, catalog, reporter)
+        except Interrupted:
+            raise
+        except DdbenchError as error:
+            reporter.say(f"No companion {FULL_DATA}: {error.message} {error.hint}")
     return scores
+
+
+def _full_data(bench: Bench, catalog: Catalog, reporter: Reporter) -> Score:
+    """Test accuracy of networks trained on all training examples, by the recipe of pools; they are kept as a pool.
+
+    The upper bound that a distilled set is held against. Raises `MissingPrerequisite` where they would take long.
+    """
+    spec, info = bench.spec, bench.train.info
+    # Pools of its own: what the run itself draws on stays apart.
+    pools = Pools(spec, catalog, bench.device, reporter)
+    pool = pools.open(0, FULL_NETWORKS, Recipe(), patience=PATIENCE)
+    assert spec.network is not None
+    module = build(bench.parts.network, spec.network, info).to(bench.device)
+    stacked = pool.weights("evaluation", range(FULL_NETWORKS))
+    setting = bench.setting
+    each = [measure(module, weights, {}, setting.test, setting.objective) for weights in unstack(module, stacked)]
+    return summarise([found[setting.objective.primary] for found in each])
 
 
 def _score(bench: Bench, method: Component, networks: int, reporter: Reporter) -> Score:

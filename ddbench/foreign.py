@@ -15,6 +15,7 @@ from ddbench.data import DatasetInfo, DistilledSet
 from ddbench.errors import UsageError
 from ddbench.files import load_tensors
 
+ZCA_EPS = 0.1
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -32,12 +33,17 @@ class ForeignSet:
     classes: tuple[str, ...] = ()
 
     def as_set(
-        self, info: DatasetInfo, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+        self,
+        info: DatasetInfo,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        whitened_by: Tensor | None = None,
     ) -> DistilledSet:
         """The set, normalised as `info` says.
 
-        `mean` and `std` are what the file's images were normalised by; by the dataset's own when left out. Raises
-        `UsageError` for images of another shape or folders that are no classes of the dataset.
+        `mean` and `std` are what the file's images were normalised by; by the dataset's own when left out.
+        `whitened_by` says that they were ZCA-whitened instead, by training images `[n, channels, height, width]` in
+        [0, 1]. Raises `UsageError` for images of another shape or folders that are no classes of the dataset.
         """
         if tuple(self.images.shape[1:]) != info.sample_shape:
             raise UsageError(
@@ -51,7 +57,9 @@ class ForeignSet:
                 f"mean and std must both be given, one number each or {images.shape[1]}.",
                 "Such as --file-mean 0.491,0.482,0.447 --file-std 0.247,0.243,0.262",
             )
-        if self.pixels:
+        if whitened_by is not None:
+            images = _unwhitened(images, whitened_by)
+        if self.pixels or whitened_by is not None:
             mean, std = (0.0,), (1.0,)
         if mean is not None and std is not None:
             shape = (-1, 1, 1)
@@ -74,6 +82,20 @@ class ForeignSet:
                 f"folder {unknown[0]!r} is no class of {info.name}.", f"It has {', '.join(info.classes[:10])}."
             )
         return torch.tensor([info.classes.index(name) for name in self.classes])
+
+
+def _unwhitened(images: Tensor, training: Tensor) -> Tensor:
+    """Pixels from images that ZCA-whitening by `training` gave.
+
+    With C = U diag(s) U' the covariance of the flat training images around their mean m, whitening is z = W (x - m)
+    with W = U diag((s + eps)^-1/2) U', so x = m + U diag((s + eps)^1/2) U' z. eps = .1, as in Cazenavette et al. 2022.
+    """
+    flat = training.flatten(1)
+    mean = flat.mean(0)
+    centred = flat - mean
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    back = vectors * (values.clamp(min=0) + ZCA_EPS).sqrt() @ vectors.T
+    return (images.flatten(1) @ back + mean).view_as(images)
 
 
 def read(path: Path, repetition: int = 0) -> ForeignSet:

@@ -25,7 +25,7 @@ from ddbench.protocols.base import measure
 from ddbench.reporter import Pace, Reporter, Silent
 from ddbench.spec import Choice, RunSpec
 from ddbench.task import Objective, Side
-from ddbench.training import BATCH, Recipe, train_each
+from ddbench.training import BATCH, Recipe, forecast, train_each
 
 TRAINED_AT_A_TIME = 32
 """Networks whose starts and results are in memory together while a pool is trained."""
@@ -199,8 +199,12 @@ class Pools:
         recipe: Recipe,
         dataset: str | None = None,
         sample_shape: tuple[int, int, int] | None = None,
+        patience: float = math.inf,
     ) -> Pool:
-        """The pool with at least so many networks, trained now where they are not there yet."""
+        """The pool with at least so many networks, trained now where they are not there yet.
+
+        Raises `MissingPrerequisite` where that would take more than `patience` seconds.
+        """
         asked = json.dumps([count, held_out, recipe.steps, recipe.lr, recipe.batch, dataset, sample_shape])
         if asked in self._open:
             return self._open[asked]
@@ -228,7 +232,7 @@ class Pools:
             batch=recipe.batch,
         )
         pool = Pool(spec.folder, spec)
-        self._fill(pool, {"train": count, "evaluation": held_out}, network, train, validation)
+        self._fill(pool, {"train": count, "evaluation": held_out}, network, train, validation, patience)
         self._open[asked] = pool
         self.used[pool.folder.name] = {
             "networks": count,
@@ -240,7 +244,13 @@ class Pools:
         return pool
 
     def _fill(
-        self, pool: Pool, sizes: Mapping[Side, int], network: Component, train: ExampleSet, validation: ExampleSet
+        self,
+        pool: Pool,
+        sizes: Mapping[Side, int],
+        network: Component,
+        train: ExampleSet,
+        validation: ExampleSet,
+        patience: float,
     ) -> None:
         """Train what is missing, a network at a time on each worker; each is kept as soon as it is done."""
         spec = pool.spec
@@ -263,9 +273,19 @@ class Pools:
                     f"{spec.network.name} keeps running statistics, which a pool of networks cannot give each its own.",
                     "Choose a network without batch normalisation, such as lenet or convnet.",
                 )
+            train, validation = train.to(self._device), validation.to(self._device)
+            recipe = Recipe(spec.steps, spec.lr, spec.batch)
+            if patience < math.inf:
+                start = self._start(spec, module, train.info, *missing[0])
+                expected = forecast(module, start, train, recipe, len(missing))
+                if expected > patience:
+                    raise MissingPrerequisite(
+                        f"training {len(missing)} networks would take about {expected / 60:.0f} minutes.",
+                        f"Train them beforehand: ddbench pretrain --dataset {spec.dataset.name} "
+                        f"--network {spec.network.name} --count {sizes['train']} --held-out {sizes['evaluation']}",
+                    )
             atomic_write(pool.folder / "pool.json", spec.model_dump_json(indent=2) + "\n")
             self._reporter.stage(f"Training {len(missing)} networks for the pool {pool.folder.name}")
-            train, validation = train.to(self._device), validation.to(self._device)
             pace, accuracies, remaining = Pace(), list[float](), iter(missing)
 
             def done(weights: dict[str, Tensor]) -> None:
@@ -283,7 +303,7 @@ class Pools:
                 part = missing[first : first + TRAINED_AT_A_TIME]
                 starts = [self._start(spec, module, train.info, side, index) for side, index in part]
                 seeds = [derive_seed("pool", side, index, "order") for side, index in part]
-                train_each(module, starts, seeds, train, Recipe(spec.steps, spec.lr, spec.batch), done)
+                train_each(module, starts, seeds, train, recipe, done)
 
     @contextlib.contextmanager
     def _alone(self, pool: Pool) -> Iterator[None]:

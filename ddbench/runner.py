@@ -15,7 +15,7 @@ from ddbench import leaderboard
 from ddbench.bench import Bench, complete, prepare
 from ddbench.catalog import Catalog
 from ddbench.companions import score_companions
-from ddbench.data import DatasetInfo, DistilledSet
+from ddbench.data import DistilledSet, ExampleSet
 from ddbench.environment import derive_seed, describe, free_memory, peak_memory_mb, seed_everything
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
 from ddbench.files import atomic_write, explained_os_errors, in_use
@@ -86,23 +86,25 @@ def resume(
 
 
 def evaluate(
-    distilled: DistilledSet | Callable[[DatasetInfo], DistilledSet],
+    distilled: DistilledSet | Callable[[ExampleSet], DistilledSet],
     spec: RunSpec,
     *,
     catalog: Catalog | None = None,
     reporter: Reporter | None = None,
     companions: bool = True,
+    fetch: bool = True,
 ) -> tuple[Bench, Scores]:
-    """Score a set (or what it is for the dataset as loaded) under the spec's protocol; writes nothing.
+    """Score a set (or what it is for the training examples as loaded) under the spec's protocol; writes nothing.
 
-    `companions` are scored too where wanted.
+    `companions` are scored too where wanted. Without `fetch`, data or a pool of networks that are not there yet are a
+    `MissingPrerequisite`, not downloaded or trained.
 
     Raises `DdbenchError` when the set does not fit the spec.
     """
     catalog, reporter = catalog or Catalog(), reporter or Silent()
-    bench = prepare(*complete(spec, catalog, with_method=False), reporter=reporter)
+    bench = prepare(*complete(spec, catalog, with_method=False), reporter=reporter, download=fetch)
     if not isinstance(distilled, DistilledSet):
-        distilled = distilled(bench.train.info)
+        distilled = distilled(bench.everything)
     try:
         distilled.validate(bench.task(torch.Generator()), "the set has")
     except PluginError as error:

@@ -97,6 +97,12 @@ def test_the_main_job(ddbench, tmp_path: Path):
     assert "Reproduced exactly" in second.err
 
 
+def test_an_option_of_the_usual_network_needs_no_name(ddbench):
+    """The dataset's own network, and the target's refusal where it brings one."""
+    plan = ddbench("run", "-m", "random_subset", "--set", "network.width=16", "--dry-run", "--json").json()
+    assert plan["spec"]["network"] == {"name": "mlp", "options": {"depth": 2, "width": 16}}
+
+
 def test_json_is_one_document_on_stdout(ddbench):
     done = ddbench("run", "-m", "random_subset", "--network", "linear", "--eval-networks", 3, "--json")
     document = done.json()

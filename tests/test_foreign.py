@@ -50,6 +50,28 @@ def test_files_of_gradient_matching(tmp_path, chosen):
         read(tmp_path / "res.pt", 2)
 
 
+def test_whitened_files_come_back_as_pixels(tmp_path, chosen, make_bench, released, ddbench):
+    """Whitened by the singular value decomposition, as the repositories do it, and undone by eigenvectors."""
+    images, labels, info = chosen
+    pixels = info.pixels(make_bench().everything.inputs)
+    flat = pixels.flatten(1)
+    mean = flat.mean(0)
+    u, s, _ = torch.linalg.svd((flat - mean).T @ (flat - mean) / len(flat))
+    whiten = u @ torch.diag(1 / (s + 0.1).sqrt()) @ u.T
+    whitened = ((info.pixels(images).flatten(1) - mean) @ whiten).view_as(images)
+    torch.save({"data": [[whitened, labels]]}, tmp_path / "zca.pt")
+    back = read(tmp_path / "zca.pt").as_set(info, whitened_by=pixels).flat()[0]
+    torch.testing.assert_close(back, images, atol=1e-4, rtol=1e-4)
+
+    def score(file: str, *flags: object) -> float:
+        return ddbench("evaluate", file, *released[2:], *flags, "--json").json()["score"]["mean"]
+
+    assert score("zca.pt", "--file-zca") == pytest.approx(score("res.pt"), abs=0.01)
+    assert abs(score("zca.pt") - score("res.pt")) > 0.02
+    refused = ddbench("evaluate", "zca.pt", *released[2:], "--file-zca", "--file-mean", "0.5", "--file-std", "0.5")
+    assert refused.code == 2
+
+
 def test_files_of_trajectory_matching(tmp_path, chosen):
     images, labels, info = chosen
     logits = torch.randn(100, 10, generator=torch.Generator().manual_seed(1))

@@ -121,13 +121,35 @@ def test_the_committed_rows_are_without_fault():
     assert faults(COMMITTED) == []
 
 
-def test_committed_rows_of_one_network_hold(catalog, real_data):
-    """Those that are quick to score: the others take `ddbench verify --all`."""
-    rows = [row for row in read(COMMITTED) if row.eval_init == "fixed"]
+def test_committed_rows_hold(catalog, real_data):
+    """On the first two networks of each row that needs no pool and selects nothing, or has one network."""
+    rows = [row for row in read(COMMITTED) if json.loads(row.pretrained) == {}]
+    rows = [row for row in rows if row.n == 1 or row.selected_on == "nothing"]
     assert rows
     for row in rows:
-        verdict = verify(row, COMMITTED, catalog, Silent())
+        verdict = verify(row, COMMITTED, catalog, Silent(), networks=2, fetch=False)
         assert verdict.holds, f"{row.run_id} {verdict.how}"
+
+
+def test_the_first_few_networks_are_those_of_the_row(catalog, boards):
+    [row] = read(boards)
+    verdict = verify(row, boards, catalog, Silent(), networks=1)
+    assert verdict.how == f"reproduced exactly on 1 of {row.n} networks"
+    assert verdict.found.values == json.loads(row.values)[:1]
+    # Whose value another network's is not.
+    assert json.loads(row.values)[0] != json.loads(row.values)[1]
+
+
+def test_what_is_not_here_is_passed_over(ddbench, boards, monkeypatch, tmp_path):
+    monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "elsewhere"))
+    pool = ["--init", "random_pretrained", "--set", "init.count=2", "--set", "init.held_out=9", "--set", "init.steps=5"]
+    common = ["--network", "linear", "--eval-networks", 2, "--leaderboards", boards]
+    assert ddbench("run", "-m", "random_subset", *pool, *common).code == 0
+    monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "empty"))
+    done = ddbench("verify", "--all", "--leaderboards", boards, "--json")
+    assert done.code == 0
+    assert (len(done.json()["rows"]), len(done.json()["missing"])) == (1, 1)
+    assert "lacks networks" in done.err
 
 
 def test_two_rows_are_compared_on_the_same_networks(ddbench, boards, tmp_path):

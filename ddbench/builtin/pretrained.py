@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import ddbench
 from ddbench import DatasetInfo, UsageError
 from ddbench.task import Side, Sources
+from ddbench.training import POOL_RATE, POOL_STEPS
 
 Count = Annotated[int, Field(ge=1, le=100_000, description="networks to train on")]
 HeldOut = Annotated[int, Field(ge=1, le=100_000, description="other networks, to score on")]
@@ -27,8 +28,8 @@ def random_pretrained(
     *,
     count: Count = 200,
     held_out: HeldOut = 20,
-    steps: Steps = 700,
-    lr: Rate = 0.003,
+    steps: Steps = POOL_STEPS,
+    lr: Rate = POOL_RATE,
 ) -> dict[str, Tensor]:
     """Networks of a pool that was trained on the same dataset; those that score are held out from it.
 
@@ -47,8 +48,8 @@ def fixed_pretrained(
     sources: Sources,
     *,
     index: Annotated[int, Field(ge=0, description="which network of the pool")] = 0,
-    steps: Steps = 700,
-    lr: Rate = 0.003,
+    steps: Steps = POOL_STEPS,
+    lr: Rate = POOL_RATE,
 ) -> dict[str, Tensor]:
     """One network trained on the same dataset, the same weights while distilling and when scored."""
     # All networks of a pool come in their order. Never a held-out one: another part of the run may be scored on those.

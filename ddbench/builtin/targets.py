@@ -16,6 +16,7 @@ from ddbench.builtin.networks import AsTrained
 from ddbench.builtin.pretrained import Count, HeldOut, Rate, Steps
 from ddbench.files import load_tensors
 from ddbench.task import Side, Sources
+from ddbench.training import POOL_RATE, POOL_STEPS
 
 Shape = tuple[int, int, int]
 GREY_28: Shape = (1, 28, 28)
@@ -48,7 +49,7 @@ def _from_pool(source: str, source_shape: Shape | None, fixed: bool, **pool: Any
 
 @ddbench.target
 def svhn_to_mnist(
-    *, fixed: Fixed = False, count: Count = 200, held_out: HeldOut = 20, steps: Steps = 700, lr: Rate = 0.003
+    *, fixed: Fixed = False, count: Count = 200, held_out: HeldOut = 20, steps: Steps = POOL_STEPS, lr: Rate = POOL_RATE
 ) -> AdaptationTarget:
     """LeNets trained on SVHN, adapted to MNIST (Wang et al. 2018, Section 4.2): grey digits are shown as RGB.
 
@@ -64,7 +65,7 @@ def svhn_to_mnist(
 
 @ddbench.target
 def mnist_to_usps(
-    *, fixed: Fixed = False, count: Count = 200, held_out: HeldOut = 20, steps: Steps = 700, lr: Rate = 0.003
+    *, fixed: Fixed = False, count: Count = 200, held_out: HeldOut = 20, steps: Steps = POOL_STEPS, lr: Rate = POOL_RATE
 ) -> AdaptationTarget:
     """LeNets trained on MNIST, adapted to USPS (Wang et al. 2018, Section 4.2): 16x16 digits are enlarged to 28x28."""
     return AdaptationTarget(
@@ -74,7 +75,7 @@ def mnist_to_usps(
 
 @ddbench.target
 def usps_to_mnist(
-    *, fixed: Fixed = False, count: Count = 200, held_out: HeldOut = 20, steps: Steps = 700, lr: Rate = 0.003
+    *, fixed: Fixed = False, count: Count = 200, held_out: HeldOut = 20, steps: Steps = POOL_STEPS, lr: Rate = POOL_RATE
 ) -> AdaptationTarget:
     """LeNets trained on USPS, its digits enlarged to 28x28, adapted to MNIST (Wang et al. 2018, Section 4.2)."""
     return AdaptationTarget(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ddbench.bench import Bench
     from ddbench.catalog import Catalog
-    from ddbench.data import DatasetInfo, DistilledSet
+    from ddbench.data import DistilledSet, ExampleSet
     from ddbench.runner import Scores
 
 
@@ -44,6 +44,9 @@ def evaluate(
         typer.Option(help="What a foreign file's images were normalised by. [the dataset's own]", metavar="R,G,B"),
     ] = None,
     file_std: Annotated[str | None, typer.Option(help="The same, of the deviation.", metavar="R,G,B")] = None,
+    file_zca: Annotated[
+        bool, typer.Option("--file-zca", help="A foreign file's images are ZCA-whitened, as MTT's of CIFAR are.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
     assignments: Sets = None,
     plugin: Plugins = None,
@@ -78,9 +81,11 @@ def evaluate(
         from ddbench.render.tables import score_lines
 
         normalised_by = (_triple("--file-mean", file_mean), _triple("--file-std", file_std))
+        if file_zca and any(normalised_by):
+            raise UsageError("--file-zca goes without --file-mean and --file-std.", "Whitened images have neither.")
         catalog = Catalog(plugin or [])
         warn_of_broken(catalog)
-        path, distilled, made_for = _opened(file, dataset, repetition, normalised_by, catalog)
+        path, distilled, made_for = _opened(file, dataset, repetition, normalised_by, file_zca, catalog)
         # Networks that score are what an option of the init is about here.
         settings = {re.sub(r"^init\.", "eval_init.", k): v for k, v in parse_assignments(assignments or []).items()}
         spec = merged(made_for, flags, settings, set())
@@ -119,9 +124,10 @@ def _opened(
     dataset: str | None,
     repetition: int,
     normalised_by: tuple[tuple[float, ...] | None, ...],
+    whitened: bool,
     catalog: "Catalog",
-) -> "tuple[Path, DistilledSet | Callable[[DatasetInfo], DistilledSet], dict[str, Any]]":
-    """The set's path, the set (or what makes it, once the dataset is known), and the fields of its spec."""
+) -> "tuple[Path, DistilledSet | Callable[[ExampleSet], DistilledSet], dict[str, Any]]":
+    """The set's path, the set (or what makes it of the training examples), and the fields of its spec."""
     from ddbench.data import DistilledSet
 
     path = file / "distilled.safetensors" if (file / "distilled.safetensors").exists() else file
@@ -147,8 +153,8 @@ def _opened(
             f"{path} holds {count} images for the {classes} classes of {dataset}.", "Name the dataset it was made for."
         )
 
-    def for_dataset(info: "DatasetInfo") -> DistilledSet:
-        return foreign.as_set(info, mean, std)
+    def for_dataset(train: "ExampleSet") -> DistilledSet:
+        return foreign.as_set(train.info, mean, std, train.info.pixels(train.inputs) if whitened else None)
 
     fields = {"method": "foreign", "dataset": dataset, "protocol": "train/v1", "steps": 1}
     return path, for_dataset, {**fields, "images_per_class": count // classes}

@@ -8,7 +8,7 @@ import typer
 
 from ddbench.cli.output import failures_told, print_json
 from ddbench.cli.run import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins
-from ddbench.errors import DdbenchError, UsageError
+from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 from ddbench.options import KINDS, did_you_mean
 
 if TYPE_CHECKING:
@@ -115,10 +115,12 @@ def leaderboard(
         ]
         apart = [p for p in published(leaderboards) if dataset in (None, p.dataset) and method in (None, p.method)]
         if as_json:
+            from ddbench.fairness import of_row
+
             print_json(
                 {
                     "status": "ok",
-                    "rows": [row.model_dump() for row in rows],
+                    "rows": [{**row.model_dump(), "fairness": of_row(row, rows)} for row in rows],
                     "published": [figure.model_dump() for figure in apart],
                 }
             )
@@ -158,14 +160,19 @@ def _check(leaderboards: Path, as_json: bool) -> None:
 def verify(
     ctx: typer.Context,
     row: Annotated[str | None, typer.Argument(help="A run, or the beginning of a fingerprint.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every row whose artefact is there.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every row whose artefact, data and pretrained networks are here.")
+    ] = False,
+    networks: Annotated[
+        int | None, typer.Option(min=1, help="Evaluate on the first few of its networks only. [all]")
+    ] = None,
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate the distilled set of a row again and say whether its figure holds; exit code 1 when it does not.
 
-    Examples: `ddbench verify unrolled_gd-mnist-ipc1-9cd09d`, `ddbench verify --all`
+    Examples: `ddbench verify unrolled_gd-mnist-ipc1-9cd09d`, `ddbench verify --all --networks 3`
     """
     with failures_told(as_json=as_json, verbose=ctx.obj):
         from ddbench import verify as verifying
@@ -177,25 +184,30 @@ def verify(
         if every == (row is not None):
             raise UsageError("name one row, or --all.", "See the runs in: ddbench leaderboard")
         rows = [verifying.find(leaderboards, row)] if row is not None else read(leaderboards)
-        catalog, verdicts, passed_over = Catalog(plugin or []), {}, list[str]()
+        catalog, verdicts, missing, not_verified = Catalog(plugin or []), {}, list[str](), list[str]()
         with live() as reporter:
             for one in rows:
                 if every and not artifact_path(leaderboards, one.artifact_sha256).exists():
                     continue
                 try:
-                    verdict = verifying.verify(one, leaderboards, catalog, reporter)
+                    verdict = verifying.verify(one, leaderboards, catalog, reporter, networks=networks, fetch=not every)
                 except DdbenchError as error:
                     if not every:
                         raise
-                    passed_over.append(one.run_id)
+                    (missing if isinstance(error, MissingPrerequisite) else not_verified).append(one.run_id)
                     reporter.say(f"{one.run_id} could not be verified: {error.message} {error.hint}")
                     continue
                 verdicts[one.run_id] = {"holds": verdict.holds, "how": verdict.how, "mean": verdict.found.mean}
                 if not as_json:
                     typer.echo(f"{one.run_id}: {one.metric} {verdict.how}")
-        holds = all(verdict["holds"] for verdict in verdicts.values()) and not passed_over
+        holds = all(verdict["holds"] for verdict in verdicts.values()) and not not_verified
         if as_json:
-            print_json({"status": "ok" if holds else "failed", "rows": verdicts, "not_verified": passed_over})
+            status = "ok" if holds else "failed"
+            print_json({"status": status, "rows": verdicts, "missing": missing, "not_verified": not_verified})
+        elif every:
+            typer.echo(f"{len(verdicts)} rows verified, {len(missing)} passed over for what is not here.")
+        if every and not verdicts and not not_verified:
+            raise MissingPrerequisite("no row could be verified with what is here.", "See why above.")
     if not holds:
         raise typer.Exit(1)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddbench.data import DistilledSet
+from ddbench.fairness import of_row
 from ddbench.files import atomic_write
 from ddbench.leaderboard import PublishedRow, Row, groups, ranks
 from ddbench.render.pictures import draw_images
@@ -46,7 +47,10 @@ def write_site(
         loader=jinja2.PackageLoader("ddbench.render", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     grouped = [
-        [_entry(row, rank, leaderboards, catalog) for row, rank in zip(group, ranks(group), strict=True)]
+        [
+            {**_entry(row, rank, leaderboards, catalog), "fairness": of_row(row, rows)}
+            for row, rank in zip(group, ranks(group), strict=True)
+        ]
         for group in groups(rows).values()
     ]
     methods = sorted({row.method for row in rows})

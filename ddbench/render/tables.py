@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddbench.errors import DdbenchError
+from ddbench.fairness import fairness
 from ddbench.leaderboard import PublishedRow, Row, ranks
 from ddbench.render.live import duration
 from ddbench.results import RunFolder, RunResult
@@ -84,6 +85,10 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
     )
     for line in lines:
         yield f"  {line}"
+    means = {name: score.mean for name, score in result.companions.items()}
+    fair = fairness(result.primary, result.score.mean, means, hard=not result.artifact.soft_labels)
+    if "LRS" in fair:
+        yield "  in fractions: " + ", ".join(f"{name} {value:.3f}" for name, value in fair.items())
     for name in ("accuracy", "accuracy_others"):
         if name in result.scores and name != result.primary:
             yield f"  {name}  {score_text(name, result.scores[name])}"

@@ -1,0 +1,96 @@
+"""Networks trained a second by train/v1, against the research loop; same steps, same examples.
+
+    python benchmarks/evaluate.py lenet
+    python benchmarks/evaluate.py convnet --epochs 5
+
+The research loop trains one network after the other on all threads: stock modules, a shuffling DataLoader over the
+distilled images, `loss.backward()`, `torch.optim.SGD`. Ours is the protocol itself, with fewer epochs and a handful of
+test images. The two take turns in one process.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from ddbench import DatasetInfo, DistilledSet, ExampleSet
+from ddbench.builtin import networks
+from ddbench.builtin.inits import random
+from ddbench.builtin.objectives import classification
+from ddbench.environment import describe, keep_freed_memory
+from ddbench.protocols.base import Setting
+from ddbench.protocols.train import BATCH, DECAY, MOMENTUM, RATE, Train
+from ddbench.reporter import Silent
+from ddbench.task import Budget, Networks
+
+PER_CLASS = 10
+
+
+def research_loop(module: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, epochs: int) -> None:
+    network = copy.deepcopy(module)
+    loader = DataLoader(TensorDataset(inputs, labels), BATCH, shuffle=True)
+    optimizer = torch.optim.SGD(network.parameters(), RATE, MOMENTUM, weight_decay=DECAY)
+    network.train()
+    for epoch in range(epochs):
+        if epoch == epochs // 2:
+            optimizer.param_groups[0]["lr"] = RATE / 10
+        for images, targets in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(network(images), targets).backward()
+            optimizer.step()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=["lenet", "convnet"])
+    parser.add_argument("--networks", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+
+    shape = (1, 28, 28) if args.network == "lenet" else (3, 32, 32)
+    classes = tuple("0123456789")
+    info = DatasetInfo("benchmark", classes, shape, (0.0,) * shape[0], (1.0,) * shape[0], "image", "", False)
+    torch.manual_seed(0)
+    module = getattr(networks, args.network)(info)
+    inputs, labels = torch.randn(PER_CLASS * 10, *shape), torch.arange(10).repeat(PER_CLASS)
+    few = ExampleSet(inputs[:10], labels[:10], info)
+    protocol = Train("benchmark", "", args.epochs)
+    setting = Setting(
+        module,
+        few,
+        few,
+        classification(info),
+        Budget(PER_CLASS, 1, 1),
+        lambda side, generator: Networks(module, random, info, generator, side),
+    )
+    distilled = DistilledSet(inputs[None], labels[None])
+
+    def ours() -> float:
+        started = time.perf_counter()
+        protocol.evaluate([distilled], setting, args.networks, Silent())
+        return (time.perf_counter() - started) / args.networks
+
+    def theirs() -> float:
+        started = time.perf_counter()
+        research_loop(module, inputs, labels, args.epochs)
+        return time.perf_counter() - started
+
+    keep_freed_memory()
+    print(describe(torch.device("cpu")))
+    ours(), theirs()
+    rounds = [(theirs(), ours()) for _ in range(args.rounds)]
+    slow, fast = (1000 * statistics.median(column) / args.epochs for column in zip(*rounds, strict=True))
+    ratios = sorted(a / b for a, b in rounds)
+    print(f"research loop  {slow:.2f} ms a step and network")
+    print(f"ddbench        {fast:.2f} ms a step and network, {args.networks} networks")
+    print(f"ratio          {statistics.median(ratios):.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ddbench
+from ddbench.companions import FULL_DATA, FULL_NETWORKS
+from ddbench.environment import cache_dir
+from ddbench.fairness import augmentation_robust_score, fairness, label_robust_score, of_row
+from ddbench.leaderboard import read
+from ddbench.pools import list_pools
+
+SPEC = {"method": "herding", "network": "linear", "images_per_class": 1, "eval_networks": 2}
+
+
+def test_scores_by_hand():
+    found = fairness("accuracy", 0.7, {"random_subset": 0.5, "full_data": 0.9}, hard=True)
+    assert found["IOR"] == pytest.approx(0.2)
+    assert found["HLR"] == pytest.approx(0.2)
+    # alpha = .5 * .2 - .5 * .2 = 0, so (1 - 1/e) / (e - 1/e).
+    assert found["LRS"] == pytest.approx(0.26894142, abs=1e-7)
+    # beta = .5 * .1 + .5 * .3 = .2
+    assert augmentation_robust_score(0.1, 0.3) == pytest.approx((math.exp(0.2) - 1 / math.e) / (math.e - 1 / math.e))
+
+
+def test_what_does_not_apply_is_left_out():
+    companions = {"random_subset": 0.5, "full_data": 0.9}
+    assert set(fairness("accuracy", 0.7, companions, hard=False)) == {"IOR"}
+    assert fairness("attack_success", 0.7, companions, hard=True) == {}
+    assert fairness("accuracy", 0.7, {}, hard=True) == {}
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1))
+def test_robust_scores_lie_between_zero_and_one(improvement: float, recovery: float):
+    assert 0 <= label_robust_score(improvement, recovery) <= 1
+    assert 0 <= augmentation_robust_score(improvement, recovery) <= 1
+
+
+def test_a_run_is_held_against_networks_trained_on_all_the_data(tmp_path: Path):
+    result = ddbench.run(SPEC, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+    full = result.companions[FULL_DATA]
+    # Ten images cannot do what 1 400 do.
+    assert full.n == FULL_NETWORKS and full.mean > max(0.85, result.score.mean + 0.1)
+    pool = next(pool for pool in list_pools() if pool.spec.network.name == "linear")
+    assert pool.folder.parent.parent == cache_dir() and pool.count("evaluation") == FULL_NETWORKS
+    # What the run drew on stays apart from what it is held against.
+    assert result.pretrained == {}
+    [row] = read(tmp_path / "boards")
+    assert set(of_row(row, [row])) == {"IOR", "HLR", "LRS"}
+
+
+def test_a_protocol_without_networks_is_not(tmp_path: Path):
+    result = ddbench.run({**SPEC, "protocol": "knn/v1"}, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+    assert FULL_DATA not in result.companions
+
+
+def test_what_would_take_long_is_left_to_be_trained_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ddbench.companions.PATIENCE", 0.0)
+    monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "cache"))
+    said: list[str] = []
+
+    class Listening(ddbench.reporter.Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    result = ddbench.run(SPEC, runs=tmp_path / "runs", leaderboards=tmp_path / "boards", reporter=Listening())
+    assert result.status == "ok" and FULL_DATA not in result.companions
+    assert any("ddbench pretrain --dataset digits --network linear" in line for line in said)
+
+
+def test_augmentation_is_scored_over_two_rows_of_one_set(tmp_path: Path):
+    ddbench.run({**SPEC, "protocol": "knn/v1"}, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+    [row] = read(tmp_path / "boards")
+    companions = json.dumps({"random_subset": {"mean": 0.4, "std": 0.0, "n": 2}})
+    plain = row.model_copy(update={"protocol": "train/v1", "mean": 0.5, "companions": companions})
+    augmented = row.model_copy(update={"protocol": "train-dsa/v1", "mean": 0.7, "companions": companions})
+    for one in (plain, augmented):
+        assert of_row(one, [plain, augmented])["ARS"] == pytest.approx(augmentation_robust_score(0.3, 0.1))
+    other = augmented.model_copy(update={"seed": 1})
+    assert "ARS" not in of_row(plain, [plain, other])
