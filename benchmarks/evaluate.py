@@ -14,6 +14,7 @@ import statistics
 import time
 
 import torch
+from stock import as_usual
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -32,7 +33,7 @@ PER_CLASS = 10
 
 
 def research_loop(module: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, epochs: int) -> None:
-    network = copy.deepcopy(module)
+    network = copy.deepcopy(as_usual(module))
     loader = DataLoader(TensorDataset(inputs, labels), BATCH, shuffle=True)
     optimizer = torch.optim.SGD(network.parameters(), RATE, MOMENTUM, weight_decay=DECAY)
     network.train()

@@ -13,6 +13,7 @@ import statistics
 import time
 
 import torch
+from stock import as_usual
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -25,7 +26,7 @@ from ddbench.training import Recipe, train_each
 
 
 def textbook(module: nn.Module, examples, recipe: Recipe) -> float:
-    own, started = copy.deepcopy(module), time.perf_counter()
+    own, started = copy.deepcopy(as_usual(module)), time.perf_counter()
     loader = DataLoader(TensorDataset(examples.inputs, examples.labels), recipe.batch, shuffle=True, drop_last=True)
     optimizer = torch.optim.Adam(own.parameters(), recipe.lr, betas=(0.5, 0.999))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)

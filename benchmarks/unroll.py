@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from stock import as_usual
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -101,6 +102,7 @@ def main() -> None:
     )
     torch.manual_seed(0)
     modules = [getattr(networks, args.network)(info) for _ in range(args.networks)]
+    stock = as_usual(modules[0])
     params = {
         name: torch.stack([module.get_parameter(name).detach() for module in modules])
         for name, _ in modules[0].named_parameters()
@@ -112,7 +114,7 @@ def main() -> None:
         return meta_gradient(modules[0], params, inputs, labels, lrs, F.cross_entropy, real, y, memory=args.memory)
 
     def reference() -> object:
-        return textbook(modules[0], params, inputs, labels, lrs, real, y)
+        return textbook(stock, params, inputs, labels, lrs, real, y)
 
     keep_freed_memory()
     ours(), reference()
@@ -127,7 +129,7 @@ def main() -> None:
         f"ratio     {statistics.median(ratios):.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds)"
     )
     if args.compile:
-        print(f"compiled  {compiled(modules[0], params, real, y)}")
+        print(f"compiled  {compiled(stock, params, real, y)}")
     print(f"reached   {rate / 1e9:.0f} of {best / 1e9:.0f} GFLOP/s of a matrix product ({rate / best:.0%})")
 
 

@@ -92,10 +92,12 @@ class Bench:
 
         Raises `UsageError` where a pool has fewer than the spec asks for.
         """
-        protocol = get_protocol(self.spec.protocol)
-        for side, count in protocol.networks_needed(self.eval_networks).items():
+        needed = get_protocol(self.spec.protocol).networks_needed(self.eval_networks)
+        for side, count in needed.items():
             self.setting.networks(side, torch.Generator()).sample(count)
-        self.task(torch.Generator()).networks.sample(1)
+        # Where scoring takes none, a method that does without them must not wait for a pool either.
+        if needed:
+            self.task(torch.Generator()).networks.sample(1)
 
     @property
     def eval_networks(self) -> int:

@@ -95,7 +95,8 @@ def _unwhitened(images: Tensor, training: Tensor) -> Tensor:
     centred = flat - mean
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
     back = vectors * (values.clamp(min=0) + ZCA_EPS).sqrt() @ vectors.T
-    return (images.flatten(1) @ back + mean).view_as(images)
+    pixels: Tensor = images.flatten(1) @ back + mean
+    return pixels.view_as(images)
 
 
 def read(path: Path, repetition: int = 0) -> ForeignSet:

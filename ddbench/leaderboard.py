@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -248,65 +247,6 @@ def published(folder: Path) -> list[PublishedRow]:
         return [PublishedRow.model_validate({**line, "std": line["std"] or None}) for line in lines]
     except (csv.Error, KeyError, TypeError, pydantic.ValidationError) as error:
         raise _foreign(path, "it does not hold published figures") from error
-
-
-def groups(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
-    """Rows that may be ranked against one another, best first, each group under what its rows share.
-
-    Only rows of the same objective, metric, target, data (by content), total IPC and steps, protocol, network, label
-    regime and init distribution of scoring compare; what they were distilled for is the method's own choice.
-    """
-    grouped: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        budget = f"IPC {row.images_per_class}, {row.steps}x{row.epochs} steps"
-        data = (row.dataset, row.dataset_hash, str(row.train_images))
-        networks = (row.network, row.network_options, row.eval_init, row.eval_init_options)
-        aim = (row.objective, row.objective_options, row.target, row.metric)
-        grouped.setdefault((*data, *networks, *aim, budget, row.protocol, row.label_regime), []).append(row)
-    return {
-        key: sorted(group, key=lambda row: row.mean, reverse=group[0].higher_is_better)
-        for key, group in grouped.items()
-    }
-
-
-def ranks(group: Sequence[Row]) -> list[int]:
-    """The rank of each row of a group that is ordered best first: one more than the rows that are shown to be better.
-
-    A row is shown better than another when their 95 % intervals do not overlap (a single network counts as its figure
-    alone), so rows whose intervals overlap can share a rank.
-    """
-
-    def bounds(row: Row) -> tuple[float, float]:
-        low, high = (row.mean if bound is None else bound for bound in (row.low, row.high))
-        return (low, high) if row.higher_is_better else (-high, -low)
-
-    return [1 + sum(bounds(other)[0] > bounds(row)[1] for other in group) for row in group]
-
-
-def seeds_of(rows: Iterable[Row], row: Row) -> dict[int, Row]:
-    """The rows that differ from `row` in nothing but the seed of the distillation, itself included, by seed."""
-    same = [name for name in COLUMNS if name.endswith("_options") or name in _SAME_BUT_SEED]
-    return {r.seed: r for r in rows if all(getattr(r, name) == getattr(row, name) for name in same)}
-
-
-_SAME_BUT_SEED = (
-    "method",
-    "method_source",
-    "dataset",
-    "dataset_hash",
-    "network",
-    "sample_shape",
-    "init",
-    "eval_init",
-    "objective",
-    "target",
-    "images_per_class",
-    "steps",
-    "epochs",
-    "protocol",
-    "metric",
-    "n",
-)
 
 
 def identity(row: Row) -> tuple[str, ...]:

@@ -6,23 +6,9 @@ from pathlib import Path
 import pytest
 
 from ddbench.errors import DdbenchError, UsageError
-from ddbench.leaderboard import COLUMNS, Row, append, comparison, groups, path_for, read
+from ddbench.leaderboard import COLUMNS, append, comparison, path_for, read
 from ddbench.spec import RunSpec
-
-COMPARED = (
-    "dataset", "dataset_hash", "network", "network_options", "eval_init", "eval_init_options",
-    "protocol", "label_regime", "metric", "objective", "objective_options", "target",
-)  # fmt: skip
-
-
-def make_row(**changes: object) -> Row:
-    fields: dict[str, object] = {}
-    for name, field in Row.model_fields.items():
-        fields[name] = {int: 1, float: 0.5, bool: True}.get(field.annotation, "x")  # type: ignore[arg-type]
-    fields |= dict(
-        std=0.1, low=0.4, high=0.6, n=2, values="[0.4, 0.6]", companions='{"random": {"mean": 0.2, "std": 0.1, "n": 2}}'
-    )
-    return Row.model_validate({**fields, **changes})
+from tests.rows import make_row
 
 
 def test_rows_survive_the_file(tmp_path: Path):
@@ -94,21 +80,6 @@ def test_a_missing_last_newline_is_mended(tmp_path: Path):
     path.write_text(path.read_text().rstrip("\n"))
     append(path, make_row(fingerprint="b"))
     assert [row.fingerprint for row in read(tmp_path)] == ["a", "b"]
-
-
-def test_only_what_compares_shares_a_ranking():
-    rows = [make_row(), *(make_row(**{column: "other"}) for column in COMPARED)]
-    rows += [make_row(images_per_class=2), make_row(method="other"), make_row(seed=5)]
-    sizes = [len(group) for group in groups(rows).values()]
-    assert sizes == [3] + [1] * (len(COMPARED) + 1)
-
-
-def test_groups_are_best_first_whichever_way_is_better():
-    rows = [make_row(mean=m, seed=i) for i, m in enumerate((0.2, 0.9, 0.5))]
-    [group] = groups(rows).values()
-    assert [row.mean for row in group] == [0.9, 0.5, 0.2]
-    [group] = groups([row.model_copy(update={"higher_is_better": False}) for row in rows]).values()
-    assert [row.mean for row in group] == [0.2, 0.5, 0.9]
 
 
 def test_rows_of_ten_thousand_networks(tmp_path: Path):

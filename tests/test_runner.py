@@ -182,7 +182,7 @@ def test_companions_are_computed_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_companion_has_none_of_itself(tmp_path: Path):
     result, _ = start(tmp_path, method="random_subset")
-    assert result.companions == {}
+    assert list(result.companions) == ["full_data"]
     assert result.selected.startswith("rate ")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ddbench.catalog import Catalog
-from ddbench.leaderboard import published, ranks, read
+from ddbench.leaderboard import published, read
 from ddbench.render.site import write_site
 from ddbench.runner import run
 
@@ -140,18 +140,16 @@ def test_everything_has_a_name(page):
     assert page.get_attribute("html", "lang") == "en"
 
 
-def test_ranks_are_shared_where_intervals_overlap(site):
-    rows = read(site.parents[1] / "boards")
-    template = rows[0]
-
-    def make(mean: float, half: float | None):
-        low, high = (None, None) if half is None else (mean - half, mean + half)
-        return template.model_copy(update={"mean": mean, "low": low, "high": high})
-
-    group = [make(0.9, 0.02), make(0.89, 0.02), make(0.85, 0.01), make(0.6, None)]
-    assert ranks(group) == [1, 1, 3, 4]
-    worse = [row.model_copy(update={"higher_is_better": False}) for row in reversed(group)]
-    assert ranks(worse) == [1, 2, 3, 3]
+def test_seeds_share_a_line(ddbench, tmp_path):
+    for seed in (0, 1):
+        ddbench("run", "-m", "herding", "--network", "linear", "--eval-networks", 3, "--seed", seed)
+    told = ddbench("leaderboard").out
+    assert "2 x 3" in told and "and 1 other" in told
+    assert ddbench("leaderboard", "--html", "page").code == 0
+    shown = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "page" / "index.html").read_text())[1])
+    [[line]] = shown["groups"]
+    assert [one["seed"] for one in line["seeds"]] == [0, 1]
+    assert line["mean"] == pytest.approx(sum(one["mean"] for one in line["seeds"]) / 2)
 
 
 def test_commands_make_the_same_spec(ddbench, site):

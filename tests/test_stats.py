@@ -1,8 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from ddbench.stats import summarise
+from ddbench.stats import crossed, summarise
 
 
 def test_agrees_with_scipy():
@@ -50,3 +52,28 @@ def test_differences_in_pairs():
     assert not paired([[0.5]], [[0.4]]).shown
     with pytest.raises(ValueError, match="pair up"):
         paired([[0.5, 0.4]], [[0.4]])
+
+
+def test_over_seeds_and_networks_the_interval_covers_the_mean_as_often_as_it_says():
+    """Simulated: variances of seeds, networks and the rest that are all there, 3 seeds on 20 networks."""
+    draw, hits, trials = np.random.default_rng(0), 0, 400
+    for _ in range(trials):
+        seeds, networks = draw.normal(0, 0.02, (3, 1)), draw.normal(0, 0.03, (1, 20))
+        score = crossed((0.8 + seeds + networks + draw.normal(0, 0.02, (3, 20))).tolist())
+        assert score.low is not None and score.high is not None
+        hits += score.low <= 0.8 <= score.high
+    assert 0.92 <= hits / trials <= 0.99
+
+
+def test_over_seeds_and_networks_by_hand():
+    # Seeds differ by .2, networks by .1, and nothing is left: MS_a = 2 * 2 * .01, MS_b = 2 * 2 * .0025, MS_e = 0.
+    score = crossed([[0.4, 0.5], [0.6, 0.7]])
+    assert score.mean == pytest.approx(0.55)
+    half = stats.t.ppf(0.975, 0.05**2 / (0.04**2 + 0.01**2)) * math.sqrt(0.05 / 4)
+    assert score.high == pytest.approx(0.55 + half)
+    assert crossed([[0.4, 0.6]]) == summarise([0.4, 0.6])
+    assert crossed([[0.4], [0.6]]) == summarise([0.4, 0.6])
+    same = crossed([[0.5, 0.5], [0.5, 0.5]])
+    assert (same.low, same.high) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="different numbers"):
+        crossed([[0.4, 0.6], [0.5]])

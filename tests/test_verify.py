@@ -142,7 +142,7 @@ def test_the_first_few_networks_are_those_of_the_row(catalog, boards):
 
 def test_what_is_not_here_is_passed_over(ddbench, boards, monkeypatch, tmp_path):
     monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "elsewhere"))
-    pool = ["--init", "random_pretrained", "--set", "init.count=2", "--set", "init.held_out=9", "--set", "init.steps=5"]
+    pool = ["--init", "random_pretrained", "--set", "init.count=5", "--set", "init.held_out=2", "--set", "init.steps=5"]
     common = ["--network", "linear", "--eval-networks", 2, "--leaderboards", boards]
     assert ddbench("run", "-m", "random_subset", *pool, *common).code == 0
     monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "empty"))

@@ -35,17 +35,18 @@ def lenet(info: DatasetInfo) -> nn.Module:
 
     LeCun et al. 1998 with ReLU and max-pooling, as in Wang et al. 2018: padding 2 below 32 pixels, 0 from there on.
     """
+    # Pooling comes before ReLU: the maximum of what ReLU leaves is ReLU of the maximum, on a quarter of the values.
     channels, size = _image_size(info, "lenet", 12)
     padding = 2 if size < 32 else 0
     side = ((size + 2 * padding - 4) // 2 - 4) // 2
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, 6, 5, padding=padding),
-            relu1=nn.ReLU(),
             pool1=nn.MaxPool2d(2),
+            relu1=nn.ReLU(),
             conv2=nn.Conv2d(6, 16, 5),
-            relu2=nn.ReLU(),
             pool2=nn.MaxPool2d(2),
+            relu2=nn.ReLU(),
             flatten=nn.Flatten(),
             fc1=nn.Linear(16 * side * side, 120),
             relu3=nn.ReLU(),

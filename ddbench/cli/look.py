@@ -105,7 +105,8 @@ def leaderboard(
         if check:
             _check(leaderboards, as_json)
             return
-        from ddbench.leaderboard import groups, published, read
+        from ddbench.leaderboard import published, read
+        from ddbench.ranking import groups
         from ddbench.render.tables import published_table, ranking
 
         rows = [
@@ -224,14 +225,16 @@ def compare(
     Example: `ddbench compare unrolled_gd-mnist-ipc10-958f79 herding-mnist-ipc10-1f0c22`
     """
     with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench.leaderboard import groups, read, seeds_of
+        from ddbench.leaderboard import read
+        from ddbench.ranking import groups, seeds_of
         from ddbench.render.tables import difference_line
         from ddbench.stats import paired
         from ddbench.verify import find
 
         rows = read(leaderboards)
         one, two = find(leaderboards, first), find(leaderboards, second)
-        if not any(one in group and two in group for group in groups(rows).values()):
+        together = [[row for line in group for row in line.rows] for group in groups(rows)]
+        if not any(one in group and two in group for group in together):
             raise UsageError(
                 f"{one.run_id} and {two.run_id} do not share a ranking.",
                 "Rows compare that have data, network, init of scoring, budget, objective and protocol in common.",

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ddbench.cli.output import failures_told, print_json
-from ddbench.cli.run import Json, Plugins, warn_of_broken
+from ddbench.cli.run import Json, Plugins, merged, warn_of_broken
 
 
 def pretrain(
@@ -21,6 +21,10 @@ def pretrain(
         typer.Option("--sample-shape", help="Convert images to this shape.", metavar="CHANNELS HEIGHT WIDTH"),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Option of the network or dataset (repeatable).", metavar="network.KEY=VALUE"),
+    ] = None,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -31,19 +35,22 @@ def pretrain(
     Example: `ddbench pretrain --dataset mnist --network lenet --count 200 --held-out 20`
     """
     with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench.bench import complete
+        from ddbench.bench import complete, usual_network
         from ddbench.catalog import Catalog
         from ddbench.environment import keep_freed_memory, resolve_device
+        from ddbench.options import parse_assignments
         from ddbench.pools import Pools
         from ddbench.render.live import live
         from ddbench.render.tables import pool_summary
-        from ddbench.spec import RunSpec
         from ddbench.training import Recipe
 
         catalog = Catalog(plugin or [])
         warn_of_broken(catalog)
-        fields = {"method": "none", "dataset": dataset, "network": network, "sample_shape": shape, "device": device}
-        spec, _ = complete(RunSpec.parse(fields), catalog, with_method=False)
+        flags = {"method": "none", "dataset": dataset, "network": network, "sample_shape": shape, "device": device}
+        settings = parse_assignments(assignments or [])
+        if network is None and any(key.startswith("network.") for key in settings):
+            flags["network"] = usual_network(catalog.get("dataset", dataset)).name
+        spec, _ = complete(merged({}, flags, settings, set()), catalog, with_method=False)
         keep_freed_memory()
         with live() as reporter:
             pool = Pools(spec, catalog, resolve_device(device), reporter).open(count, held_out, Recipe(steps, lr))

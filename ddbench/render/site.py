@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ddbench.data import DistilledSet
 from ddbench.fairness import of_row
 from ddbench.files import atomic_write
-from ddbench.leaderboard import PublishedRow, Row, groups, ranks
+from ddbench.leaderboard import PublishedRow, Row
+from ddbench.ranking import Line, groups, ranks
 from ddbench.render.pictures import draw_images
 from ddbench.render.tables import in_percent
 from ddbench.results import artifact_path, curve_path
@@ -48,10 +49,10 @@ def write_site(
     )
     grouped = [
         [
-            {**_entry(row, rank, leaderboards, catalog), "fairness": of_row(row, rows)}
-            for row, rank in zip(group, ranks(group), strict=True)
+            {**_entry(line, rank, leaderboards, catalog), "fairness": of_row(line.first, rows)}
+            for line, rank in zip(group, ranks(group), strict=True)
         ]
-        for group in groups(rows).values()
+        for group in groups(rows)
     ]
     methods = sorted({row.method for row in rows})
     content = {
@@ -70,13 +71,16 @@ def write_site(
     return path
 
 
-def _entry(row: Row, rank: int, leaderboards: Path, catalog: "Catalog") -> dict[str, Any]:
+def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dict[str, Any]:
+    row = line.first
     artifact = artifact_path(leaderboards, row.artifact_sha256)
     distilled = DistilledSet.load(artifact) if artifact.exists() else None
     curve = curve_path(leaderboards, row.artifact_sha256)
     return {
         **{name: getattr(row, name) for name in SHOWN},
+        **{name: getattr(line.score, name) for name in ("mean", "std", "low", "high")},
         "rank": rank,
+        "seeds": [{"seed": one.seed, "mean": one.mean} for one in line.rows],
         "percent": in_percent(row.metric),
         "options": json.loads(row.method_options),
         "metrics": json.loads(row.metrics),

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from ddbench.errors import DdbenchError
 from ddbench.fairness import fairness
-from ddbench.leaderboard import PublishedRow, Row, ranks
+from ddbench.leaderboard import PublishedRow, Row
+from ddbench.ranking import Line, ranks
 from ddbench.render.live import duration
 from ddbench.results import RunFolder, RunResult
 from ddbench.spec import Choice, RunSpec, Sweep
@@ -230,13 +231,13 @@ def card(component: "Component") -> None:
     console.print(table)
 
 
-def ranking(groups: Mapping[tuple[str, ...], Sequence[Row]]) -> None:
+def ranking(groups: Sequence[Sequence[Line]]) -> None:
     """Print each group of comparable rows, best first; what it cost, where there is room for it."""
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=160)
-    for rows in groups.values():
-        first = rows[0]
+    for lines in groups:
+        first = lines[0].first
         title = (
             f"{first.dataset}, {first.images_per_class} images per class, {first.steps} x {first.epochs} steps, "
             f"{first.network} from {first.eval_init}, {first.protocol}"
@@ -246,7 +247,7 @@ def ranking(groups: Mapping[tuple[str, ...], Sequence[Row]]) -> None:
         regime = "" if first.label_regime == "hard" else f", {first.label_regime} labels"
         console.print(Text(title + regime + (f", target {first.target}" if first.target else ""), style="bold"))
         table = Table(box=None, pad_edge=False)
-        names = sorted({name for row in rows for name in row.companion_scores()})
+        names = sorted({name for line in lines for name in line.first.companion_scores()})
         wide = console.width >= 120
         # What a method must not give up for its score: under poisoning, the accuracy.
         beside = [m for m in ("accuracy", "accuracy_others") if m != first.metric and m in json.loads(first.metrics)]
@@ -255,22 +256,24 @@ def ranking(groups: Mapping[tuple[str, ...], Sequence[Row]]) -> None:
         for heading in ("", "method", first.metric, "95 % interval", "n", *beside, *gains, *cost, "run"):
             left = heading in ("method", "run")
             table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=left)
-        for rank, row in zip(ranks(rows), rows, strict=True):
+        for rank, line in zip(ranks(lines), lines, strict=True):
+            row, mean, seeds = line.first, line.score.mean, len(line.rows)
             found = row.companion_scores()
             sign = 1 if row.higher_is_better else -1
             gained = [
-                points(row.metric, sign * (row.mean - found[name]["mean"])) if name in found else "" for name in names
+                points(row.metric, sign * (mean - found[name]["mean"])) if name in found else "" for name in names
             ]
+            each = [json.loads(one.metrics) for one in line.rows]
             table.add_row(
                 str(rank),
                 row.method,
-                number(row.metric, row.mean),
-                _interval(row),
-                str(row.n),
-                *(number(name, json.loads(row.metrics)[name]) for name in beside),
+                number(row.metric, mean),
+                _interval(row.metric, line.score),
+                f"{seeds} x {row.n}" if seeds > 1 else str(row.n),
+                *(number(name, sum(metrics[name] for metrics in each) / seeds) for name in beside),
                 *gained,
                 *((f"{row.bytes / 1000:.1f}", duration(row.seconds_distill)) if wide else ()),
-                row.run_id,
+                row.run_id + (f" and {seeds - 1} other{'s' * (seeds > 2)}" if seeds > 1 else ""),
             )
         console.print(table)
         console.print()
@@ -349,10 +352,10 @@ def plugin_table(catalog: "Catalog") -> None:
         console.print(Text(f"\nWarning: {broken}", style="yellow"))
 
 
-def _interval(row: Row) -> str:
-    if row.low is None or row.high is None:
+def _interval(metric: str, score: Score) -> str:
+    if score.low is None or score.high is None:
         return "-"
-    return f"{number(row.metric, row.low).removesuffix(' %')} to {number(row.metric, row.high)}"
+    return f"{number(metric, score.low).removesuffix(' %')} to {number(metric, score.high)}"
 
 
 def _type(field: Mapping[str, Any]) -> str:

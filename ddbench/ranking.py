@@ -1,0 +1,105 @@
+"""Which rows compare, as lines over seeds, and their ranks."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ddbench.leaderboard import COLUMNS, Row
+from ddbench.stats import Score, crossed
+
+_SAME_BUT_SEED = (
+    "method",
+    "method_source",
+    "dataset",
+    "dataset_hash",
+    "network",
+    "sample_shape",
+    "init",
+    "eval_init",
+    "objective",
+    "target",
+    "images_per_class",
+    "steps",
+    "epochs",
+    "protocol",
+    "metric",
+    "n",
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a ranking: the rows that differ in nothing but the seed of the distillation, by seed.
+
+    `score` is over networks, and over seeds where there are several (`crossed`).
+    """
+
+    rows: tuple[Row, ...]
+    score: Score
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "Line":
+        """The line of rows that differ in their seed; a single row's figures are its own."""
+        ordered = tuple(sorted(rows, key=lambda row: row.seed))
+        first = ordered[0]
+        if len(ordered) == 1:
+            values = json.loads(first.values)
+            return cls(ordered, Score(mean=first.mean, std=first.std, low=first.low, high=first.high, n=first.n,
+                                      values=values))  # fmt: skip
+        return cls(ordered, crossed([json.loads(row.values) for row in ordered]))
+
+    @property
+    def first(self) -> Row:
+        """The row of the lowest seed, which stands for what all have in common."""
+        return self.rows[0]
+
+
+def groups(rows: Iterable[Row]) -> list[list[Line]]:
+    """Lines that may be ranked against one another, best first.
+
+    Only rows of the same objective, metric, target, data (by content), total IPC and steps, protocol, network, label
+    regime and init distribution of scoring compare; what they were distilled for is the method's own choice.
+    """
+    grouped: dict[tuple[str, ...], dict[tuple[str, ...], list[Row]]] = {}
+    for row in rows:
+        budget = f"IPC {row.images_per_class}, {row.steps}x{row.epochs} steps"
+        data = (row.dataset, row.dataset_hash, str(row.train_images))
+        networks = (row.network, row.network_options, row.eval_init, row.eval_init_options)
+        aim = (row.objective, row.objective_options, row.target, row.metric)
+        group = grouped.setdefault((*data, *networks, *aim, budget, row.protocol, row.label_regime), {})
+        group.setdefault(_but_seed(row), []).append(row)
+    found = []
+    for group in grouped.values():
+        lines = [line for same in group.values() for line in _lines(same)]
+        found.append(sorted(lines, key=lambda line: line.score.mean, reverse=lines[0].first.higher_is_better))
+    return found
+
+
+def _lines(same: Sequence[Row]) -> list[Line]:
+    """One line for all seeds, or a line each where a seed was run twice: over other pools, say."""
+    if len({row.seed for row in same}) == len(same):
+        return [Line.of(same)]
+    return [Line.of([row]) for row in same]
+
+
+def ranks(group: Sequence[Line]) -> list[int]:
+    """The rank of each line of a group: one more than the lines that are shown to be better.
+
+    A line is shown better than another when their 95 % intervals do not overlap (a single network counts as its figure
+    alone), so lines whose intervals overlap can share a rank.
+    """
+
+    def bounds(line: Line) -> tuple[float, float]:
+        low, high = (line.score.mean if bound is None else bound for bound in (line.score.low, line.score.high))
+        return (low, high) if line.first.higher_is_better else (-high, -low)
+
+    return [1 + sum(bounds(other)[0] > bounds(line)[1] for other in group) for line in group]
+
+
+def seeds_of(rows: Iterable[Row], row: Row) -> dict[int, Row]:
+    """The rows that differ from `row` in nothing but the seed of the distillation, itself included, by seed."""
+    return {r.seed: r for r in rows if _but_seed(r) == _but_seed(row)}
+
+
+def _but_seed(row: Row) -> tuple[str, ...]:
+    return tuple(str(getattr(row, name)) for name in COLUMNS if name.endswith("_options") or name in _SAME_BUT_SEED)
