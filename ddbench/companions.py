@@ -25,7 +25,7 @@ from ddbench.unroll import unstack
 
 FULL_DATA = "full_data"
 FULL_NETWORKS = 5
-PATIENCE = 180
+PATIENCE = 60
 """Seconds that networks are trained on the full data for unasked."""
 
 

@@ -14,7 +14,7 @@ from ddbench.files import atomic_write
 from ddbench.leaderboard import PublishedRow, Row
 from ddbench.ranking import Line, groups, ranks
 from ddbench.render.pictures import draw_images
-from ddbench.render.tables import in_percent
+from ddbench.render.tables import bounds, in_percent
 from ddbench.results import artifact_path, curve_path
 from ddbench.spec import PARTS, Choice, RunSpec
 from ddbench.verify import spec_of
@@ -78,7 +78,9 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
     curve = curve_path(leaderboards, row.artifact_sha256)
     return {
         **{name: getattr(row, name) for name in SHOWN},
-        **{name: getattr(line.score, name) for name in ("mean", "std", "low", "high")},
+        "mean": line.score.mean,
+        "std": line.score.std,
+        **dict(zip(("low", "high"), bounds(row.metric, line.score) or (None, None), strict=True)),
         "rank": rank,
         "seeds": [{"seed": one.seed, "mean": one.mean} for one in line.rows],
         "percent": in_percent(row.metric),

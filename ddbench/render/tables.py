@@ -45,12 +45,20 @@ def points(metric: str, gap: float) -> str:
     return f"{100 * gap:+.1f}" if in_percent(metric) else f"{gap:+.3g}"
 
 
+def bounds(metric: str, score: Score) -> tuple[float, float] | None:
+    """The interval as far as the metric can reach: Student's t of two networks knows no 100 %."""
+    if score.low is None or score.high is None:
+        return None
+    return (max(0.0, score.low), min(1.0, score.high)) if in_percent(metric) else (score.low, score.high)
+
+
 def score_text(metric: str, score: Score) -> str:
     """`88.1 % (std 1.2, 95 % interval 87.5 to 88.6, 20 networks)`."""
-    if score.std is None or score.low is None or score.high is None:
+    interval = bounds(metric, score)
+    if score.std is None or interval is None:
         return f"{number(metric, score.mean)} (1 network, so no interval)"
     scale = 100 if in_percent(metric) else 1
-    low, high, std = (f"{scale * v:.{1 if scale == 100 else 4}f}" for v in (score.low, score.high, score.std))
+    low, high, std = (f"{scale * v:.{1 if scale == 100 else 4}f}" for v in (*interval, score.std))
     return f"{number(metric, score.mean)} (std {std}, 95 % interval {low} to {high}, n={score.n})"
 
 
@@ -353,9 +361,10 @@ def plugin_table(catalog: "Catalog") -> None:
 
 
 def _interval(metric: str, score: Score) -> str:
-    if score.low is None or score.high is None:
+    interval = bounds(metric, score)
+    if interval is None:
         return "-"
-    return f"{number(metric, score.low).removesuffix(' %')} to {number(metric, score.high)}"
+    return f"{number(metric, interval[0]).removesuffix(' %')} to {number(metric, interval[1])}"
 
 
 def _type(field: Mapping[str, Any]) -> str:

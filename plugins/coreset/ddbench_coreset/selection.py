@@ -1,5 +1,7 @@
 """Selection rules on a matrix of features, each returning indices in the order they were chosen."""
 
+import heapq
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -42,6 +44,133 @@ def greedy_k_center(features: Float[Tensor, "n d"], count: int, first: int) -> I
         nearest[chosen] = -1.0
         chosen.append(int(nearest.argmax()))
     return torch.tensor(chosen)
+
+
+def facility_location(similarity: Float[Tensor, "n n"], count: int) -> Int[Tensor, " count"]:
+    """Lazy greedy maximum of f(S) = sum_i max_{j in S} s_ij, for similarities that are not negative.
+
+    f is monotone and submodular, so the greedy set has at least 1 - 1/e of the best value (Nemhauser et al. 1978), and
+    an old gain bounds a new one from above (Minoux 1978): only the examples at the top of a heap are looked at again.
+    `similarity` is symmetric. Ties go to the first. Raises `ValueError` when `count` is more than n.
+    """
+    _check(similarity, count)
+    covered = torch.zeros_like(similarity[0])
+    heap = [(-gain, j) for j, gain in enumerate(similarity.sum(0).tolist())]
+    heapq.heapify(heap)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        _, j = heapq.heappop(heap)
+        gain = float((similarity[j] - covered).clamp(min=0).sum())
+        if heap and (-gain, j) > heap[0]:
+            heapq.heappush(heap, (-gain, j))
+            continue
+        chosen.append(j)
+        covered = torch.maximum(covered, similarity[j])
+    return torch.tensor(chosen)
+
+
+def graph_cut(features: Float[Tensor, "n d"], count: int, penalty: float) -> Int[Tensor, " count"]:
+    """Greedy maximum of f(S) = sum_{i, j in S} s_ij over all i, less `penalty` sum_{i, j in S} s_ij, s = <f_i, f_j>.
+
+    The gain of j is <f_j, F> - penalty (2 <f_j, T> + |f_j|^2) with F the sum of all features and T of those chosen:
+    one matrix-vector product a choice, no n x n matrix (Iyer and Bilmes 2013; Iyer et al. 2021). Ties go to the first.
+    Raises `ValueError` when `count` is more than n.
+    """
+    _check(features, count)
+    features = features.double()
+    squares, gains = features.square().sum(1), features @ features.sum(0)
+    gains = gains - penalty * squares
+    chosen: list[int] = []
+    for _ in range(count):
+        gains[chosen] = -torch.inf
+        best = int(gains.argmax())
+        chosen.append(best)
+        gains -= 2 * penalty * (features @ features[best])
+    return torch.tensor(chosen)
+
+
+def k_medoids(distances: Float[Tensor, "n n"], count: int, iterations: int) -> Int[Tensor, " count"]:
+    """Medoids that make the sum of distances to the nearest small: greedy start, then Voronoi iteration.
+
+    The start is BUILD of Kaufman and Rousseeuw (1990): the next medoid is the one that lowers the sum most. Then, as in
+    Park and Jun (2009), each example goes to its nearest medoid and each cluster's medoid becomes the member with the
+    least sum of distances to the others, until nothing changes; the sum never rises. Ties go to the first.
+    Raises `ValueError` when `count` is more than n.
+    """
+    _check(distances, count)
+    nearest = torch.full_like(distances[0], torch.inf)
+    chosen: list[int] = []
+    for _ in range(count):
+        sums = torch.minimum(distances, nearest).sum(1)
+        sums[chosen] = torch.inf
+        chosen.append(int(sums.argmin()))
+        nearest = torch.minimum(nearest, distances[chosen[-1]])
+    for _ in range(iterations):
+        owner = distances[:, chosen].argmin(1)
+        # A medoid is its own: a duplicate of another one keeps at least itself.
+        owner[chosen] = torch.arange(count, device=owner.device)
+        moved = []
+        for cluster in range(count):
+            members = torch.nonzero(owner == cluster).flatten()
+            moved.append(int(members[distances[members][:, members].sum(1).argmin()]))
+        if moved == chosen:
+            break
+        chosen = moved
+    return torch.tensor(chosen)
+
+
+def matching_pursuit(
+    vectors: Float[Tensor, "n d"], target: Float[Tensor, " d"], count: int, ridge: float
+) -> Int[Tensor, " count"]:
+    """Orthogonal matching pursuit: vectors whose weighted sum, with weights >= 0, comes close to `target`.
+
+    The next is the one with the largest product with what is left; then all weights are fitted again, least squares
+    with `ridge` times their squares (Killamsetty et al. 2021, GRAD-MATCH, Algorithm 2). Ties go to the first. Raises
+    `ValueError` when `count` is more than n.
+    """
+    import numpy as np
+    from scipy.optimize import nnls
+
+    _check(vectors, count)
+    vectors, target = vectors.double(), target.double()
+    left, chosen = target, list[int]()
+    for _ in range(count):
+        products = vectors @ left
+        products[chosen] = -torch.inf
+        chosen.append(int(products.argmax()))
+        columns = vectors[chosen].T.cpu().numpy()
+        # |A w - b|^2 + ridge |w|^2 as one least-squares problem.
+        stacked = np.vstack([columns, np.sqrt(ridge) * np.eye(len(chosen))])
+        weights, _ = nnls(stacked, np.concatenate([target.cpu().numpy(), np.zeros(len(chosen))]))
+        left = target - vectors[chosen].T @ torch.from_numpy(weights).to(target)
+    return torch.tensor(chosen)
+
+
+def stratified(
+    scores: Float[Tensor, " n"], count: int, strata: int, cut: float, generator: torch.Generator
+) -> Int[Tensor, " count"]:
+    """Coverage-centric choice: without the `cut` share of lowest scores, as many as possible from each range of scores.
+
+    The range of scores is cut into `strata` of equal width; from the least populated on, each gives its share of what
+    is still to be chosen, at random, or all it has (Zheng et al. 2023, CCS, Algorithm 1). No more is cut than leaves
+    `count`. Raises `ValueError` when `count` is more than n.
+    """
+    _check(scores[:, None], count)
+    order = torch.argsort(scores, stable=True)
+    kept = order[min(int(cut * len(scores)), len(scores) - count) :]
+    low, high = scores[kept].min(), scores[kept].max()
+    width = (high - low) / strata
+    place = ((scores[kept] - low) / width).long().clamp(max=strata - 1) if width > 0 else torch.zeros_like(kept)
+    groups = sorted((kept[place == stratum] for stratum in range(strata)), key=len)
+    groups = [group for group in groups if len(group)]
+    chosen: list[int] = []
+    for position, group in enumerate(groups):
+        share = (count - len(chosen)) // (len(groups) - position)
+        picked = torch.randperm(len(group), generator=generator)[: min(share, len(group))]
+        chosen += group[picked.to(group.device)].tolist()
+    # What did not divide evenly, from those not chosen yet, in the order of their scores.
+    rest = [i for i in kept.tolist() if i not in set(chosen)]
+    return torch.tensor(chosen + rest[: count - len(chosen)])
 
 
 def _check(features: Tensor, count: int) -> None:

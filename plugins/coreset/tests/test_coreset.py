@@ -87,7 +87,7 @@ def chosen(catalog: Catalog, tmp_path, method: str, per_class: int = 3, seed: in
     return train, made
 
 
-@pytest.mark.parametrize("method", ["herding", "k_center"])
+@pytest.mark.parametrize("method", ["herding", "k_center", "k_medoids", "facility_location", "graph_cut"])
 def test_real_images_of_each_class(catalog, tmp_path, method):
     train, made = chosen(catalog, tmp_path, method)
     assert made.labels[0].tolist() == [label for label in range(10) for _ in range(3)]
@@ -116,7 +116,7 @@ def test_seeding_at_random_follows_the_seed(catalog, tmp_path):
     assert not torch.equal(runs[0], runs[2])
 
 
-@pytest.mark.parametrize("method", ["herding", "k_center"])
+@pytest.mark.parametrize("method", ["herding", "k_center", "k_medoids", "facility_location", "graph_cut"])
 def test_too_few_in_a_class(catalog, tmp_path, method):
     with pytest.raises(ddbench.UsageError, match="fewer than 500"):
         chosen(catalog, tmp_path, method, 500)

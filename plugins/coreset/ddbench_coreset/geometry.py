@@ -1,0 +1,120 @@
+"""Coresets by geometry: how the chosen lie among the rest in a space of features."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+import ddbench
+from ddbench import DistilledSet, Run, Task
+from ddbench_coreset import selection
+from ddbench_coreset.choosing import Epochs, Features, PerClass, chosen, features_of
+
+Seeding = Annotated[
+    Literal["mean", "random", "farthest"],
+    Field(description="the first: nearest the mean, at random, or farthest from the mean"),
+]
+
+
+@ddbench.method
+def herding(
+    task: Task, run: Run, *, features: Features = "pixels", epochs: Epochs = 10, per_class: PerClass = True
+) -> DistilledSet:
+    """Greedily keep the mean of the chosen images closest to the mean of all (Welling 2009).
+
+    Image t minimises the distance between the mean and the mean of the first t chosen images, none chosen twice (the
+    form of Rebuffi et al. 2017, iCaRL, Algorithm 4); ties go to the first.
+    """
+    space = features_of(task, run, features, epochs)
+    return chosen(task, lambda members, count: selection.herd(space[members], count), per_class=per_class)
+
+
+@ddbench.method
+def k_center(
+    task: Task,
+    run: Run,
+    *,
+    features: Features = "pixels",
+    epochs: Epochs = 10,
+    seeding: Seeding = "mean",
+    per_class: PerClass = True,
+) -> DistilledSet:
+    """Greedily add the image farthest from those chosen (Gonzalez 1985; Sener and Savarese 2018).
+
+    Euclidean distance; ties go to the first.
+    """
+    space = features_of(task, run, features, epochs)
+
+    def rule(members: Tensor, count: int) -> Tensor:
+        own = space[members]
+        if seeding == "random":
+            first = int(torch.randint(len(own), (), generator=run.generator))
+        else:
+            distances = torch.linalg.vector_norm(own - own.mean(0), dim=1)
+            first = int(distances.argmin() if seeding == "mean" else distances.argmax())
+        return selection.greedy_k_center(own, count, first)
+
+    return chosen(task, rule, per_class=per_class)
+
+
+@ddbench.method
+def k_medoids(
+    task: Task,
+    run: Run,
+    *,
+    features: Features = "pixels",
+    epochs: Epochs = 10,
+    iterations: Annotated[int, Field(ge=0, description="Voronoi iterations at most")] = 100,
+) -> DistilledSet:
+    """Per class, the real images that make the sum of distances to the nearest of them small.
+
+    Greedy start (BUILD of Kaufman and Rousseeuw 1990), then Voronoi iteration (Park and Jun 2009), Euclidean distance.
+    """
+    space = features_of(task, run, features, epochs)
+
+    def rule(members: Tensor, count: int) -> Tensor:
+        return selection.k_medoids(_distances(space[members]), count, iterations)
+
+    return chosen(task, rule)
+
+
+@ddbench.method
+def facility_location(task: Task, run: Run, *, features: Features = "pixels", epochs: Epochs = 10) -> DistilledSet:
+    """Per class, the images that every image has a similar one among: facility location (Cornuejols et al. 1977).
+
+    Maximised by lazy greedy choice. Similarity is the largest distance within the class less the distance.
+    """
+    space = features_of(task, run, features, epochs)
+
+    def rule(members: Tensor, count: int) -> Tensor:
+        distances = _distances(space[members])
+        return selection.facility_location(distances.max() - distances, count)
+
+    return chosen(task, rule)
+
+
+@ddbench.method
+def graph_cut(
+    task: Task,
+    run: Run,
+    *,
+    features: Features = "pixels",
+    epochs: Epochs = 10,
+    penalty: Annotated[float, Field(ge=0, description="weight of likeness among the chosen")] = 0.5,
+    per_class: PerClass = True,
+) -> DistilledSet:
+    """Greedily add the image that is like all and unlike those chosen: graph cut (Iyer et al. 2021).
+
+    Similarity is the cosine of features.
+    """
+    space = F.normalize(features_of(task, run, features, epochs), dim=1)
+    return chosen(task, lambda members, count: selection.graph_cut(space[members], count, penalty), per_class=per_class)
+
+
+def _distances(features: Tensor) -> Tensor:
+    """Euclidean, `[n, n]`, exactly symmetric and zero on the diagonal."""
+    distances = torch.cdist(features.double(), features.double())
+    distances = (distances + distances.T) / 2
+    return distances.fill_diagonal_(0.0)

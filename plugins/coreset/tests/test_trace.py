@@ -1,0 +1,198 @@
+"""Scores of one shared training, against what autograd and the definitions say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from ddbench_coreset import dynamics, gradients
+from ddbench_coreset import trace as tracing
+from ddbench_coreset.choosing import features_of
+from torch.func import functional_call
+from torch.nn import functional as F
+
+import ddbench
+from ddbench.bench import complete, prepare
+from ddbench.catalog import Catalog
+from ddbench.environment import cache_dir
+from ddbench.loop import Run
+from ddbench.spec import RunSpec
+
+EPOCHS = 6
+SCORED = ["forgetting", "el2n", "grand", "aum", "uncertainty", "ccs", "craig", "grad_match", "example_value"]
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return Catalog()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+    return cache_dir()
+
+
+def bench_of(catalog: Catalog, network: str = "mlp", method: str = "el2n", count: int = 2, **options):
+    spec = {"method": {"name": method, "options": options}, "network": network, "images_per_class": count}
+    return prepare(*complete(RunSpec.parse(spec), catalog))
+
+
+def distilled(catalog: Catalog, folder: Path, method: str, count: int = 2, seed: int = 0, network="mlp", **options):
+    bench = bench_of(catalog, network, method, count, **options)
+    folder.mkdir(exist_ok=True)
+    run = Run(folder, seed=seed)
+    task = bench.task(run.generator)
+    made = bench.parts.method.call(bench.spec.method.options, task, run)
+    made.validate(task)
+    return task, made
+
+
+def traced(catalog: Catalog, folder: Path):
+    """The trace that every method of these tests meets: networks are drawn first, from the run's own generator."""
+    run = Run(folder)
+    task = bench_of(catalog).task(run.generator)
+    return tracing.trace(task, run, 2, EPOCHS)
+
+
+def places(task, made) -> list[int]:
+    """Where the chosen stand among the training examples."""
+    there = {image.numpy().tobytes(): i for i, image in enumerate(task.train.inputs)}
+    return [there[image.numpy().tobytes()] for image in made.flat()[0]]
+
+
+def test_margins_errors_and_gradients_by_their_definitions(catalog, cache, tmp_path):
+    bench, run = bench_of(catalog), Run(tmp_path)
+    task = bench.task(run.generator)
+    found = tracing.trace(task, run, 2, EPOCHS)
+    module, examples = task.networks.module, task.train
+    assert found.margins.shape == found.errors.shape == (2, EPOCHS, len(examples))
+    assert (found.margins[:, -1] > 0).float().mean() > 0.9
+    for net in range(2):
+        weights = {name: tensor[net].requires_grad_() for name, tensor in found.weights.items()}
+        logits = functional_call(module, weights, (examples.inputs,))
+        rows = torch.arange(len(examples))
+        own = logits[rows, examples.labels]
+        others = logits.clone()
+        others[rows, examples.labels] = -torch.inf
+        torch.testing.assert_close(found.margins[net, -1], own - others.amax(1))
+        wrong = logits.softmax(1) - F.one_hot(examples.labels, 10)
+        torch.testing.assert_close(found.errors[net, -1], wrong.norm(dim=1))
+    norms = tracing.gradient_norms(task, found)
+    assert found.early_epoch == 0
+    for i in (0, 7, 500):
+        each = []
+        for net in range(2):
+            weights = {name: tensor[net].detach().requires_grad_() for name, tensor in found.early.items()}
+            x, y = examples.inputs[i : i + 1], examples.labels[i : i + 1]
+            loss = F.cross_entropy(functional_call(module, weights, (x,)), y)
+            grads = torch.autograd.grad(loss, list(weights.values()))
+            each.append(torch.cat([g.flatten() for g in grads]).norm())
+        torch.testing.assert_close(norms[i], torch.stack(each).mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_scores_of_difficulty_cost_one_training_together(catalog, cache, tmp_path, monkeypatch):
+    trained: list[int] = []
+    once = tracing._epoch
+    monkeypatch.setattr(tracing, "_epoch", lambda *arguments: (trained.append(1), once(*arguments))[1])
+    for number, method in enumerate(SCORED):
+        distilled(catalog, tmp_path / str(number), method, epochs=EPOCHS)
+    assert len(trained) == 2 * EPOCHS
+    assert len(list((cache / "traces").iterdir())) == 1
+    distilled(catalog, tmp_path / "other", "aum", seed=1, epochs=EPOCHS)
+    assert len(trained) == 4 * EPOCHS
+
+
+def test_the_hardest_and_the_easiest(catalog, cache, tmp_path):
+    task, hard = distilled(catalog, tmp_path / "hard", "aum", epochs=EPOCHS)
+    _, easy = distilled(catalog, tmp_path / "easy", "aum", epochs=EPOCHS, keep="easy")
+    margins = traced(catalog, tmp_path).margins.mean((0, 1))
+    for label in range(10):
+        members = task.train.of_class(label)
+        in_order = members[margins[members].argsort()].tolist()
+        of_class = [i for i in places(task, hard) if int(task.train.labels[i]) == label]
+        assert of_class == in_order[:2]
+        assert [i for i in places(task, easy) if int(task.train.labels[i]) == label] == in_order[::-1][:2]
+
+
+def test_forgetting_counts_events(catalog, cache, tmp_path, monkeypatch):
+    task, _ = distilled(catalog, tmp_path / "any", "el2n", epochs=EPOCHS)
+    n = len(task.train)
+    margins = torch.ones(1, 4, n)
+    first = task.train.of_class(0)[:4].tolist()
+    margins[0, 1, first[0]] = -1  # forgotten once
+    margins[0, [1, 3], first[1]] = -1  # twice
+    margins[0, :, first[2]] = -1  # never learned
+    margins[0, 0, first[3]] = -1  # learned late, and kept
+    made_up = tracing.Trace(margins, margins, {}, {}, {}, 0)
+    monkeypatch.setattr(dynamics, "trace", lambda *arguments: made_up)
+    _, made = distilled(catalog, tmp_path / "counted", "forgetting", 3, epochs=4)
+    assert [i for i in places(task, made) if int(task.train.labels[i]) == 0] == [first[2], first[1], first[0]]
+
+
+def test_values_are_products_with_the_held_out_gradient(catalog, cache, tmp_path):
+    bench, run = bench_of(catalog), Run(tmp_path)
+    task = bench.task(run.generator)
+    found = traced(catalog, tmp_path)
+    errors, features = gradients._last_layer(task, run, EPOCHS)
+    module = task.networks.module
+    weights = {name: tensor[0] for name, tensor in found.weights.items()}
+    names = list(weights)[-2:]
+    for i in (0, 300):
+        leaves = {name: weights[name].detach().requires_grad_() for name in names}
+        logits = functional_call(module, {**weights, **leaves}, (task.train.inputs[i : i + 1],))
+        kernel, bias = torch.autograd.grad(F.cross_entropy(logits, task.train.labels[i : i + 1]), list(leaves.values()))
+        ours = errors[i][:, None] * features[i][None]
+        torch.testing.assert_close(ours[:, :-1].float(), kernel, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(ours[:, -1].float(), bias, rtol=1e-3, atol=1e-6)
+    distances = gradients._gradient_distances(errors[:20], features[:20])
+    flat = (errors[:20, :, None] * features[:20, None]).flatten(1)
+    torch.testing.assert_close(distances, torch.cdist(flat, flat), atol=1e-6, rtol=1e-6)
+
+
+def test_examples_held_out_are_not_chosen(catalog, cache, tmp_path):
+    distilled(catalog, tmp_path / "value", "example_value", 10, epochs=EPOCHS, held_out=0.5)
+    with pytest.raises(ddbench.UsageError, match="Lower --set held_out|fewer than"):
+        distilled(catalog, tmp_path / "few", "example_value", 120, epochs=EPOCHS, held_out=0.9)
+
+
+@pytest.mark.parametrize("kind", ["trained", "drawn"])
+def test_features_of_a_network(catalog, cache, tmp_path, kind):
+    bench, run = bench_of(catalog), Run(tmp_path)
+    task = bench.task(run.generator)
+    found = features_of(task, run, kind, EPOCHS)
+    assert found.shape == (len(task.train), 128)
+    assert (found >= 0).all() and found.any()
+    _, made = distilled(catalog, tmp_path / "herded", "herding", 2, features=kind, epochs=EPOCHS)
+    _, pixels = distilled(catalog, tmp_path / "pixels", "herding", 2)
+    assert not torch.equal(made.inputs, pixels.inputs)
+
+
+def test_a_network_without_a_linear_layer_has_no_features(catalog, cache, tmp_path):
+    module = torch.nn.Sequential(torch.nn.Flatten())
+    with pytest.raises(ddbench.Unsupported, match="no linear layer"):
+        tracing.penultimate(module, {}, {}, torch.zeros(2, 3))
+
+
+def test_running_statistics_are_each_networks_own(catalog, cache, tmp_path):
+    bench, run = bench_of(catalog, "resnet20"), Run(tmp_path)
+    task = bench.task(run.generator)
+    few = ddbench.ExampleSet(task.train.inputs[:200], task.train.labels[:200], task.info)
+    task = ddbench.Task(few, task.objective, task.networks, task.budget, task.info)
+    found = tracing.trace(task, run, 2, 2)
+    means = found.buffers["bn1.running_mean"]
+    assert means.shape[0] == 2 and not torch.equal(means[0], means[1])
+
+
+def test_whole_set_choice_takes_the_best_of_all_classes(catalog, cache, tmp_path):
+    task, made = distilled(catalog, tmp_path / "whole", "el2n", 2, epochs=EPOCHS, per_class=False)
+    errors = traced(catalog, tmp_path).errors[:, 0].mean(0)
+    assert sorted(places(task, made)) == sorted(errors.argsort(descending=True, stable=True)[:20].tolist())
+
+
+def test_damaged_traces_are_named(catalog, cache, tmp_path):
+    distilled(catalog, tmp_path / "first", "aum", epochs=EPOCHS)
+    [path] = (cache / "traces").iterdir()
+    path.write_bytes(b"nothing")
+    with pytest.raises(ddbench.UsageError, match="is damaged"):
+        distilled(catalog, tmp_path / "second", "aum", epochs=EPOCHS)
