@@ -23,7 +23,8 @@ from ddbench.stats import Score, summarise
 from ddbench.training import Recipe
 from ddbench.unroll import unstack
 
-FULL_DATA = "full_data"
+FULL_DATA, NO_ADAPTATION = "full_data", "no_adaptation"
+"""Companions of the harness's own; all others are baselines, methods declared `companion=True`."""
 FULL_NETWORKS = 5
 PATIENCE = 60
 """Seconds that networks are trained on the full data for unasked."""

@@ -6,10 +6,9 @@ All in fractions, as DD-Ranking defines them.
 import math
 from collections.abc import Iterable, Mapping
 
-from ddbench.companions import FULL_DATA
+from ddbench.companions import FULL_DATA, NO_ADAPTATION
 from ddbench.leaderboard import Row
 
-RANDOM = "random_subset"
 AUGMENTED = ("train-dsa/v1", "train/v1")
 """The protocols with augmentation and without, otherwise of one lineage."""
 _SET = (
@@ -47,12 +46,16 @@ def _squashed(value: float) -> float:
 
 
 def fairness(metric: str, mean: float, companions: Mapping[str, float], *, hard: bool) -> dict[str, float]:
-    """IOR, HLR and LRS of an accuracy, as far as the companions and its label regime (HLR is of hard labels) allow."""
+    """IOR, HLR and LRS of an accuracy, as far as the companions and its label regime (HLR is of hard labels) allow.
+
+    IOR is over the one baseline that rows are shown beside, random images; a second baseline would leave it open.
+    """
     found: dict[str, float] = {}
     if metric != "accuracy":
         return found
-    if RANDOM in companions:
-        found["IOR"] = improvement_over_random(mean, companions[RANDOM])
+    baselines = [value for name, value in companions.items() if name not in (FULL_DATA, NO_ADAPTATION)]
+    if len(baselines) == 1:
+        found["IOR"] = improvement_over_random(mean, baselines[0])
     if FULL_DATA in companions and hard:
         found["HLR"] = hard_label_recovery(companions[FULL_DATA], mean)
     if len(found) == 2:

@@ -14,7 +14,7 @@ import torch
 from ddbench import leaderboard
 from ddbench.bench import Bench, complete, prepare
 from ddbench.catalog import Catalog
-from ddbench.companions import score_companions
+from ddbench.companions import NO_ADAPTATION, score_companions
 from ddbench.data import DistilledSet, ExampleSet
 from ddbench.environment import derive_seed, describe, free_memory, peak_memory_mb, seed_everything
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
@@ -238,7 +238,7 @@ def _score(
     before = {name: summarise(values) for name, values in evaluation.before.items()}
     beside = score_companions(bench, catalog, bench.eval_networks, reporter) if companions else {}
     if spec.target is not None:
-        beside = {"no_adaptation": before[bench.setting.objective.primary], **beside}
+        beside = {NO_ADAPTATION: before[bench.setting.objective.primary], **beside}
     return Scores(
         after={name: summarise(values) for name, values in evaluation.scores.items()},
         before=before,

@@ -31,6 +31,8 @@ def test_what_does_not_apply_is_left_out():
     assert set(fairness("accuracy", 0.7, companions, hard=False)) == {"IOR"}
     assert fairness("attack_success", 0.7, companions, hard=True) == {}
     assert fairness("accuracy", 0.7, {}, hard=True) == {}
+    assert set(fairness("accuracy", 0.7, {**companions, "another": 0.6}, hard=True)) == {"HLR"}
+    assert set(fairness("accuracy", 0.7, {"no_adaptation": 0.5, "full_data": 0.9}, hard=True)) == {"HLR"}
 
 
 @given(st.floats(-1, 1), st.floats(-1, 1))

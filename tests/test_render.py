@@ -89,7 +89,7 @@ def test_durations(seconds, text):
 
 def test_scores_for_people():
     score, companion = summarise([0.8, 0.9]), summarise([0.5, 0.6])
-    assert score_text("accuracy", score).startswith("85.0 % (std 7.1, 95 % interval 21.5 to 148.5")
+    assert score_text("accuracy", score).startswith("85.0 % (std 7.1, 95 % interval 21.5 to 100.0")
     assert score_text("loss", summarise([0.5])) == "0.5 (1 network, so no interval)"
     lines = list(score_lines("accuracy", score, summarise([0.1]), {"random_subset": companion}, higher_is_better=True))
     assert "this run is 30.0 points better" in lines[1]
