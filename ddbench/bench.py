@@ -172,7 +172,7 @@ def _carries_out(spec: RunSpec, catalog: Catalog) -> bool:
     if experiment is None:
         return False
     wanted, _ = complete(RunSpec.parse(experiment.spec), catalog)
-    free = {"seed", "time_limit", "eval_networks", "smoke", "device", "experiment"}
+    free = {"seed", "time_limit", "eval_networks", "smoke", "device", "experiment", "best_coreset"}
     free |= {key for axis in experiment.sweep.axes for key in axis.keys} if experiment.sweep else set()
 
     def task(of: RunSpec) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from ddbench.bench import Bench
@@ -16,7 +18,7 @@ from ddbench.loop import Run
 from ddbench.options import Component
 from ddbench.pools import Pools
 from ddbench.protocols import get_protocol
-from ddbench.protocols.base import measure
+from ddbench.protocols.base import better, measure
 from ddbench.reporter import Reporter
 from ddbench.spec import Choice
 from ddbench.stats import Score, summarise
@@ -24,8 +26,9 @@ from ddbench.training import Recipe
 from ddbench.unroll import unstack
 
 FULL_DATA, NO_ADAPTATION = "full_data", "no_adaptation"
-"""Companions of the harness's own; all others are baselines, methods declared `companion=True`."""
-FULL_NETWORKS = 5
+"""Companions of the harness's own; all others but the best coreset are baselines, methods declared `companion=True`."""
+BEST_CORESET = "best_coreset"
+FULL_NETWORKS, CHOOSING_NETWORKS = 5, 5
 PATIENCE = 60
 """Seconds that networks are trained on the full data for unasked."""
 
@@ -65,7 +68,40 @@ def score_companions(bench: Bench, catalog: Catalog, networks: int, reporter: Re
             raise
         except DdbenchError as error:
             reporter.say(f"No companion {FULL_DATA}: {error.message} {error.hint}")
+    if bench.spec.best_coreset:
+        scores |= _best_coreset(bench, catalog, networks, reporter)
     return scores
+
+
+def _best_coreset(bench: Bench, catalog: Catalog, networks: int, reporter: Reporter) -> dict[str, Score]:
+    """The score of whichever method declared `coreset=True` does best on the validation slice, under its name.
+
+    Each makes one set with its default options; a few networks choose, and the test split is read for the best alone.
+    """
+    objective, protocol = bench.setting.objective, get_protocol(bench.spec.protocol)
+    choosing = replace(bench.setting, test=bench.setting.validation)
+    best: tuple[str, DistilledSet, float] | None = None
+    for method in catalog.components("method"):
+        if not method.facts.get("coreset") or method.name == bench.spec.method.name:
+            continue
+        reporter.stage(f"Trying the coreset {method.name}")
+        try:
+            made = _made(bench, method, derive_seed("companion", 0))
+            evaluation = protocol.evaluate([made], choosing, min(networks, CHOOSING_NETWORKS), reporter)
+        except Interrupted:
+            raise
+        except DdbenchError as error:
+            reporter.say(f"No coreset {method.name}: {error.message}")
+            continue
+        values = evaluation.scores[objective.primary]
+        value = math.fsum(values) / len(values)
+        if better(objective, value, math.nan if best is None else best[2]):
+            best = method.name, made, value
+    if best is None:
+        return {}
+    reporter.stage(f"Scoring the best coreset, {best[0]}")
+    evaluation = protocol.evaluate([best[1]], bench.setting, networks, reporter)
+    return {f"{BEST_CORESET} ({best[0]})": summarise(evaluation.scores[objective.primary])}
 
 
 def _full_data(bench: Bench, catalog: Catalog, reporter: Reporter) -> Score:
@@ -86,18 +122,20 @@ def _full_data(bench: Bench, catalog: Catalog, reporter: Reporter) -> Score:
 
 
 def _score(bench: Bench, method: Component, networks: int, reporter: Reporter) -> Score:
-    sets = []
-    for i in range(networks):
-        seed = derive_seed("companion", i)
-        seed_everything(seed)
-        with tempfile.TemporaryDirectory() as folder:
-            run = Run(Path(folder), seed=seed, device=bench.device, most_steps=bench.most_steps)
-            task = bench.task(run.generator)
-            made: DistilledSet = method.call(method.validated({}), task, run)
-            made.validate(task)
-            sets.append(made.to(bench.device))
+    sets = [_made(bench, method, derive_seed("companion", i)) for i in range(networks)]
     evaluation = get_protocol(bench.spec.protocol).evaluate(sets, bench.setting, networks, reporter)
     return summarise(evaluation.scores[bench.setting.objective.primary])
+
+
+def _made(bench: Bench, method: Component, seed: int) -> DistilledSet:
+    """What a method makes of the task with its default options."""
+    seed_everything(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), seed=seed, device=bench.device, most_steps=bench.most_steps)
+        task = bench.task(run.generator)
+        made: DistilledSet = method.call(method.validated({}), task, run)
+        made.validate(task)
+    return made.to(bench.device)
 
 
 def _key(bench: Bench, method: Component, networks: int) -> str:

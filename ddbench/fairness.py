@@ -6,7 +6,7 @@ All in fractions, as DD-Ranking defines them.
 import math
 from collections.abc import Iterable, Mapping
 
-from ddbench.companions import FULL_DATA, NO_ADAPTATION
+from ddbench.companions import BEST_CORESET, FULL_DATA, NO_ADAPTATION
 from ddbench.leaderboard import Row
 
 AUGMENTED = ("train-dsa/v1", "train/v1")
@@ -53,7 +53,8 @@ def fairness(metric: str, mean: float, companions: Mapping[str, float], *, hard:
     found: dict[str, float] = {}
     if metric != "accuracy":
         return found
-    baselines = [value for name, value in companions.items() if name not in (FULL_DATA, NO_ADAPTATION)]
+    own = (FULL_DATA, NO_ADAPTATION)
+    baselines = [v for name, v in companions.items() if name not in own and not name.startswith(BEST_CORESET)]
     if len(baselines) == 1:
         found["IOR"] = improvement_over_random(mean, baselines[0])
     if FULL_DATA in companions and hard:

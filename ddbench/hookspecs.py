@@ -27,7 +27,8 @@ def ddbench_methods() -> Iterable[object]:  # type: ignore[empty-body]
     """Distillation methods.
 
     Each is a function `(task: Task, run: Run, *, options) -> DistilledSet` marked `@ddbench.method`. With
-    `@ddbench.method(companion=True)` it is a baseline that every other method's score is shown beside;
+    `@ddbench.method(companion=True)` it is a baseline that every other method's score is shown beside, with
+    `coreset=True` one of the real-image subsets of which `--best-coreset` shows the best;
     `peak_memory=function`, called as `(task, **options) -> (bytes, how)`, predicts what the method will take.
 
         @ddbench.method

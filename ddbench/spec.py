@@ -61,7 +61,7 @@ def _a_device(value: str) -> str:
 
 
 class RunSpec(_Frozen):
-    """What to run. Every field but `device` and `experiment` enters the fingerprint.
+    """What to run. Every field but `device`, `experiment` and `best_coreset` enters the fingerprint.
 
     `network`, `images_per_class` and `steps` may be left out: the dataset suggests the first two, and `steps` is
     the largest divisor of `images_per_class` up to 10, so that each step has the same number of images per class.
@@ -90,6 +90,7 @@ class RunSpec(_Frozen):
     smoke: bool = Field(False, description="a few steps on little data, to see that everything works; no row")
     device: Annotated[str, AfterValidator(_a_device)] = "auto"
     experiment: str = Field("", description="name of the experiment that the run carries out")
+    best_coreset: bool = Field(False, description="show the score beside that of the best coreset too")
 
     @classmethod
     def parse(cls, fields: dict[str, Any]) -> Self:
@@ -114,10 +115,9 @@ class RunSpec(_Frozen):
             ) from error
 
     def canonical(self) -> str:
-        """The same text for the same run on any machine: JSON, sorted keys, without device and experiment."""
-        return json.dumps(
-            self.model_dump(mode="json", exclude={"device", "experiment"}), sort_keys=True, separators=(",", ":")
-        )
+        """The same text for the same run on any machine: JSON, sorted keys, without what changes nothing of it."""
+        fields = self.model_dump(mode="json", exclude={"device", "experiment", "best_coreset"})
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @property
     def fingerprint(self) -> str:

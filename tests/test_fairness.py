@@ -12,6 +12,7 @@ from ddbench.environment import cache_dir
 from ddbench.fairness import augmentation_robust_score, fairness, label_robust_score, of_row
 from ddbench.leaderboard import read
 from ddbench.pools import list_pools
+from ddbench.protocols.replay import Replay
 
 SPEC = {"method": "herding", "network": "linear", "images_per_class": 1, "eval_networks": 2}
 
@@ -57,6 +58,26 @@ def test_a_run_is_held_against_networks_trained_on_all_the_data(tmp_path: Path):
 def test_a_protocol_without_networks_is_not(tmp_path: Path):
     result = ddbench.run({**SPEC, "protocol": "knn/v1"}, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
     assert FULL_DATA not in result.companions
+
+
+def test_the_best_coreset_is_chosen_on_the_validation_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    read_tests: list[int] = []
+    once = Replay.evaluate
+
+    def noted(self, sets, setting, networks, reporter):
+        read_tests.append(len(setting.test))
+        return once(self, sets, setting, networks, reporter)
+
+    monkeypatch.setattr(Replay, "evaluate", noted)
+    spec = {**SPEC, "method": "random_subset", "best_coreset": True}
+    result = ddbench.run(spec, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+    [name] = [name for name in result.companions if name.startswith("best_coreset")]
+    candidates = [c.name for c in ddbench.Catalog().components("method") if c.facts.get("coreset")]
+    assert name.removeprefix("best_coreset (").removesuffix(")") in candidates and len(candidates) > 10
+    assert result.companions[name].n == 2
+    # The run itself and the one that was chosen; all others on the validation slice.
+    assert read_tests.count(result.dataset.test) == 2
+    assert read_tests.count(result.dataset.validation) == len(candidates)
 
 
 def test_what_would_take_long_is_left_to_be_trained_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -62,6 +62,9 @@ def run(
         str | None, typer.Option(help="Stop distilling after this time and score what there is.", metavar="15m")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
+    best_coreset: Annotated[
+        bool, typer.Option("--best-coreset", help="Show the score beside that of the best coreset too.")
+    ] = False,
     assignments: Sets = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with fields of the run spec.", metavar="FILE")] = None,
     experiment: Annotated[
@@ -116,6 +119,7 @@ def run(
         "time_limit": time_limit,
         "device": device,
         "smoke": smoke or None,
+        "best_coreset": best_coreset or None,
     }
     with failures_told(as_json=as_json, verbose=ctx.obj):
         from ddbench.catalog import Catalog

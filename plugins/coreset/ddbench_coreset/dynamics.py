@@ -15,7 +15,7 @@ from ddbench_coreset.trace import TRACED, gradient_norms, logits_of, trace
 Keep = Annotated[Literal["hard", "easy"], Field(description="which end of the scores is kept")]
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def forgetting(
     task: Task,
     run: Run,
@@ -39,7 +39,7 @@ def forgetting(
     return _kept(task, events.mean(0) - margin.atan() / (4 * len(events)), keep, per_class)
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def el2n(
     task: Task,
     run: Run,
@@ -57,7 +57,7 @@ def el2n(
     return _kept(task, found.errors[:, found.early_epoch].mean(0), keep, per_class)
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def grand(
     task: Task,
     run: Run,
@@ -74,7 +74,7 @@ def grand(
     return _kept(task, gradient_norms(task, trace(task, run, networks, epochs)), keep, per_class)
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def aum(
     task: Task,
     run: Run,
@@ -91,7 +91,7 @@ def aum(
     return _kept(task, -trace(task, run, networks, epochs).margins.mean((0, 1)), keep, per_class)
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def uncertainty(
     task: Task,
     run: Run,
@@ -118,7 +118,7 @@ def uncertainty(
     return _kept(task, scores, keep, per_class)
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def ccs(
     task: Task,
     run: Run,

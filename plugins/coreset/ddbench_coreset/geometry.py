@@ -18,7 +18,7 @@ Seeding = Annotated[
 ]
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def herding(
     task: Task, run: Run, *, features: Features = "pixels", epochs: Epochs = 10, per_class: PerClass = True
 ) -> DistilledSet:
@@ -31,7 +31,7 @@ def herding(
     return chosen(task, lambda members, count: selection.herd(space[members], count), per_class=per_class)
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def k_center(
     task: Task,
     run: Run,
@@ -59,7 +59,7 @@ def k_center(
     return chosen(task, rule, per_class=per_class)
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def k_medoids(
     task: Task,
     run: Run,
@@ -80,7 +80,7 @@ def k_medoids(
     return chosen(task, rule)
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def facility_location(task: Task, run: Run, *, features: Features = "pixels", epochs: Epochs = 10) -> DistilledSet:
     """Per class, the images that every image has a similar one among: facility location (Cornuejols et al. 1977).
 
@@ -95,7 +95,7 @@ def facility_location(task: Task, run: Run, *, features: Features = "pixels", ep
     return chosen(task, rule)
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def graph_cut(
     task: Task,
     run: Run,

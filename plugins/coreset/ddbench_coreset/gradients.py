@@ -14,7 +14,7 @@ from ddbench_coreset.choosing import Epochs, PerClass, chosen, finite, highest
 from ddbench_coreset.trace import TRACED, one_network, penultimate, trace
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def craig(task: Task, run: Run, *, epochs: Epochs = 10) -> DistilledSet:
     """Per class, the examples that every example's gradient has a close one among (Mirzasoleiman et al. 2020, CRAIG).
 
@@ -30,7 +30,7 @@ def craig(task: Task, run: Run, *, epochs: Epochs = 10) -> DistilledSet:
     return chosen(task, rule)
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def grad_match(
     task: Task,
     run: Run,
@@ -52,7 +52,7 @@ def grad_match(
     return chosen(task, rule)
 
 
-@ddbench.method
+@ddbench.method(coreset=True)
 def example_value(
     task: Task,
     run: Run,
