@@ -2,16 +2,20 @@
 
 import copy
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 import ddbench
 from ddbench import DatasetInfo
 
-Scheme = Literal["xavier", "kaiming", "orthogonal", "default"]
-Shape = Literal["normal", "uniform"]
+Scheme = Annotated[
+    Literal["xavier", "kaiming", "orthogonal", "default"],
+    Field(description="how weights of two or more dimensions are drawn; default: as each layer draws its own"),
+]
+Shape = Annotated[Literal["normal", "uniform"], Field(description="distribution of xavier and kaiming weights")]
 
 
 @ddbench.init
@@ -42,7 +46,7 @@ def fixed(
     generator: torch.Generator,
     side: str,
     *,
-    seed: int = 0,
+    seed: Annotated[int, Field(description="which network")] = 0,
     scheme: Scheme = "xavier",
     distribution: Shape = "normal",
 ) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import ddbench
 from ddbench import Component, DatasetInfo, UsageError
 
-Width = Annotated[int, pydantic.Field(ge=1)]
+Width = Annotated[int, pydantic.Field(ge=1, description="channels, or units, of a layer")]
 
 
 def _image_size(info: DatasetInfo, network: str, smallest: int) -> tuple[int, int]:
@@ -74,8 +74,8 @@ def alexcifarnet(info: DatasetInfo) -> nn.Module:
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, 64, 5, padding=2),
+            pool1=nn.MaxPool2d(3, 2, padding=1),  # before ReLU, as in lenet
             relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(3, 2, padding=1),
             norm1=normalisation(),
             conv2=nn.Conv2d(64, 64, 5, padding=2),
             relu2=nn.ReLU(),
@@ -92,7 +92,9 @@ def alexcifarnet(info: DatasetInfo) -> nn.Module:
 
 
 @ddbench.network
-def convnet(info: DatasetInfo, *, width: Width = 128, depth: Width = 3) -> nn.Module:
+def convnet(
+    info: DatasetInfo, *, width: Width = 128, depth: Annotated[int, pydantic.Field(ge=1, description="blocks")] = 3
+) -> nn.Module:
     """ConvNet: blocks of 3x3 convolution, instance normalisation, ReLU and average pooling; the field's usual network.
 
     Gidaris and Komodakis 2018, as used by Zhao et al. 2021 (Dataset Condensation): width 128, depth 3.
@@ -111,7 +113,12 @@ def convnet(info: DatasetInfo, *, width: Width = 128, depth: Width = 3) -> nn.Mo
 
 
 @ddbench.network
-def mlp(info: DatasetInfo, *, width: Width = 128, depth: Annotated[int, pydantic.Field(ge=0)] = 2) -> nn.Module:
+def mlp(
+    info: DatasetInfo,
+    *,
+    width: Width = 128,
+    depth: Annotated[int, pydantic.Field(ge=0, description="hidden layers")] = 2,
+) -> nn.Module:
     """Multi-layer perceptron: `depth` hidden layers of `width` ReLU units on the flattened example."""
     features = torch.Size(info.sample_shape).numel()
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import ddbench
 from ddbench import DatasetInfo, Objective, UsageError
 
-ClassName = Annotated[int | str, Field(union_mode="left_to_right")]
+ClassName = Annotated[int | str, Field(union_mode="left_to_right", description="a class, by number or name")]
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ Size = Annotated[int, Field(ge=1, description="side that images are resized to, 
 @ddbench.target
 def pretrained(
     *,
-    network: str = "resnet20",
+    network: Annotated[str, Field(description="network that the weights are of")] = "resnet20",
     weights: Weights = "",
     mean: Mean = IMAGENET_MEAN,
     std: Std = IMAGENET_STD,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ddbench.options import Component
     from ddbench.pools import Pool
     from ddbench.sweep import Point
+    from ddbench.testing import Outcome
 
 PERCENT = ("accuracy", "success")
 
@@ -345,6 +346,15 @@ def sweep_table(sweep: Sweep, points: "Sequence[Point]", figure: str) -> None:
 
 def _shown(name: str, options: str) -> str:
     return named(Choice(name=name, options=json.loads(options)))
+
+
+def outcome_line(outcome: "Outcome") -> None:
+    """Print how one check of a plugin ended."""
+    mark = {"passed": "[green]ok[/]     ", "failed": "[red]FAILED[/] ", "skipped": "[dim]skipped[/]"}[outcome.status]
+    console = Console(highlight=False)
+    console.print(Text.from_markup(mark).append(f" {outcome.check}" + (f": {outcome.text}" if outcome.text else "")))
+    if outcome.advice:
+        console.print(Text(f"         {outcome.advice}", style="yellow"))
 
 
 def plugin_table(catalog: "Catalog") -> None:

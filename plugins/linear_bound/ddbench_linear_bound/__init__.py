@@ -60,11 +60,12 @@ def linear_bound(task: Task, run: Run) -> DistilledSet:
 def _layer(task: Task) -> tuple[str, str]:
     """Names of the one layer's weight and bias. Raises `Unsupported` for any other network or loss."""
     names = [name for name, _ in task.networks.module.named_parameters()]
-    logits, labels = torch.randn(4, len(task.info.classes)), torch.zeros(4, dtype=torch.long)
+    probe = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn((4, len(task.info.classes)), generator=probe), torch.zeros(4, dtype=torch.long)
     quadratic = 0.5 * (logits - torch.nn.functional.one_hot(labels, logits.shape[1])).square().sum(1).mean()
     if not torch.allclose(task.objective.inner_loss(logits, labels), quadratic):
         raise Unsupported("linear_bound is about least squares: --objective least_squares.")
-    x = torch.randn(3, *task.info.sample_shape, device=next(task.networks.module.parameters()).device)
+    x = torch.randn((3, *task.info.sample_shape), generator=probe).to(next(task.networks.module.parameters()))
     if len(names) == 2:
         weight, bias = names
         parameters: dict[str, Tensor] = dict(task.networks.module.named_parameters())

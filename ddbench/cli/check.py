@@ -1,0 +1,55 @@
+"""The command that holds a plugin against the contract."""
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from ddbench.cli.output import failures_told, print_json
+from ddbench.cli.run import Json, Plugins, warn_of_broken
+from ddbench.errors import UsageError
+from ddbench.options import KINDS
+
+
+def check(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="A method, init, objective, target, dataset or network.")],
+    kind: Annotated[str | None, typer.Option(help="Its kind, where the name is of several.")] = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Check that a plugin does what the harness and other plugins rely on; exit code 4 where it does not.
+
+    Example: `ddbench check my_method --plugin my_method.py`
+    """
+    with failures_told(as_json=as_json, verbose=ctx.obj):
+        from ddbench.catalog import Catalog
+        from ddbench.render.tables import outcome_line
+        from ddbench.testing import conform
+
+        catalog = Catalog(plugin or [])
+        warn_of_broken(catalog)
+        if kind is not None and kind not in KINDS:
+            raise UsageError(f"there is no kind {kind!r}.", f"The kinds are {', '.join(KINDS)}.")
+        kinds = [k for k in KINDS if kind in (None, k) and any(c.name == name for c in catalog.components(k))]
+        if len(kinds) > 1:
+            raise UsageError(f"{name!r} is {' and '.join(kinds)}.", f"Say which: --kind {kinds[0]}")
+        component = catalog.get(kinds[0] if kinds else kind or "method", name)
+        outcomes = []
+        for outcome in conform(component, catalog):
+            outcomes.append(outcome)
+            if not as_json:
+                outcome_line(outcome)
+        failed = sum(outcome.status == "failed" for outcome in outcomes)
+        if as_json:
+            print_json({"status": "failed" if failed else "ok", "checks": [dataclasses.asdict(o) for o in outcomes]})
+        else:
+            passed = sum(outcome.status == "passed" for outcome in outcomes)
+            typer.echo(f"{component.who}: {passed} checks passed, {failed} failed.")
+    if failed:
+        raise typer.Exit(4)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to `app`."""
+    app.command()(check)

@@ -1,0 +1,255 @@
+"""Checks of distillation methods, each on a task of some hundred images."""
+
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from ddbench.data import DistilledSet
+from ddbench.environment import seed_everything
+from ddbench.errors import Interrupted, PluginError, Unsupported, UsageError
+from ddbench.loop import Run
+from ddbench.protocols.replay import REPLAY_V1
+from ddbench.reporter import Silent
+from ddbench.task import Task
+from ddbench.testing import tiny as small
+from ddbench.testing.checks import EVERY, Check, Failed, Skipped, Subject, restored_globals, untouched_globals
+from ddbench.testing.tiny import Tiny
+
+FEW_STEPS = 4
+LONG = 2.0
+"""Seconds that a method may take without reporting progress."""
+
+
+@dataclass
+class _Attempt:
+    """One call of a method: the task it was given, what it made, and what it told on the way."""
+
+    task: Task
+    run: Run
+    made: DistilledSet | None = None
+    progress: list[int] = field(default_factory=list)
+    drew: bool = False
+
+    @property
+    def distilled(self) -> DistilledSet:
+        assert self.made is not None
+        return self.made
+
+
+def _attempt(
+    subject: Subject,
+    tiny: Tiny,
+    seed: int = 0,
+    *,
+    folder: Path | None = None,
+    steps: int | None = FEW_STEPS,
+    seconds: float | None = None,
+    stop_at: int | None = None,
+) -> _Attempt:
+    """Call the method as a run does, in a folder of its own; `stop_at` presses Ctrl-C after that step."""
+    folder = folder or Path(tempfile.mkdtemp(dir=subject.folder))
+
+    def on_progress(step: int, total: int, values: Mapping[str, float]) -> None:
+        attempt.progress.append(step)
+        if step == stop_at:
+            signal.raise_signal(signal.SIGINT)
+
+    run = Run(folder, seed=seed, most_steps=steps, time_limit=seconds, on_progress=on_progress)
+    attempt = _Attempt(small.task(subject.catalog, tiny, run.generator), run)
+    before = run.generator.get_state()
+    seed_everything(seed)
+    with restored_globals():
+        attempt.made = subject.component.call(subject.component.validated({}), attempt.task, run)
+    run.finish()
+    attempt.drew = not torch.equal(before, run.generator.get_state())
+    if not isinstance(attempt.made, DistilledSet):
+        raise Failed(f"it returns {type(attempt.made).__name__}.", "Return a ddbench.DistilledSet.")
+    return attempt
+
+
+def _supported(subject: Subject) -> Tiny:
+    """The first tiny task that the method takes. Raises `Failed` where it takes none."""
+    reasons = []
+    names = [c.name for c in subject.catalog.components("objective")]
+    for objective in sorted(names, key=lambda name: name != "classification"):
+        for linear, steps in ((False, 2), (False, 1), (True, 1)):
+            tiny = Tiny(objective=objective, linear=linear, steps=steps, epochs=steps)
+            try:
+                _attempt(subject, tiny)
+            except (Unsupported, UsageError) as reason:
+                reasons.append(reason.message)
+                continue
+            return tiny
+    raise Failed(f"it takes no task: {reasons[0]}", "Take the classification of small images, two per class.")
+
+
+def honours_shapes_and_budget(subject: Subject) -> None:
+    """What it returns has the declared shapes, types and device, is finite, and keeps to the budget."""
+    attempt = _attempt(subject, _supported(subject))
+    try:
+        attempt.distilled.validate(attempt.task, "it returns")
+    except PluginError as error:
+        raise Failed(error.message, error.hint) from error
+    if attempt.distilled.inputs.device.type != attempt.run.device.type:
+        raise Failed(f"it returns tensors on {attempt.distilled.inputs.device}.", "Leave them on run.device.")
+
+
+def same_seed_same_bytes(subject: Subject) -> None:
+    """A second call with the same seed gives the same bytes, whatever was drawn in between."""
+    tiny = _supported(subject)
+    first = _attempt(subject, tiny)
+    torch.rand(7)
+    if _bytes(first.distilled) != _bytes(_attempt(subject, tiny).distilled):
+        raise Failed(
+            "two calls with the same seed differ.", "Draw every random number from run.generator, in a fixed order."
+        )
+
+
+def another_seed_other_bytes(subject: Subject) -> None:
+    """A method that draws random numbers gives other bytes for other seeds."""
+    tiny = _supported(subject)
+    first = _attempt(subject, tiny)
+    if not first.drew:
+        raise Skipped("it draws no random numbers")
+    if all(_bytes(_attempt(subject, tiny, seed).distilled) == _bytes(first.distilled) for seed in range(1, 5)):
+        raise Failed("five seeds give the same bytes.", "Draw from run.generator, not from a seed of its own.")
+
+
+def leaves_global_state_alone(subject: Subject) -> None:
+    """Random state, default dtype, gradient mode, deterministic flag and threads are as before."""
+    tiny = _supported(subject)
+    folder = Path(tempfile.mkdtemp(dir=subject.folder))
+    run = Run(folder, most_steps=FEW_STEPS)
+    task = small.task(subject.catalog, tiny, run.generator)
+    options = subject.component.validated({})
+    with untouched_globals():
+        subject.component.call(options, task, run)
+
+
+def leaves_its_task_alone(subject: Subject) -> None:
+    """Training images, labels and the network's own weights are not changed."""
+    tiny = _supported(subject)
+    before = small.task(subject.catalog, tiny, torch.Generator().manual_seed(0))
+    attempt = _attempt(subject, tiny)
+    after = attempt.task
+    for what, one, two in (("inputs", before.train.inputs, after.train.inputs), ("labels", before.train.labels,
+                                                                                after.train.labels)):  # fmt: skip
+        if not torch.equal(one, two):
+            raise Failed(f"it changes task.train.{what}.", "Clone what it writes to.")
+    if any(p.requires_grad and p.grad is not None for p in after.networks.module.parameters()):
+        raise Failed("it leaves gradients in task.networks.module.", "Use torch.func.functional_call, or a copy.")
+
+
+def writes_only_in_its_folder(subject: Subject) -> None:
+    """Nothing appears in the working folder."""
+    tiny = _supported(subject)
+    where, before = Path(tempfile.mkdtemp(dir=subject.folder)), Path.cwd()
+    folder = Path(tempfile.mkdtemp(dir=subject.folder))
+    os.chdir(where)
+    try:
+        _attempt(subject, tiny, folder=folder)
+    finally:
+        os.chdir(before)
+    left = sorted(path.name for path in where.iterdir())
+    if left:
+        raise Failed(f"it writes {', '.join(left)} to the working folder.", "Write nothing, or to the cache folder.")
+
+
+def reports_progress(subject: Subject) -> None:
+    """A method that takes more than two seconds says how far it is."""
+    tiny = _supported(subject)
+    started = time.monotonic()
+    attempt = _attempt(subject, tiny)
+    took = time.monotonic() - started
+    if took > LONG and not attempt.progress:
+        raise Failed(f"it takes {took:.0f} s without a word.", "Loop with `for step in run.loop(steps, state)`.")
+
+
+def resumes_to_the_same_bytes(subject: Subject) -> None:
+    """Stopped in the middle and resumed, it gives what it gives without."""
+    tiny = _supported(subject)
+    whole = _attempt(subject, tiny)
+    if len(whole.progress) < FEW_STEPS:
+        raise Skipped("it has no loop of several steps")
+    if threading.current_thread() is not threading.main_thread():
+        raise Skipped("only the main thread can be interrupted")
+    folder = Path(tempfile.mkdtemp(dir=subject.folder))
+    try:
+        _attempt(subject, tiny, folder=folder, stop_at=2)
+    except Interrupted:
+        pass
+    else:
+        raise Failed("it goes on after Ctrl-C.", "Let the exception of run.loop pass.")
+    if _bytes(_attempt(subject, tiny, folder=folder).distilled) != _bytes(whole.distilled):
+        raise Failed(
+            "resumed, it gives other bytes than without interruption.",
+            "Name everything that changes from step to step in the state of run.loop.",
+        )
+
+
+def takes_colour_and_two_classes(subject: Subject) -> None:
+    """Three channels and two classes work, or are refused with a reason."""
+    tiny = _supported(subject)
+    for other in (replace(tiny, channels=3), replace(tiny, classes=2)):
+        try:
+            attempt = _attempt(subject, other)
+        except (Unsupported, UsageError) as reason:
+            if len(reason.message) < 10:
+                raise Failed("it refuses without a reason.", "Say why: raise ddbench.Unsupported(...)") from reason
+            continue
+        attempt.distilled.validate(
+            attempt.task, f"with {other.channels} channels and {other.classes} classes it returns"
+        )
+
+
+def does_better_than_chance(subject: Subject) -> None:
+    """Networks trained on its set tell easy classes apart."""
+    tiny = _supported(subject)
+    if tiny.objective != "classification":
+        raise Skipped(f"it is made for {tiny.objective}")
+    attempt = _attempt(subject, tiny, steps=None, seconds=20.0)
+    setting = small.setting(subject.catalog, tiny)
+    found = REPLAY_V1.evaluate([attempt.distilled], setting, 5, Silent()).scores["accuracy"]
+    mean = sum(found) / len(found)
+    if mean < 1.5 / tiny.classes:
+        raise Failed(
+            f"networks trained on its set reach {100 * mean:.0f} % where chance is {100 / tiny.classes:.0f} %.",
+            "Look at the images: are labels and inputs in the same order, and inputs normalised?",
+        )
+
+
+def survives_its_file(subject: Subject) -> None:
+    """Saved and loaded again, the set is the same."""
+    attempt = _attempt(subject, _supported(subject))
+    path = attempt.run.log_path.with_name("set.safetensors")
+    attempt.distilled.save(path)
+    if _bytes(DistilledSet.load(path)) != _bytes(attempt.distilled):
+        raise Failed("the set is another one after saving and loading.", "Return plain float32 tensors.")
+
+
+def _bytes(distilled: DistilledSet) -> bytes:
+    tensors = [distilled.inputs, distilled.labels, *([] if distilled.lrs is None else [distilled.lrs])]
+    return b"".join(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)
+
+
+METHOD: Sequence[Check] = (
+    *EVERY,
+    honours_shapes_and_budget,
+    same_seed_same_bytes,
+    another_seed_other_bytes,
+    leaves_global_state_alone,
+    leaves_its_task_alone,
+    writes_only_in_its_folder,
+    reports_progress,
+    resumes_to_the_same_bytes,
+    takes_colour_and_two_classes,
+    does_better_than_chance,
+    survives_its_file,
+)

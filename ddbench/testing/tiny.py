@@ -1,0 +1,94 @@
+"""Data and tasks small enough to try a plugin on in a second: stripes of one direction or place for each class."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ddbench.catalog import Catalog
+from ddbench.data import ExampleSet, ImageSplits, normalise
+from ddbench.protocols.base import Setting
+from ddbench.spec import Choice
+from ddbench.task import Budget, Networks, Objective, Side, Task
+
+SIZE = 8
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """What a tiny task is made of."""
+
+    channels: int = 1
+    classes: int = 3
+    images_per_class: int = 2
+    steps: int = 2
+    epochs: int = 2
+    objective: str = "classification"
+    linear: bool = False
+
+
+def examples(channels: int, classes: int, per_class: int = 40) -> tuple[ExampleSet, ExampleSet]:
+    """Training and test images 8x8: each class one pattern in noise, easy to tell apart."""
+    generator = torch.Generator().manual_seed(0)
+    patterns = torch.randint(40, 216, (classes, channels, SIZE, SIZE), generator=generator).float()
+
+    def split(count: int) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(classes).repeat_interleave(count)
+        noise = 25 * torch.randn((len(labels), channels, SIZE, SIZE), generator=generator)
+        return (patterns[labels] + noise).clamp(0, 255).to(torch.uint8), labels
+
+    names = tuple(f"class {label}" for label in range(classes))
+    return normalise("tiny", ImageSplits(*split(per_class), *split(per_class)), names, "image")
+
+
+def network(channels: int, classes: int, *, linear: bool = False) -> nn.Module:
+    """A convolution and a linear layer, or a linear layer alone."""
+    with torch.random.fork_rng(devices=[]):
+        if linear:
+            return nn.Sequential(nn.Flatten(), nn.Linear(channels * SIZE**2, classes))
+        return nn.Sequential(
+            nn.Conv2d(channels, 4, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(4 * (SIZE // 2) ** 2, classes),
+        )
+
+
+def objective(catalog: Catalog, name: str, train: ExampleSet) -> Objective:
+    """An objective with its default options."""
+    component, choice = catalog.resolve("objective", Choice(name=name))
+    made: Objective = component.call(choice.options, train.info)
+    return made
+
+
+def task(catalog: Catalog, tiny: Tiny, generator: torch.Generator) -> Task:
+    """A task whose tensors nobody else holds."""
+    train, _ = examples(tiny.channels, tiny.classes)
+    networks = _networks(catalog, tiny, train, "train", generator)
+    budget = Budget(tiny.images_per_class, tiny.steps, tiny.epochs)
+    return Task(train, objective(catalog, tiny.objective, train), networks, budget, train.info)
+
+
+def setting(catalog: Catalog, tiny: Tiny) -> Setting:
+    """What a protocol needs to score a set that was made for `tiny`; test images stand in for the validation slice."""
+    train, test = examples(tiny.channels, tiny.classes)
+    validation = replace(test, inputs=test.inputs[::2], labels=test.labels[::2])
+    return Setting(
+        network(tiny.channels, tiny.classes, linear=tiny.linear),
+        validation,
+        test,
+        objective(catalog, tiny.objective, train),
+        Budget(tiny.images_per_class, tiny.steps, tiny.epochs),
+        lambda side, generator: _networks(catalog, tiny, train, side, generator),
+    )
+
+
+def _networks(catalog: Catalog, tiny: Tiny, train: ExampleSet, side: Side, generator: torch.Generator) -> Networks:
+    component, choice = catalog.resolve("init", Choice(name="random"))
+
+    def draw(*arguments: object) -> dict[str, Tensor]:
+        drawn: dict[str, Tensor] = component.call(choice.options, *arguments)
+        return drawn
+
+    return Networks(network(tiny.channels, tiny.classes, linear=tiny.linear), draw, train.info, generator, side)

@@ -1,0 +1,259 @@
+"""Every check of the conformance kit: what ships passes it, and a plugin made faulty in one place is caught by it."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from ddbench.catalog import Catalog
+from ddbench.testing import CHECKS, DatasetTests, InitTests, MethodTests, NetworkTests, ObjectiveTests, conform
+from ddbench.testing.checks import Subject, outcome, title
+
+HEAD = """
+import random as python_random
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional as F
+
+import ddbench
+from ddbench import DistilledSet, ImageSplits, Objective
+
+"""
+METHOD = '''
+kept = []
+
+@ddbench.method
+def mine(task, run):
+    """Random real images, spread over the steps."""
+    BODY
+    inputs, labels = chosen.in_steps(task.budget.steps)
+    return DistilledSet(inputs, labels)
+
+@ddbench.hookimpl
+def ddbench_methods():
+    return [mine]
+'''
+GOOD = "chosen = task.train.random_subset(task.budget.images_per_class, run.generator)"
+FAULTY_METHODS = {
+    "honours shapes and budget": [
+        "chosen = task.train",
+        f"{GOOD}; return DistilledSet(chosen.inputs[None].double(), chosen.labels[None])",
+        f"{GOOD}; return DistilledSet(chosen.inputs[None] * float('nan'), chosen.labels[None])",
+        f"{GOOD}; return chosen.inputs",
+    ],
+    "same seed same bytes": [
+        "kept.append(1); run.generator.manual_seed(len(kept)); " + GOOD,
+    ],
+    "another seed other bytes": ["run.generator.manual_seed(0); " + GOOD],
+    "leaves global state alone": [
+        f"torch.manual_seed(0); {GOOD}",
+        f"np.random.rand(); {GOOD}",
+        f"python_random.random(); {GOOD}",
+        f"{GOOD}; torch.set_default_dtype(torch.float64)",
+        f"{GOOD}; torch.set_grad_enabled(False)",
+        f"{GOOD}; torch.use_deterministic_algorithms(True)",
+    ],
+    "leaves its task alone": [
+        f"{GOOD}; task.train.inputs.mul_(2)",
+        f"{GOOD}; task.train.labels.zero_()",
+        f"{GOOD}; F.cross_entropy(task.networks.module(chosen.inputs), chosen.labels).backward()",
+    ],
+    "writes only in its folder": [f"{GOOD}; Path('notes.txt').write_text('here')"],
+    "reports progress": [f"import time; time.sleep(2.1); {GOOD}"],
+    "resumes to the same bytes": [
+        f"{GOOD}\n    shift = torch.zeros(1)\n    for step in run.loop(6, {{}}):\n        shift += 1\n"
+        "    chosen = ddbench.ExampleSet(chosen.inputs + shift, chosen.labels, chosen.info)",
+        f"{GOOD}\n    for step in run.loop(6, {{}}):\n        pass\n"
+        "    import itertools; kept.append(1)\n"
+        "    chosen = ddbench.ExampleSet(chosen.inputs + run.steps_done * 0 + len(kept), chosen.labels, chosen.info)",
+    ],
+    "takes colour and two classes": [
+        f"assert task.info.sample_shape[0] == 1; {GOOD}",
+        f"assert len(task.info.classes) > 2; {GOOD}",
+        f"{GOOD}\n    if len(task.info.classes) == 2: raise ddbench.Unsupported('no')",
+    ],
+    "does better than chance": [
+        f"{GOOD}; chosen = ddbench.ExampleSet(chosen.inputs, (chosen.labels + 1) % 3, chosen.info)",
+        f"{GOOD}; chosen = ddbench.ExampleSet(torch.zeros_like(chosen.inputs), chosen.labels, chosen.info)",
+    ],
+}
+OTHERS = {
+    ("method", "documented"): [
+        '@ddbench.method\ndef mine(task, run):\n    """Images"""',
+        '@ddbench.method\ndef mine(task, run, *, size: int = 3):\n    """Random real images, as many as asked for."""',
+    ],
+    ("init", "draws every weight"): [
+        'return {"weight": torch.zeros(n, 2)}',
+        "return {name: torch.zeros(p.shape) for name, p in network.named_parameters()}",
+        "return {name: torch.full((n, *p.shape), torch.nan) for name, p in network.named_parameters()}",
+    ],
+    ("init", "draws the same for the same seed"): [
+        "return {name: torch.randn(n, *p.shape) for name, p in network.named_parameters()}",
+        "g = torch.Generator().manual_seed(0)\n"
+        "    return {name: torch.randn((n, *p.shape), generator=g) for name, p in network.named_parameters()}",
+    ],
+    ("init", "leaves the network alone"): [
+        "with torch.no_grad(): [p.zero_() for p in network.parameters()]\n"
+        "    return {name: torch.randn((n, *p.shape), generator=generator) for name, p in network.named_parameters()}",
+        "torch.manual_seed(1)\n"
+        "    return {name: torch.randn((n, *p.shape), generator=generator) for name, p in network.named_parameters()}",
+    ],
+    ("objective", "measures in numbers"): [
+        'return Objective(F.cross_entropy, lambda z, y: {"other": 0.5}, "accuracy")',
+        'return Objective(F.cross_entropy, lambda z, y: {"accuracy": (z.argmax(1) == y).float().mean()}, "accuracy")',
+        'return Objective(F.cross_entropy, lambda z, y: {"accuracy": float("nan")}, "accuracy")',
+    ],
+    ("objective", "can be descended"): [
+        'return Objective(lambda z, y: (z.argmax(1) == y).float().mean(), lambda z, y: {"accuracy": 0.5}, "accuracy")',
+        'return Objective(lambda z, y: z.square(), lambda z, y: {"accuracy": 0.5}, "accuracy")',
+        'return Objective(None, lambda z, y: {"accuracy": 0.5}, "accuracy", relabel=lambda y: y[:1])',
+    ],
+    ("target", "names what it adapts"): [
+        'return ddbench.AdaptationTarget("mnist", "no_such_network")',
+        "return None",
+    ],
+    ("dataset", "loads what it declares"): [
+        "return ImageSplits(x.float(), y, x, y)",
+        "return ImageSplits(x[:, :, :2], y, x, y)",
+        "return ImageSplits(x, y * 0, x, y)",
+        "return x",
+    ],
+    ("dataset", "loads the same again"): [
+        "kept.append(1); return ImageSplits(x + len(kept), y, x, y)",
+        "torch.rand(1); return ImageSplits(x, y, x, y)",
+    ],
+    ("network", "maps images to classes"): [
+        "return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(info.sample_shape).numel(), 2))",
+        "return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(info.sample_shape).numel(), 4), Noise())",
+        "return lambda x: x",
+        'raise ddbench.Unsupported("no size suits it")',
+    ],
+    ("network", "can be differentiated twice"): [
+        "return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(info.sample_shape).numel(), 4), Once())",
+    ],
+    ("network", "leaves global state alone"): [
+        "python_random.seed(3)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(info.sample_shape).numel(), 4))",
+    ],
+}
+FRAMES = {
+    "init": '@ddbench.init\ndef mine(network, info, n, generator, side):\n    """Weights from a made-up distribution."""\n    ',
+    "objective": '@ddbench.objective\ndef mine(info):\n    """An objective that is made up."""\n    ',
+    "target": '@ddbench.target\ndef mine():\n    """A target that is made up."""\n    ',
+    "dataset": (
+        'kept = []\n@ddbench.dataset(classes=("a", "b"), sample_shape=(1, 4, 4))\ndef mine(root, download):\n'
+        '    """Images that are made up."""\n'
+        "    x, y = torch.zeros(6, 1, 4, 4, dtype=torch.uint8), torch.arange(6) % 2\n    "
+    ),
+    "network": (
+        "class Noise(nn.Module):\n    def forward(self, x): return x + torch.rand_like(x)\n\n"
+        "class _Cut(torch.autograd.Function):\n"
+        "    @staticmethod\n    def forward(ctx, x): return x * 2\n"
+        "    @staticmethod\n    @torch.autograd.function.once_differentiable\n    def backward(ctx, g): return g * 2\n\n"
+        "class Once(nn.Module):\n    def forward(self, x): return _Cut.apply(x)\n\n"
+        '@ddbench.network\ndef mine(info):\n    """A network that is made up."""\n    '
+    ),
+}
+
+
+def caught(tmp_path: Path, kind: str, source: str, only: str = "") -> dict[str, tuple[str, str]]:
+    """Checks that fail, or whether the one does, and why."""
+    path = tmp_path / "faulty.py"
+    path.write_text(HEAD + textwrap.dedent(source))
+    catalog = Catalog([path])
+    assert not catalog.broken, catalog.broken
+    component = catalog.get(kind, "mine")
+    checks = [check for check in CHECKS[kind] if only in ("", title(check))]
+    outcomes = [outcome(check, Subject(component, catalog, tmp_path)) for check in checks]
+    found = {o.check: (o.text, o.advice) for o in outcomes if o.status == "failed"}
+    assert all(text and advice for text, advice in found.values()), "a failure says what is wrong and what to do"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("check", "body"), [(check, body) for check, bodies in FAULTY_METHODS.items() for body in bodies]
+)
+def test_a_faulty_method_is_caught(tmp_path, check, body):
+    assert check in caught(tmp_path, "method", METHOD.replace("BODY", body), check)
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "body"), [(kind, check, body) for (kind, check), bodies in OTHERS.items() for body in bodies]
+)
+def test_faulty_plugins_of_other_kinds_are_caught(tmp_path, kind, check, body):
+    source = body if kind == "method" else FRAMES[kind] + body
+    if kind == "method":
+        source += f"\n    {GOOD}\n    return DistilledSet(*chosen.in_steps(task.budget.steps))"
+    hook = {"method": "methods", "init": "inits"}.get(kind, f"{kind}s")
+    source += f"\n\n@ddbench.hookimpl\ndef ddbench_{hook}():\n    return [mine]\n"
+    found = caught(tmp_path, kind, source, check)
+    assert check in found, found
+
+
+def test_a_sound_method_passes(tmp_path):
+    assert caught(tmp_path, "method", METHOD.replace("BODY", GOOD)) == {}
+
+
+def test_a_name_registered_twice_is_caught(ddbench, tmp_path):
+    (tmp_path / "twice.py").write_text(HEAD + METHOD.replace("BODY", GOOD).replace("[mine]", "[mine, mine]"))
+    assert ddbench("check", "mine", "--plugin", "twice.py").code == 4
+
+
+def test_every_fault_has_its_check_and_every_check_its_fault():
+    faults = {("method", check) for check in FAULTY_METHODS} | set(OTHERS)
+    # A name that is registered twice cannot be looked up; what a file keeps and options are is the harness's own doing.
+    apart = {"registered once", "options are stable", "documented", "survives its file"}
+    checks = {(kind, c.__name__.replace("_", " ")) for kind, its in CHECKS.items() for c in its}
+    assert {pair for pair in checks if pair[1] not in apart} == {pair for pair in faults if pair[1] not in apart}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, c.name) for kind in CHECKS for c in Catalog().components(kind) if c.name not in ("usps", "cifar10")],
+)
+def test_what_ships_conforms(kind, name, catalog, ddbench):
+    if name in ("unrolled_gd", "optimised_real"):
+        # Types are checked at run time in these tests, and the checker draws from Python's random numbers.
+        done = ddbench("check", name)
+        assert done.code == 0, done.out
+        return
+    failed = [o for o in conform(catalog.get(kind, name), catalog) if o.status == "failed"]
+    assert failed == []
+
+
+def test_the_command(ddbench, tmp_path):
+    good = ddbench("check", "herding")
+    assert (good.code, "0 failed" in good.out) == (0, True)
+    (tmp_path / "faulty.py").write_text(HEAD + METHOD.replace("BODY", f"{GOOD}; task.train.inputs.mul_(2)"))
+    bad = ddbench("check", "mine", "--plugin", "faulty.py")
+    assert bad.code == 4
+    assert "FAILED" in bad.out and "Clone what it writes to." in bad.out
+    document = ddbench("check", "mine", "--plugin", "faulty.py", "--json")
+    assert document.code == 4
+    assert document.json()["status"] == "failed"
+    assert ddbench("check", "nothing").code == 2
+
+
+class TestHerding(MethodTests):
+    name = "herding"
+
+
+class TestRandom(InitTests):
+    name = "random"
+
+
+class TestClassification(ObjectiveTests):
+    name = "classification"
+
+
+class TestDigits(DatasetTests):
+    name = "digits"
+
+
+class TestLinear(NetworkTests):
+    name = "linear"
