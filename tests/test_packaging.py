@@ -58,7 +58,7 @@ def test_the_wheel_holds_the_harness_and_its_plugins_and_nothing_else(tmp_path: 
         "ddbench_unrolled_gd",
         "ddbench-0.1.0.dist-info",
     }
-    assert {"ddbench/py.typed", "ddbench/render/site.html.jinja"} <= set(names)
+    assert {"ddbench/py.typed", "ddbench/render/site.html.jinja", "ddbench/scaffold/method.py.jinja"} <= set(names)
 
 
 def test_the_template_is_under_25_lines():

@@ -1,6 +1,7 @@
-"""The command that holds a plugin against the contract."""
+"""Commands for plugin authors: new-plugin, check."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -50,6 +51,33 @@ def check(
         raise typer.Exit(4)
 
 
+def new_plugin(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="What the plugin will be called: small letters and underscores.")],
+    kind: Annotated[str, typer.Option(help="method, init, objective, target, dataset or network.")] = "method",
+    into: Annotated[Path, typer.Option(help="Folder that the new one is made in.", metavar="DIR")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Make a package with one plugin that installs, passes its tests and runs at once; then replace its idea by yours.
+
+    Example: `ddbench new-plugin my_method`
+    """
+    with failures_told(as_json=as_json, verbose=ctx.obj):
+        from ddbench.scaffold import new_plugin
+
+        made = new_plugin(name, kind, into)
+        if as_json:
+            files = [str(path) for path in made.files]
+            print_json({"status": "ok", "folder": str(made.folder), "files": files, "next": list(made.commands)})
+            return
+        for path in made.files:
+            typer.echo(f"  {path}")
+        typer.echo("\nNext:")
+        for command in made.commands:
+            typer.echo(f"  {command}")
+
+
 def register(app: typer.Typer) -> None:
-    """Add this command to `app`."""
+    """Add these commands to `app`."""
+    app.command("new-plugin")(new_plugin)
     app.command()(check)

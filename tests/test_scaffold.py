@@ -1,0 +1,60 @@
+"""New packages: their files are sound, their plugin conforms and runs, and they install."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddbench.catalog import Catalog
+from ddbench.errors import UsageError
+from ddbench.options import KINDS
+from ddbench.scaffold import new_plugin
+from ddbench.testing import conform
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_plugin_conforms_and_runs(ddbench, tmp_path, kind):
+    made = new_plugin("my_own", kind, tmp_path)
+    module = made.folder / "ddbench_my_own" / "__init__.py"
+    catalog = Catalog([module])
+    assert not catalog.broken
+    assert [o for o in conform(catalog.get(kind, "my_own"), catalog) if o.status == "failed"] == []
+    done = ddbench(*made.commands[2].split()[1:], "--plugin", module)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("name", ["My_method", "1st", "class", "a-b", "../up", ""])
+def test_names_that_no_plugin_can_have(tmp_path, name):
+    with pytest.raises(UsageError, match="cannot be the name"):
+        new_plugin(name, "method", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(ddbench, tmp_path):
+    first = ddbench("new-plugin", "mine", "--json")
+    assert first.code == 0
+    assert [Path(file).exists() or (tmp_path / file).exists() for file in first.json()["files"]] == [True] * 5
+    (tmp_path / "ddbench-mine" / "README.md").write_text("my own words")
+    again = ddbench("new-plugin", "mine")
+    assert again.code == 2 and "is there already" in again.told()
+    assert (tmp_path / "ddbench-mine" / "README.md").read_text() == "my own words"
+    assert ddbench("new-plugin", "mine", "--kind", "thing").code == 2
+
+
+def test_it_installs_and_passes_its_own_tests(ddbench, tmp_path):
+    """Built from its own pyproject into a folder of its own, found by its entry point, tested by its own tests."""
+    made = new_plugin("my_own", "method", tmp_path)
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, made.folder]
+    installed = subprocess.run(pip, capture_output=True, text=True)
+    assert installed.returncode == 0, installed.stderr
+    listed = ddbench("list", "methods", PYTHONPATH=str(site))
+    assert "my_own" in listed.out and "ddbench-my-own 0.1.0" in listed.out
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", made.folder / "tests"]
+    done = subprocess.run(
+        tests, capture_output=True, text=True, cwd=made.folder, env={**os.environ, "PYTHONPATH": str(site)}
+    )
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout
