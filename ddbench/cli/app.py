@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ddbench.cli import authors, evaluate, look, pretrain, run
+from ddbench.cli import authors, evaluate, installation, look, pretrain, run
 from ddbench.cli.output import failures_told
 
 
@@ -68,7 +68,7 @@ def ddbench(
     ctx.obj = verbose
 
 
-for module in (run, evaluate, pretrain, look, authors):
+for module in (run, evaluate, pretrain, look, authors, installation):
     module.register(app)
 
 

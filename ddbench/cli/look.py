@@ -276,24 +276,6 @@ def reproduction(
         typer.echo(f"Wrote {output}")
 
 
-def plugins(ctx: typer.Context, plugin: Plugins = None, as_json: Json = False) -> None:
-    """Name the plugins that were found, what they offer, and what is wrong with those set aside."""
-    with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench.catalog import Catalog
-        from ddbench.render.tables import plugin_table
-
-        catalog = Catalog(plugin or [])
-        found = [
-            {"name": p.name, "distribution": p.distribution, "offers": p.offers, "hooks": p.hook_names}
-            for p in catalog.plugins
-        ]
-        broken = [{"name": b.name, "distribution": b.distribution, "error": b.error} for b in catalog.broken]
-        if as_json:
-            print_json({"status": "ok", "plugins": found, "broken": broken})
-            return
-        plugin_table(catalog)
-
-
 def _entries(catalog: "Catalog", plural: str) -> list[dict[str, str]]:
     if plural == "protocols":
         from ddbench.protocols import PROTOCOLS
@@ -371,4 +353,3 @@ def register(app: typer.Typer) -> None:
     app.command()(compare)
     app.command()(reproduction)
     app.command()(verify)
-    app.command()(plugins)

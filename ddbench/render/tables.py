@@ -22,6 +22,7 @@ from ddbench.stats import Difference, Score
 
 if TYPE_CHECKING:
     from ddbench.catalog import Catalog, Experiment
+    from ddbench.doctor import Finding
     from ddbench.options import Component
     from ddbench.pools import Pool
     from ddbench.sweep import Point
@@ -355,6 +356,15 @@ def outcome_line(outcome: "Outcome") -> None:
     console.print(Text.from_markup(mark).append(f" {outcome.check}" + (f": {outcome.text}" if outcome.text else "")))
     if outcome.advice:
         console.print(Text(f"         {outcome.advice}", style="yellow"))
+
+
+def finding_line(finding: "Finding") -> None:
+    """Print one finding about the installation."""
+    mark = {"ok": "[green]ok[/]     ", "fault": "[red]FAULT[/]  ", "missing": "[dim]missing[/]"}[finding.status]
+    console = Console(highlight=False)
+    console.print(Text.from_markup(mark).append(f" {finding.about}: {finding.text}"))
+    if finding.fix:
+        console.print(Text(f"         {finding.fix}", style="yellow"))
 
 
 def plugin_table(catalog: "Catalog") -> None:
