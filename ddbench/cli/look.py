@@ -1,4 +1,4 @@
-"""Commands that look: list, show, leaderboard, compare, verify, reproduction, plugins."""
+"""Commands that look: list, show, leaderboard, compare, verify, reproduction."""
 
 import json
 from pathlib import Path
