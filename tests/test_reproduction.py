@@ -76,7 +76,9 @@ def test_the_committed_leaderboards_can_be_read():
     from pathlib import Path
 
     from ddbench.leaderboard import read
+    from ddbench.runner import ARTIFACT_LIMIT
 
     folder = Path(__file__).parents[1] / "leaderboards"
     for row in read(folder):
-        assert (folder / "artifacts" / f"{row.artifact_sha256}.safetensors").exists()
+        there = (folder / "artifacts" / f"{row.artifact_sha256}.safetensors").exists()
+        assert there or row.bytes > ARTIFACT_LIMIT

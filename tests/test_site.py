@@ -71,7 +71,7 @@ def test_all_rows_are_there_and_filters_stay_in_the_address(page, site):
     assert len(four) == 3
     assert all("ipc4" in run_id for run_id in four)
     assert "budget=4" in page.url
-    assert "3 of 8 rows" in page.text_content("#status")
+    assert "3 of 8 lines" in page.text_content("#status")
     page.goto("about:blank")
     page.goto(site.as_uri() + "#budget=4&objective=classification")
     assert shown(page) == four

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ddbench.errors import DdbenchError
-from ddbench.fairness import fairness
 from ddbench.leaderboard import PublishedRow, Row
 from ddbench.ranking import Line, ranks
 from ddbench.render.live import duration
@@ -96,6 +95,8 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
     )
     for line in lines:
         yield f"  {line}"
+    from ddbench.fairness import fairness
+
     means = {name: score.mean for name, score in result.companions.items()}
     fair = fairness(result.primary, result.score.mean, means, hard=not result.artifact.soft_labels)
     if "LRS" in fair:
