@@ -105,7 +105,7 @@ def _best_coreset(bench: Bench, catalog: Catalog, networks: int, reporter: Repor
 
 
 def _full_data(bench: Bench, catalog: Catalog, reporter: Reporter) -> Score:
-    """Test accuracy of networks trained on all training examples, by the recipe of pools; they are kept as a pool.
+    """Test accuracy of networks trained on all that methods are given, by the recipe of pools, and kept as a pool.
 
     The upper bound that a distilled set is held against. Raises `MissingPrerequisite` where they would take long.
     """

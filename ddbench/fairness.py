@@ -8,15 +8,10 @@ from collections.abc import Iterable, Mapping
 
 from ddbench.companions import BEST_CORESET, FULL_DATA, NO_ADAPTATION
 from ddbench.leaderboard import Row
+from ddbench.ranking import but_seed
 
 AUGMENTED = ("train-dsa/v1", "train/v1")
 """The protocols with augmentation and without, otherwise of one lineage."""
-_SET = (
-    "method", "method_options", "method_source", "dataset", "dataset_hash", "sample_shape", "network",
-    "network_options", "init", "init_options", "eval_init", "eval_init_options", "objective", "objective_options",
-    "target", "target_options", "images_per_class", "steps", "epochs", "seed",
-)  # fmt: skip
-"""What rows of one distilled set have in common."""
 WEIGHT = 0.5
 """Of the gain over random images against the loss to the full data (w), and of training with augmentation (g)."""
 
@@ -68,7 +63,8 @@ def of_row(row: Row, rows: Iterable[Row]) -> dict[str, float]:
     """The fairness scores of a row; ARS where `rows` hold the same run under train/v1 and under train-dsa/v1."""
     means = {name: figures["mean"] for name, figures in row.companion_scores().items()}
     found = fairness(row.metric, row.mean, means, hard=row.label_regime == "hard")
-    pair = {r.protocol: r for r in rows if all(getattr(r, name) == getattr(row, name) for name in _SET)}
+    own = (row.seed, but_seed(row, "protocol", "n"))
+    pair = {r.protocol: r for r in rows if (r.seed, but_seed(r, "protocol", "n")) == own}
     if row.protocol in AUGMENTED and set(AUGMENTED) <= pair.keys():
         with_augmentation, without = (of_row(pair[protocol], ()).get("IOR") for protocol in AUGMENTED)
         if with_augmentation is not None and without is not None:

@@ -281,8 +281,7 @@ class Pools:
                 if expected > patience:
                     raise MissingPrerequisite(
                         f"training {len(missing)} networks would take about {expected / 60:.0f} minutes.",
-                        f"Train them beforehand: ddbench pretrain --dataset {spec.dataset.name} "
-                        f"--network {spec.network.name} --count {sizes['train']} --held-out {sizes['evaluation']}",
+                        f"Train them beforehand: {self._command(spec, sizes)}",
                     )
             atomic_write(pool.folder / "pool.json", spec.model_dump_json(indent=2) + "\n")
             self._reporter.stage(f"Training {len(missing)} networks for the pool {pool.folder.name}")
@@ -304,6 +303,16 @@ class Pools:
                 starts = [self._start(spec, module, train.info, side, index) for side, index in part]
                 seeds = [derive_seed("pool", side, index, "order") for side, index in part]
                 train_each(module, starts, seeds, train, recipe, done)
+
+    def _command(self, spec: PoolSpec, sizes: Mapping[Side, int]) -> str:
+        """What trains this pool beforehand, and no other."""
+        parts = [f"ddbench pretrain --dataset {spec.dataset.name} --network {spec.network.name}"]
+        parts.append(f"--count {sizes['train']} --held-out {sizes['evaluation']} --steps {spec.steps} --lr {spec.lr:g}")
+        if self._spec.sample_shape is not None:
+            parts.append(f"--sample-shape {' '.join(map(str, spec.sample_shape))}")
+        for part, choice in (("network", spec.network), ("dataset", spec.dataset)):
+            parts += [f"--set {part}.{key}={json.dumps(value)}" for key, value in choice.options.items()]
+        return " ".join(parts)
 
     @contextlib.contextmanager
     def _alone(self, pool: Pool) -> Iterator[None]:

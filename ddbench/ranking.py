@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ddbench.leaderboard import COLUMNS, Row
 from ddbench.stats import Score, crossed
 
-_SAME_BUT_SEED = (
+_RUN = (
     "method",
     "method_source",
     "dataset",
@@ -43,9 +43,8 @@ class Line:
         ordered = tuple(sorted(rows, key=lambda row: row.seed))
         first = ordered[0]
         if len(ordered) == 1:
-            values = json.loads(first.values)
-            return cls(ordered, Score(mean=first.mean, std=first.std, low=first.low, high=first.high, n=first.n,
-                                      values=values))  # fmt: skip
+            own = {name: getattr(first, name) for name in ("mean", "std", "low", "high", "n")}
+            return cls(ordered, Score(**own, values=json.loads(first.values)))
         return cls(ordered, crossed([json.loads(row.values) for row in ordered]))
 
     @property
@@ -67,7 +66,7 @@ def groups(rows: Iterable[Row]) -> list[list[Line]]:
         networks = (row.network, row.network_options, row.eval_init, row.eval_init_options)
         aim = (row.objective, row.objective_options, row.target, row.metric)
         group = grouped.setdefault((*data, *networks, *aim, budget, row.protocol, row.label_regime), {})
-        group.setdefault(_but_seed(row), []).append(row)
+        group.setdefault(but_seed(row), []).append(row)
     found = []
     for group in grouped.values():
         lines = [line for same in group.values() for line in _lines(same)]
@@ -98,8 +97,10 @@ def ranks(group: Sequence[Line]) -> list[int]:
 
 def seeds_of(rows: Iterable[Row], row: Row) -> dict[int, Row]:
     """The rows that differ from `row` in nothing but the seed of the distillation, itself included, by seed."""
-    return {r.seed: r for r in rows if _but_seed(r) == _but_seed(row)}
+    return {r.seed: r for r in rows if but_seed(r) == but_seed(row)}
 
 
-def _but_seed(row: Row) -> tuple[str, ...]:
-    return tuple(str(getattr(row, name)) for name in COLUMNS if name.endswith("_options") or name in _SAME_BUT_SEED)
+def but_seed(row: Row, *but: str) -> tuple[str, ...]:
+    """What rows have in common that differ in nothing but the seed, and in the columns named."""
+    names = [name for name in COLUMNS if name.endswith("_options") or name in _RUN]
+    return tuple(str(getattr(row, name)) for name in names if name not in but)

@@ -91,6 +91,16 @@ def test_networks_with_running_statistics_are_refused(pools_of):
         pools_of(network="resnet20").open(1, 0, QUICK)
 
 
+def test_options_of_a_pool(ddbench):
+    """Those of network and dataset make another pool; what would change nothing is refused."""
+    made = ddbench("pretrain", "-d", "digits", "--count", 1, "--held-out", 0, "--steps", 2, "--set", "network.width=8")
+    assert made.code == 0, made.err
+    assert "mlp on digits, 1 networks" in made.out
+    for setting in ("init.scheme=kaiming", "outer_steps=3"):
+        refused = ddbench("pretrain", "-d", "digits", "--count", 1, "--set", setting)
+        assert refused.code == 2 and "no part in a pool" in refused.told()
+
+
 def test_pretrain_and_list(ddbench):
     made = ddbench("pretrain", "-d", "digits", "--network", "linear", "--count", 2, "--held-out", 1, "--steps", 40)
     assert made.code == 0, made.err

@@ -61,6 +61,7 @@ FAULTY_METHODS = {
     "leaves its task alone": [
         f"{GOOD}; task.train.inputs.mul_(2)",
         f"{GOOD}; task.train.labels.zero_()",
+        f"{GOOD}; task.networks.module[0].weight.data.zero_()",
         f"{GOOD}; F.cross_entropy(task.networks.module(chosen.inputs), chosen.labels).backward()",
     ],
     "writes only in its folder": [f"{GOOD}; Path('notes.txt').write_text('here')"],
@@ -172,6 +173,7 @@ def caught(tmp_path: Path, kind: str, source: str, only: str = "") -> dict[str, 
     outcomes = [outcome(check, Subject(component, catalog, tmp_path)) for check in checks]
     found = {o.check: (o.text, o.advice) for o in outcomes if o.status == "failed"}
     assert all(text and advice for text, advice in found.values()), "a failure says what is wrong and what to do"
+    assert not Path("notes.txt").exists(), "whatever a plugin writes, the folder that it is checked from stays clean"
     return found
 
 

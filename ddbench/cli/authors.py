@@ -25,7 +25,7 @@ def check(
     """
     with failures_told(as_json=as_json, verbose=ctx.obj):
         from ddbench.catalog import Catalog
-        from ddbench.render.tables import outcome_line
+        from ddbench.render.installation import status_line
         from ddbench.testing import conform
 
         catalog = Catalog(plugin or [])
@@ -40,7 +40,7 @@ def check(
         for outcome in conform(component, catalog):
             outcomes.append(outcome)
             if not as_json:
-                outcome_line(outcome)
+                status_line(outcome.status, outcome.check, outcome.text, outcome.advice)
         failed = sum(outcome.status == "failed" for outcome in outcomes)
         if as_json:
             print_json({"status": "failed" if failed else "ok", "checks": [dataclasses.asdict(o) for o in outcomes]})

@@ -14,7 +14,7 @@ def plugins(ctx: typer.Context, plugin: Plugins = None, as_json: Json = False) -
     """Name the plugins that were found, what they offer, and what is wrong with those set aside."""
     with failures_told(as_json=as_json, verbose=ctx.obj):
         from ddbench.catalog import Catalog
-        from ddbench.render.tables import plugin_table
+        from ddbench.render.installation import plugin_table
 
         catalog = Catalog(plugin or [])
         found = [
@@ -42,13 +42,13 @@ def doctor(
     with failures_told(as_json=as_json, verbose=ctx.obj):
         from ddbench.catalog import Catalog
         from ddbench.doctor import examine
-        from ddbench.render.tables import finding_line
+        from ddbench.render.installation import status_line
 
         findings = []
         for finding in examine(Catalog(plugin or []), runs, leaderboards):
             findings.append(finding)
             if not as_json:
-                finding_line(finding)
+                status_line(finding.status, finding.about, finding.text, finding.fix)
         ill = any(finding.status == "fault" for finding in findings)
         if as_json:
             print_json({"status": "failed" if ill else "ok", "findings": [dataclasses.asdict(f) for f in findings]})

@@ -6,6 +6,7 @@ import typer
 
 from ddbench.cli.output import failures_told, print_json
 from ddbench.cli.run import Json, Plugins, merged, warn_of_broken
+from ddbench.errors import UsageError
 
 
 def pretrain(
@@ -48,6 +49,9 @@ def pretrain(
         warn_of_broken(catalog)
         flags = {"method": "none", "dataset": dataset, "network": network, "sample_shape": shape, "device": device}
         settings = parse_assignments(assignments or [])
+        for key in settings:
+            if key.partition(".")[0] not in ("network", "dataset"):
+                raise UsageError(f"--set {key} has no part in a pool.", "Set network.KEY or dataset.KEY.")
         if network is None and any(key.startswith("network.") for key in settings):
             flags["network"] = usual_network(catalog.get("dataset", dataset)).name
         spec, _ = complete(merged({}, flags, settings, set()), catalog, with_method=False)

@@ -204,17 +204,12 @@ def _spec(
     if any(key.startswith("network.") for key in settings) and not any(
         flags[part] or fields.get(part) for part in ("network", "target")
     ):
-        fields["network"] = _usual_network(catalog, flags["dataset"] or fields.get("dataset"))
+        from ddbench.bench import usual_network
+
+        dataset = merged(fields, flags, {}, set()).dataset
+        fields["network"] = usual_network(catalog.get("dataset", dataset.name)).model_dump()
     spec = merged(fields, flags, settings, set(catalog.get("method", name).options.model_fields))
     return spec.model_copy(update={"experiment": experiment or ""})
-
-
-def _usual_network(catalog: "Catalog", dataset: str | dict[str, Any] | None) -> dict[str, Any]:
-    from ddbench.bench import usual_network
-    from ddbench.spec import Choice, RunSpec
-
-    choice = Choice.from_name(dataset or RunSpec.model_fields["dataset"].default)
-    return usual_network(catalog.get("dataset", choice.name)).model_dump()
 
 
 def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | None, given: set[str]) -> "Sweep | None":

@@ -49,7 +49,10 @@ def write_site(
     )
     grouped = [
         [
-            {**_entry(line, rank, leaderboards, catalog), "fairness": of_row(line.first, rows)}
+            {
+                **_entry(line, rank, leaderboards, catalog),
+                "fairness": of_row(line.first.model_copy(update={"mean": line.score.mean}), rows),
+            }
             for line, rank in zip(group, ranks(group), strict=True)
         ]
         for group in groups(rows)

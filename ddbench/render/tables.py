@@ -20,12 +20,10 @@ from ddbench.spec import Choice, RunSpec, Sweep
 from ddbench.stats import Difference, Score
 
 if TYPE_CHECKING:
-    from ddbench.catalog import Catalog, Experiment
-    from ddbench.doctor import Finding
+    from ddbench.catalog import Experiment
     from ddbench.options import Component
     from ddbench.pools import Pool
     from ddbench.sweep import Point
-    from ddbench.testing import Outcome
 
 PERCENT = ("accuracy", "success")
 
@@ -348,37 +346,6 @@ def sweep_table(sweep: Sweep, points: "Sequence[Point]", figure: str) -> None:
 
 def _shown(name: str, options: str) -> str:
     return named(Choice(name=name, options=json.loads(options)))
-
-
-def outcome_line(outcome: "Outcome") -> None:
-    """Print how one check of a plugin ended."""
-    mark = {"passed": "[green]ok[/]     ", "failed": "[red]FAILED[/] ", "skipped": "[dim]skipped[/]"}[outcome.status]
-    console = Console(highlight=False)
-    console.print(Text.from_markup(mark).append(f" {outcome.check}" + (f": {outcome.text}" if outcome.text else "")))
-    if outcome.advice:
-        console.print(Text(f"         {outcome.advice}", style="yellow"))
-
-
-def finding_line(finding: "Finding") -> None:
-    """Print one finding about the installation."""
-    mark = {"ok": "[green]ok[/]     ", "fault": "[red]FAULT[/]  ", "missing": "[dim]missing[/]"}[finding.status]
-    console = Console(highlight=False)
-    console.print(Text.from_markup(mark).append(f" {finding.about}: {finding.text}"))
-    if finding.fix:
-        console.print(Text(f"         {finding.fix}", style="yellow"))
-
-
-def plugin_table(catalog: "Catalog") -> None:
-    """Print the plugins that loaded and those set aside."""
-    console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("plugin", "from", "offers"):
-        table.add_column(heading)
-    for plugin in catalog.plugins:
-        table.add_row(Text(plugin.name), Text(plugin.distribution), Text(", ".join(plugin.offers) or "hooks only"))
-    console.print(table)
-    for broken in catalog.broken:
-        console.print(Text(f"\nWarning: {broken}", style="yellow"))
 
 
 def _interval(metric: str, score: Score) -> str:

@@ -1,6 +1,6 @@
 """Checks of distillation methods, each on a task of some hundred images."""
 
-import os
+import contextlib
 import signal
 import tempfile
 import threading
@@ -34,6 +34,7 @@ class _Attempt:
     task: Task
     run: Run
     made: DistilledSet | None = None
+    left: list[str] = field(default_factory=list)
     progress: list[int] = field(default_factory=list)
     drew: bool = False
 
@@ -65,8 +66,10 @@ def _attempt(
     attempt = _Attempt(small.task(subject.catalog, tiny, run.generator), run)
     before = run.generator.get_state()
     seed_everything(seed)
-    with restored_globals():
+    # What it writes to the working folder is found in one of its own, and nowhere else.
+    with restored_globals(), contextlib.chdir(tempfile.mkdtemp(dir=subject.folder)):
         attempt.made = subject.component.call(subject.component.validated({}), attempt.task, run)
+        attempt.left = sorted(path.name for path in Path().iterdir())
     run.finish()
     attempt.drew = not torch.equal(before, run.generator.get_state())
     if not isinstance(attempt.made, DistilledSet):
@@ -129,7 +132,7 @@ def leaves_global_state_alone(subject: Subject) -> None:
     run = Run(folder, most_steps=FEW_STEPS)
     task = small.task(subject.catalog, tiny, run.generator)
     options = subject.component.validated({})
-    with untouched_globals():
+    with untouched_globals(), contextlib.chdir(folder):
         subject.component.call(options, task, run)
 
 
@@ -143,21 +146,16 @@ def leaves_its_task_alone(subject: Subject) -> None:
                                                                                 after.train.labels)):  # fmt: skip
         if not torch.equal(one, two):
             raise Failed(f"it changes task.train.{what}.", "Clone what it writes to.")
+    weights = after.networks.module.state_dict()
+    if any(not torch.equal(weights[name], tensor) for name, tensor in before.networks.module.state_dict().items()):
+        raise Failed("it changes the weights of task.networks.module.", "Draw from task.networks.sample, or copy it.")
     if any(p.requires_grad and p.grad is not None for p in after.networks.module.parameters()):
         raise Failed("it leaves gradients in task.networks.module.", "Use torch.func.functional_call, or a copy.")
 
 
 def writes_only_in_its_folder(subject: Subject) -> None:
     """Nothing appears in the working folder."""
-    tiny = _supported(subject)
-    where, before = Path(tempfile.mkdtemp(dir=subject.folder)), Path.cwd()
-    folder = Path(tempfile.mkdtemp(dir=subject.folder))
-    os.chdir(where)
-    try:
-        _attempt(subject, tiny, folder=folder)
-    finally:
-        os.chdir(before)
-    left = sorted(path.name for path in where.iterdir())
+    left = _attempt(subject, _supported(subject)).left
     if left:
         raise Failed(f"it writes {', '.join(left)} to the working folder.", "Write nothing, or to the cache folder.")
 

@@ -202,8 +202,9 @@ def _of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _key(module: nn.Module, starts: dict[str, Tensor], examples: ExampleSet, seed: int, epochs: int) -> str:
     """Everything the trace depends on: network, initial weights, data, order of the examples, length."""
     weights = b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in starts.values())
-    facts = [repr(module), sha256(weights), examples.info.content_hash, str(len(examples)), str(seed), str(epochs)]
-    return sha256("\n".join([*facts, torch.__version__, str(examples.inputs.device)]).encode())
+    recipe = (epochs, BATCH, RATE, MOMENTUM, DECAY)
+    facts = [repr(module), sha256(weights), examples.info.content_hash, len(examples), seed, recipe]
+    return sha256("\n".join(map(str, [*facts, torch.__version__, examples.inputs.device])).encode())
 
 
 def _write(path: Path, found: Trace) -> None:

@@ -151,7 +151,14 @@ def test_values_are_products_with_the_held_out_gradient(catalog, cache, tmp_path
 
 
 def test_examples_held_out_are_not_chosen(catalog, cache, tmp_path):
-    distilled(catalog, tmp_path / "value", "example_value", 10, epochs=EPOCHS, held_out=0.5)
+    task, made = distilled(catalog, tmp_path / "value", "example_value", 10, epochs=EPOCHS, held_out=0.5)
+    # The same generator: networks are drawn first, then the order that says who is held out.
+    run = Run(tmp_path)
+    again = bench_of(catalog).task(run.generator)
+    tracing.trace(again, run, 2, EPOCHS)
+    n = len(task.train)
+    held_out = set(torch.randperm(n, generator=run.generator)[: n // 2].tolist())
+    assert made.count == 100 and not held_out & set(places(task, made))
     with pytest.raises(ddbench.UsageError, match="Lower --set held_out|fewer than"):
         distilled(catalog, tmp_path / "few", "example_value", 120, epochs=EPOCHS, held_out=0.9)
 
