@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ddbench.errors import Unsupported as Unsupported
     from ddbench.errors import UsageError as UsageError
     from ddbench.hookspecs import hookimpl as hookimpl
+    from ddbench.leaderboard import load_leaderboard as load_leaderboard
     from ddbench.loop import Run as Run
     from ddbench.options import Component as Component
     from ddbench.options import component_of as component_of
@@ -45,6 +46,7 @@ _HOME_OF = {
     "Unsupported": "errors",
     "UsageError": "errors",
     "hookimpl": "hookspecs",
+    "load_leaderboard": "leaderboard",
     "Run": "loop",
     "Component": "options",
     "component_of": "options",

@@ -1,16 +1,14 @@
-"""The catalog: finds plugins, loads each in isolation, remembers who offers what, and looks names up."""
+"""The catalog: loads each plugin in isolation, remembers who offers what, and looks names up."""
 
-import functools
-import importlib.metadata
-import importlib.util
+import importlib
 import inspect
 import os
 import sys
+import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -18,15 +16,15 @@ import pydantic
 
 from ddbench import hookspecs
 from ddbench.errors import DdbenchError, PluginError, UsageError
-from ddbench.files import sha256
+from ddbench.finding import Source, set_aside_by_user, sources
 from ddbench.options import KINDS, Component, component_of, did_you_mean
 from ddbench.spec import Choice, Sweep
 
 if TYPE_CHECKING:
     from ddbench.data import DatasetInfo
 
-GROUP = "ddbench"
-CONFIG_FILE = "ddbench.toml"
+SLOW = 2.0
+"""Seconds of loading from which a plugin is called slow: every command waits for it."""
 _HOOK_OF = {kind: f"ddbench_{kind}s" for kind in KINDS}
 
 
@@ -76,6 +74,8 @@ class Plugin:
     hooks: list[pluggy.HookImpl] = field(default_factory=list)
     offers: list[str] = field(default_factory=list)
     """Names of what it registers, such as `method unrolled_gd`."""
+    seconds: float = 0.0
+    """How long it took to load."""
 
     @property
     def hook_names(self) -> list[str]:
@@ -86,8 +86,9 @@ class Plugin:
 class Catalog:
     """Everything the plugins on this machine offer.
 
-    `paths` are plugin files or package folders to load besides the installed ones; they come with those named in
-    `DDBENCH_PLUGINS` (separated like `PATH`) and in the `plugins` list of `./ddbench.toml`.
+    `paths` are plugin files, package folders or names of modules to load besides the installed ones; they come with
+    those named in `DDBENCH_PLUGINS` (separated like `PATH`) and in the `plugins` list of `./ddbench.toml`. Installed
+    plugins named in `DDBENCH_DISABLE` (by name or distribution, separated by commas) are not loaded.
     """
 
     def __init__(self, paths: Iterable[Path] = ()) -> None:
@@ -98,12 +99,15 @@ class Catalog:
         self._silenced: set[str] = set()
         self._manager = pluggy.PluginManager("ddbench")
         self._manager.add_hookspecs(hookspecs)
-        for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
-            distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
-            self._load(entry.name, distribution, entry.load, by_hand=False)
-        by_hand = {path.resolve(): path for path in [*paths, *_paths_from_environment(), *_paths_from_config()]}
-        for path in by_hand.values():
-            self._load(path.stem, _file_version(path), functools.partial(_import_path, path), by_hand=True)
+        self.disabled: list[str] = []
+        # All need it; the plugin that comes first must not seem slow for it.
+        importlib.import_module("torch")
+        unwanted = set_aside_by_user()
+        for source in sources(paths):
+            if unwanted & {source.name, source.distribution.split(" ")[0]}:
+                self.disabled.append(source.name)
+            else:
+                self._load(source)
 
     def components(self, kind: str) -> list[Component]:
         """All components of a kind, by name."""
@@ -119,7 +123,7 @@ class Catalog:
         if len(owners) > 1:
             raise PluginError(
                 f"{kind} {name!r} is registered by both {owners[0].distribution} and {owners[1].distribution}.",
-                "Uninstall or rename one of them.",
+                "Uninstall or rename one of them, or leave one out with DDBENCH_DISABLE.",
             )
         if owners:
             return owners[0]
@@ -132,7 +136,18 @@ class Catalog:
             # A plugin file given by hand was meant to offer something: likely what is missing now.
             if name in (broken.name, broken.name.replace("-", "_")) or (broken.by_hand and not near):
                 raise PluginError(f"there is no {kind} {name!r}, and {broken}", "Mend the plugin, or leave it out.")
-        raise UsageError(f"there is no {kind} called {name!r}.{near}", f"There are: {', '.join(known) or 'none'}.")
+        left_out = f" DDBENCH_DISABLE leaves out: {', '.join(self.disabled)}." if self.disabled else ""
+        hint = f"There are: {', '.join(known) or 'none'}.{left_out}"
+        raise UsageError(f"there is no {kind} called {name!r}.{near}", hint)
+
+    def warnings(self) -> list[str]:
+        """A sentence for each plugin that was set aside, and for each that is slow to load."""
+        return [str(broken) for broken in self.broken] + [
+            f"plugin {plugin.name!r} ({plugin.distribution}) took {plugin.seconds:.1f} s to load, and every command "
+            f"waits for it. DDBENCH_DISABLE={plugin.name} leaves it out."
+            for plugin in self.plugins
+            if plugin.seconds > SLOW
+        ]
 
     def resolve(self, kind: str, choice: Choice, info: "DatasetInfo | None" = None) -> tuple[Component, Choice]:
         """A choice's component, and the choice with all its options spelt out."""
@@ -166,9 +181,11 @@ class Catalog:
                         )
         return complaints
 
-    def _load(self, name: str, distribution: str, load: Callable[[], object], *, by_hand: bool) -> None:
+    def _load(self, source: Source) -> None:
+        name, distribution, by_hand = source.name, source.distribution, source.by_hand
+        started = time.monotonic()
         try:
-            module = load()
+            module = source.load()
             plugin = Plugin(name, distribution, self._hooks_of(module, name))
             registered = [(kind, component) for kind in KINDS for component in self._registered(plugin, kind)]
             experiments = [
@@ -180,6 +197,9 @@ class Catalog:
         except (Exception, SystemExit) as error:
             self.broken.append(BrokenPlugin(name, distribution, _brief(error), by_hand))
             return
+        plugin.seconds = time.monotonic() - started
+        if _traced():
+            sys.stderr.write(f"{plugin.seconds:8.3f} s  {name} ({distribution}) loaded\n")
         self.plugins.append(plugin)
         for kind, component in registered:
             self._found[kind].append(component)
@@ -251,8 +271,25 @@ def _name(implementation: pluggy.HookImpl) -> str:
 
 
 def _call(implementation: pluggy.HookImpl, arguments: dict[str, Any]) -> Any:
-    """Call one hook with the arguments it names, so that plugins for an older contract still work."""
-    return implementation.function(*[arguments[name] for name in implementation.argnames])
+    """Call one hook with the arguments it names, so that plugins for an older contract still work.
+
+    With `DDBENCH_TRACE=1` in the environment, a line on stderr for each call says how long it took and how it ended.
+    """
+    if not _traced():
+        return implementation.function(*[arguments[name] for name in implementation.argnames])
+    started, ended = time.monotonic(), ""
+    try:
+        return implementation.function(*[arguments[name] for name in implementation.argnames])
+    except BaseException as error:
+        ended = f"  raised {_brief(error)}"
+        raise
+    finally:
+        plugin = implementation.plugin_name.split("#")[0]
+        sys.stderr.write(f"{time.monotonic() - started:8.3f} s  {plugin} {_name(implementation)}{ended}\n")
+
+
+def _traced() -> bool:
+    return os.environ.get("DDBENCH_TRACE", "") not in ("", "0")
 
 
 def _brief(error: BaseException) -> str:
@@ -260,52 +297,6 @@ def _brief(error: BaseException) -> str:
         return f"{error.message} {error.hint}".strip()
     text = str(error).strip().split("\n", 1)[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _paths_from_environment() -> list[Path]:
-    return [Path(part) for part in os.environ.get("DDBENCH_PLUGINS", "").split(os.pathsep) if part]
-
-
-def _paths_from_config() -> list[Path]:
-    path = Path(CONFIG_FILE)
-    if not path.is_file():
-        return []
-    try:
-        listed = tomllib.loads(path.read_text()).get("plugins", [])
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.", "Mend or remove it.") from error
-    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
-        raise UsageError(f"plugins in {path} must be a list of paths.", 'For example: plugins = ["my_method.py"]')
-    return [Path(item) for item in listed]
-
-
-def _file_version(path: Path) -> str:
-    """A plugin file's path with a digest of its code: what a released package says by its version."""
-    sources = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    code = b"".join(source.read_bytes() for source in sources if source.is_file())
-    return f"{path}@{sha256(code)[:8]}" if code else str(path)
-
-
-def _import_path(path: Path) -> ModuleType:
-    """Import a .py file or a package folder that is not installed."""
-    source = path / "__init__.py" if path.is_dir() else path
-    if not source.is_file():
-        raise PluginError(f"there is no plugin file {source}.", "Give a .py file or a folder with __init__.py.")
-    name = path.resolve().stem
-    # A name of its own keeps the file from shadowing an importable module of the same name.
-    unique = name if path.is_dir() and name not in sys.modules else f"ddbench_plugin_{name}_{sha256(bytes(source))[:8]}"
-    locations = [str(path.resolve())] if path.is_dir() else None
-    spec = importlib.util.spec_from_file_location(unique, source, submodule_search_locations=locations)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"{source} is not a Python file.", "Give a .py file or a folder with __init__.py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[unique] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[unique]
-        raise
-    return module
 
 
 def _experiment(path: Path, distribution: str) -> Experiment:

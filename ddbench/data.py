@@ -17,6 +17,8 @@ from ddbench.errors import DdbenchError, PluginError, UsageError
 from ddbench.files import atomic_write, sha256
 
 if TYPE_CHECKING:
+    from torch.utils.data import TensorDataset
+
     from ddbench.task import Task
 
 
@@ -164,6 +166,24 @@ class DistilledSet:
     def flat(self) -> tuple[Tensor, Tensor]:
         """Plain images `[steps * n, *sample_shape]` and labels, for anybody's training loop."""
         return self.inputs.flatten(0, 1), self.labels.flatten(0, 1)
+
+    def pixels(self) -> Tensor:
+        """The images as pixels in [0, 1], `[steps * n, *sample_shape]`: what `metadata` says of mean and std undone.
+
+        What lies outside is clipped: distilled images are not bound to the range of real ones.
+        """
+        shape = (-1, *[1] * (self.inputs.dim() - 3))
+        mean, std = (
+            self.inputs.new_tensor(json.loads(self.metadata.get(name, default))).view(shape)
+            for name, default in (("mean", "[0.0]"), ("std", "[1.0]"))
+        )
+        return (self.flat()[0] * std + mean).clamp(0, 1)
+
+    def dataset(self) -> "TensorDataset":
+        """A `torch.utils.data` view of `flat`: for a DataLoader, items are pairs of image and label."""
+        from torch.utils.data import TensorDataset
+
+        return TensorDataset(*self.flat())
 
     def to(self, device: torch.device) -> Self:
         """The same set on `device`, without a graph."""

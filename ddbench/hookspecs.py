@@ -1,8 +1,9 @@
 """The contract with plugins: every hook ddbench calls, and nothing else.
 
 A plugin is a module with functions marked `@ddbench.hookimpl`. It is found through an entry point in group
-`ddbench`, `--plugin PATH`, `DDBENCH_PLUGINS` or `plugins = [...]` in `ddbench.toml`. A hook may leave out the
-arguments it does not need. Registration hooks return iterables of decorated functions.
+`ddbench`, or named by `--plugin PATH` (or a module), `DDBENCH_PLUGINS` or `plugins = [...]` in `ddbench.toml`.
+`DDBENCH_DISABLE` leaves plugins out, `DDBENCH_TRACE=1` tells of every call. A hook may leave out the arguments it
+does not need. Registration hooks return iterables of decorated functions.
 """
 
 from collections.abc import Iterable, Mapping

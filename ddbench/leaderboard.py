@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 from pydantic import ConfigDict
@@ -13,6 +13,9 @@ from ddbench.errors import DdbenchError, UsageError
 from ddbench.files import atomic_write, locked
 from ddbench.results import RunResult
 from ddbench.spec import RunSpec
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SCHEMA = 1
 # A row holds the raw value of every network; the csv module's own limit is reached at some 7000 of them.
@@ -222,6 +225,20 @@ def read(folder: Path) -> list[Row]:
     return rows
 
 
+def load_leaderboard(folder: str | Path = "leaderboards") -> "DataFrame":
+    """The rows of all leaderboards in `folder` as a pandas table, one column per `Row` field.
+
+    What a cell holds as JSON (raw values, companions, other metrics, options, environment) is read: lists and mappings.
+    Raises `DdbenchError` naming the file and line at fault.
+    """
+    import pandas
+
+    table = pandas.DataFrame([row.model_dump() for row in read(Path(folder))], columns=list(COLUMNS))
+    for column in _JSON:
+        table[column] = [json.loads(cell) for cell in table[column]]
+    return table
+
+
 class PublishedRow(pydantic.BaseModel):
     """A figure as its source reports it, as a fraction; nothing here was measured by ddbench."""
 
@@ -287,6 +304,10 @@ def _parse(path: Path, text: str) -> list[Row]:
 
 
 _OPTIONAL = {"std", "low", "high"}
+_JSON = (
+    "method_options", "dataset_options", "network_options", "init_options", "eval_init_options", "objective_options",
+    "target_options", "pretrained", "values", "metrics", "companions", "environment",
+)  # fmt: skip
 
 
 def _foreign(path: Path, why: str) -> DdbenchError:

@@ -51,6 +51,20 @@ def test_flat_gives_plain_images_and_labels():
     assert labels[5] == made.labels[1, 1]
 
 
+def test_pixels_undo_what_the_metadata_says():
+    made = DistilledSet(
+        torch.tensor([-1.0, 0.0, 1.0, 9.0]).view(2, 1, 2, 1, 1), torch.tensor([[0], [1]])
+    ).described(mean=[0.5, 0.25], std=[0.5, 0.125])  # fmt: skip
+    assert made.pixels().flatten(1).tolist() == [[0.0, 0.25], [1.0, 1.0]]
+
+
+def test_a_dataset_for_anybodys_loader():
+    made = toy_set()
+    loader = torch.utils.data.DataLoader(made.dataset(), batch_size=8)
+    [(images, labels)] = list(loader)
+    assert torch.equal(images, made.flat()[0]) and torch.equal(labels, made.flat()[1])
+
+
 @pytest.mark.parametrize("content", [b"", b"not safetensors", b"\x80\x04pickle"])
 def test_files_that_are_no_distilled_set(tmp_path: Path, content: bytes):
     path = tmp_path / "x.safetensors"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ddbench.errors import DdbenchError, UsageError
-from ddbench.leaderboard import COLUMNS, append, comparison, path_for, read
+from ddbench.leaderboard import _JSON, COLUMNS, append, comparison, path_for, read
 from ddbench.spec import RunSpec
 from tests.rows import make_row
 
@@ -94,3 +94,43 @@ def test_where_rows_go(tmp_path: Path):
     assert path_for(tmp_path, RunSpec.parse({**spec, "target": "svhn_to_mnist"})).name == "adaptation.csv"
     with pytest.raises(UsageError, match="there is no folder"):
         read(tmp_path / "nothing")
+
+
+JSON_CELLS = dict.fromkeys(
+    (
+        "dataset_options", "network_options", "init_options", "eval_init_options", "objective_options", "target_options",
+        "pretrained", "metrics", "environment",
+    ),
+    "{}",
+)  # fmt: skip
+
+
+def test_the_leaderboard_as_a_table(tmp_path: Path):
+    import ddbench
+
+    path = tmp_path / "classification.csv"
+    append(path, make_row(fingerprint="a", mean=0.5, method_options='{"seed": 3}', **JSON_CELLS))
+    append(path, make_row(fingerprint="b", mean=0.75, std=None, method_options="{}", **JSON_CELLS))
+    table = ddbench.load_leaderboard(tmp_path)
+    assert list(table.columns) == list(COLUMNS)
+    assert table["mean"].tolist() == [0.5, 0.75]
+    assert table["std"].isna().tolist() == [False, True]
+    assert table["method_options"].tolist() == [{"seed": 3}, {}]
+    assert table["values"].iloc[0] == [0.4, 0.6]
+    assert table["companions"].iloc[0]["random"]["mean"] == 0.2
+    (tmp_path / "classification.csv").unlink()
+    assert list(ddbench.load_leaderboard(tmp_path).columns) == list(COLUMNS)
+    with pytest.raises(UsageError, match="there is no folder"):
+        ddbench.load_leaderboard(tmp_path / "elsewhere")
+
+
+def test_every_column_of_json_is_read_by_the_table():
+    """A row the program wrote: what parses as a list or a mapping is among the columns that are read."""
+    rows = read(Path(__file__).parent.parent / "leaderboards")
+    found = {
+        name
+        for row in rows
+        for name, cell in row.model_dump().items()
+        if isinstance(cell, str) and cell[:1] in ("{", "[")
+    }
+    assert found == set(_JSON)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -27,15 +28,25 @@ def build(folder: Path, out: Path) -> Path:
 
 
 def test_there_are_plugins():
-    assert [path.name for path in PLUGINS] == ["baselines", "coreset", "linear_bound", "random_subset", "unrolled_gd"]
+    assert [path.name for path in PLUGINS] == [
+        "baselines",
+        "coreset",
+        "linear_bound",
+        "random_subset",
+        "trackers",
+        "unrolled_gd",
+    ]
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
 def test_root_and_plugin_projects_are_in_step(plugin: Path):
     root, own = toml(ROOT / "pyproject.toml"), toml(plugin / "pyproject.toml")
     package = f"ddbench_{plugin.name}"
-    [(name, module)] = own["project"]["entry-points"]["ddbench"].items()
-    assert root["project"]["entry-points"]["ddbench"][name] == module == package
+    # What registers something is switched on by being installed; trackers are named by who wants them.
+    for name, module in own["project"].get("entry-points", {"ddbench": {}})["ddbench"].items():
+        assert root["project"]["entry-points"]["ddbench"][name] == module == package
+    for extra, wanted in own["project"].get("optional-dependencies", {}).items():
+        assert root["project"]["optional-dependencies"][extra] == wanted
     assert f"plugins/{plugin.name}/{package}" in root["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert own["project"]["version"] == root["project"]["version"]
     assert own["project"]["requires-python"] == root["project"]["requires-python"]
@@ -55,6 +66,7 @@ def test_the_wheel_holds_the_harness_and_its_plugins_and_nothing_else(tmp_path: 
         "ddbench_coreset",
         "ddbench_linear_bound",
         "ddbench_random_subset",
+        "ddbench_trackers",
         "ddbench_unrolled_gd",
         "ddbench-0.1.0.dist-info",
     }
@@ -91,23 +103,32 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert next(c for c in commands if c.endswith("pytest")) in (ROOT / ".ci/run").read_text().splitlines()
 
 
-def test_an_installed_third_party_plugin(tmp_path: Path, ddbench):
-    """Built from its own pyproject, installed, listed, run, and on the leaderboard."""
+def test_a_third_party_package_from_new_to_the_leaderboard(tmp_path: Path, ddbench):
+    """As its author types it: made, written, built and installed from its own pyproject, checked, run, compared."""
+    assert ddbench("new-plugin", "class_means").code == 0
+    folder = tmp_path / "ddbench-class-means"
+    shutil.copytree(THIRD_PARTY, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "wheels").mkdir()
-    wheel = build(THIRD_PARTY, tmp_path / "wheels")
     site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
+    zipfile.ZipFile(build(folder, tmp_path / "wheels")).extractall(site)
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
     listed = ddbench("list", "--json", PYTHONPATH=path).json()
     [entry] = [m for m in listed["methods"] if m["name"] == "class_means"]
     assert entry["source"] == "ddbench-class-means 1.2.3"
-    assert "parity" in [d["name"] for d in listed["datasets"]]
-    run = ddbench(
-        "run", "-m", "class_means", "-d", "parity", "--init", "small", "--eval-networks", 3, "--json", PYTHONPATH=path
-    )
-    assert run.code == 0, run.err
-    result = run.json()
-    assert result["row"]["method_source"] == "ddbench-class-means 1.2.3"
-    assert result["row"]["dataset"].startswith("parity")
-    board = ddbench("leaderboard", PYTHONPATH=path)
-    assert "class_means" in board.out
+
+    for name in ("class_means", "parity", "small"):
+        checked = ddbench("check", name, PYTHONPATH=path)
+        assert checked.code == 0, checked.out
+        assert " 0 failed." in checked.out
+
+    settings = ("-d", "parity", "--init", "small", "--eval-networks", 5, "--json")
+    runs = [ddbench("run", "-m", method, *settings, PYTHONPATH=path) for method in ("class_means", "random_subset")]
+    assert [run.code for run in runs] == [0, 0], runs[0].err
+    rows = [run.json()["row"] for run in runs]
+    assert rows[0]["method_source"] == "ddbench-class-means 1.2.3"
+    assert rows[0]["dataset"].startswith("parity")
+    verdict = ddbench("compare", *(row["run_id"] for row in rows), PYTHONPATH=path)
+    assert verdict.code == 0, verdict.err
+    assert "class_means" in verdict.out and "n=5" in verdict.out
+    board = ddbench("leaderboard", "--dataset", "parity", PYTHONPATH=path)
+    assert board.out.index(rows[0]["run_id"]) < board.out.index(rows[1]["run_id"])

@@ -6,15 +6,21 @@ from typing import Annotated
 
 import typer
 
+from ddbench.cli import completion
 from ddbench.cli.output import failures_told, print_json
-from ddbench.cli.run import Json, Plugins, warn_of_broken
+from ddbench.cli.run import Json, Plugins, warn_of_plugins
 from ddbench.errors import UsageError
 from ddbench.options import KINDS
 
 
 def check(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="A method, init, objective, target, dataset or network.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A method, init, objective, target, dataset or network.", autocompletion=completion.anything
+        ),
+    ],
     kind: Annotated[str | None, typer.Option(help="Its kind, where the name is of several.")] = None,
     plugin: Plugins = None,
     as_json: Json = False,
@@ -29,7 +35,7 @@ def check(
         from ddbench.testing import conform
 
         catalog = Catalog(plugin or [])
-        warn_of_broken(catalog)
+        warn_of_plugins(catalog)
         if kind is not None and kind not in KINDS:
             raise UsageError(f"there is no kind {kind!r}.", f"The kinds are {', '.join(KINDS)}.")
         kinds = [k for k in KINDS if kind in (None, k) and any(c.name == name for c in catalog.components(k))]
@@ -54,7 +60,9 @@ def check(
 def new_plugin(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="What the plugin will be called: small letters and underscores.")],
-    kind: Annotated[str, typer.Option(help="method, init, objective, target, dataset or network.")] = "method",
+    kind: Annotated[
+        str, typer.Option(help="method, init, objective, target, dataset or network.", autocompletion=lambda: KINDS)
+    ] = "method",
     into: Annotated[Path, typer.Option(help="Folder that the new one is made in.", metavar="DIR")] = Path(),
     as_json: Json = False,
 ) -> None:

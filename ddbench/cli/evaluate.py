@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddbench.cli import completion
 from ddbench.cli.output import failures_told, print_json
-from ddbench.cli.run import Json, Plugins, Sets, merged, warn_of_broken
+from ddbench.cli.run import Json, Plugins, Sets, merged, warn_of_plugins
 from ddbench.errors import UsageError
 from ddbench.options import parse_assignments
 
@@ -29,15 +30,42 @@ def evaluate(
             help="A distilled.safetensors file or its run folder, a folder of images per class, a released .pt or .npz."
         ),
     ],
-    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Dataset. [the one it was made for]")] = None,
-    network: Annotated[str | None, typer.Option(help="Network. [the one it was made for]")] = None,
-    init: Annotated[str | None, typer.Option(help="Init distribution to score on. [the one it was made for]")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Protocol. [the one it was made for, or train/v1]")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", "-d", help="Dataset. [the one it was made for]", autocompletion=completion.names("dataset")
+        ),
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Network. [the one it was made for]", autocompletion=completion.names("network"))
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="Init distribution to score on. [the one it was made for]", autocompletion=completion.names("init")
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="Protocol. [the one it was made for, or train/v1]", autocompletion=completion.names("protocol")
+        ),
+    ] = None,
     eval_networks: Annotated[int | None, typer.Option(help="Networks that score the set. [as when made]")] = None,
     cross_network: Annotated[
-        str | None, typer.Option(help="Score on these architectures too.", metavar="NAME,NAME,...")
+        str | None,
+        typer.Option(
+            help="Score on these architectures too.",
+            metavar="NAME,NAME,...",
+            autocompletion=completion.names("network"),
+        ),
     ] = None,
-    also_on: Annotated[str | None, typer.Option(help="Score on these datasets too.", metavar="NAME,NAME,...")] = None,
+    also_on: Annotated[
+        str | None,
+        typer.Option(
+            help="Score on these datasets too.", metavar="NAME,NAME,...", autocompletion=completion.names("dataset")
+        ),
+    ] = None,
     repetition: Annotated[int, typer.Option(min=0, help="Which set of a .pt file that holds several.")] = 0,
     file_mean: Annotated[
         str | None,
@@ -84,7 +112,7 @@ def evaluate(
         if file_zca and any(normalised_by):
             raise UsageError("--file-zca goes without --file-mean and --file-std.", "Whitened images have neither.")
         catalog = Catalog(plugin or [])
-        warn_of_broken(catalog)
+        warn_of_plugins(catalog)
         path, distilled, made_for = _opened(file, dataset, repetition, normalised_by, file_zca, catalog)
         # Networks that score are what an option of the init is about here.
         settings = {re.sub(r"^init\.", "eval_init.", k): v for k, v in parse_assignments(assignments or []).items()}

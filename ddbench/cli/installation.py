@@ -18,12 +18,18 @@ def plugins(ctx: typer.Context, plugin: Plugins = None, as_json: Json = False) -
 
         catalog = Catalog(plugin or [])
         found = [
-            {"name": p.name, "distribution": p.distribution, "offers": p.offers, "hooks": p.hook_names}
+            {
+                "name": p.name,
+                "distribution": p.distribution,
+                "offers": p.offers,
+                "hooks": p.hook_names,
+                "seconds": round(p.seconds, 3),
+            }
             for p in catalog.plugins
         ]
         broken = [{"name": b.name, "distribution": b.distribution, "error": b.error} for b in catalog.broken]
         if as_json:
-            print_json({"status": "ok", "plugins": found, "broken": broken})
+            print_json({"status": "ok", "plugins": found, "broken": broken, "disabled": catalog.disabled})
             return
         plugin_table(catalog)
 

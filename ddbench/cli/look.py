@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddbench.cli import completion
 from ddbench.cli.output import failures_told, print_json
 from ddbench.cli.run import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
@@ -22,7 +23,9 @@ LISTED = (*PLURALS, *UNCONFIGURED)
 
 def list_(
     ctx: typer.Context,
-    kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(LISTED)}.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help=f"One of {', '.join(LISTED)}.", autocompletion=lambda: LISTED)
+    ] = None,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -40,6 +43,8 @@ def list_(
                 f"there are no {kind}.{did_you_mean(kind or '', LISTED)}", f"Name one of {', '.join(LISTED)}."
             )
         catalog = Catalog(plugin or [])
+        if not plugin:
+            completion.remember(catalog)
         entries = {name: _entries(catalog, name) for name in wanted}
         if as_json:
             print_json({"status": "ok", **entries})
@@ -49,7 +54,9 @@ def list_(
 
 def show(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="A name from `ddbench list`, or a run folder.")],
+    name: Annotated[
+        str, typer.Argument(help="A name from `ddbench list`, or a run folder.", autocompletion=completion.anything)
+    ],
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -87,8 +94,13 @@ def show(
 def leaderboard(
     ctx: typer.Context,
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
-    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Only this dataset.")] = None,
-    method: Annotated[str | None, typer.Option("--method", "-m", help="Only this method.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", "-d", help="Only this dataset.", autocompletion=completion.names("dataset")),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="Only this method.", autocompletion=completion.names("method"))
+    ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", help="Write the rows as a static page into this folder.", metavar="DIR")
     ] = None,
@@ -160,7 +172,9 @@ def _check(leaderboards: Path, as_json: bool) -> None:
 
 def verify(
     ctx: typer.Context,
-    row: Annotated[str | None, typer.Argument(help="A run, or the beginning of a fingerprint.")] = None,
+    row: Annotated[
+        str | None, typer.Argument(help="A run, or the beginning of a fingerprint.", autocompletion=completion.runs)
+    ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="Every row whose artefact, data and pretrained networks are here.")
     ] = False,
@@ -215,8 +229,11 @@ def verify(
 
 def compare(
     ctx: typer.Context,
-    first: Annotated[str, typer.Argument(help="A run, or the beginning of a fingerprint.", metavar="A")],
-    second: Annotated[str, typer.Argument(help="Another.", metavar="B")],
+    first: Annotated[
+        str,
+        typer.Argument(help="A run, or the beginning of a fingerprint.", metavar="A", autocompletion=completion.runs),
+    ],
+    second: Annotated[str, typer.Argument(help="Another.", metavar="B", autocompletion=completion.runs)],
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     as_json: Json = False,
 ) -> None:

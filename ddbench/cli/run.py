@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddbench.cli import completion
 from ddbench.cli.output import failures_told, print_json
 from ddbench.errors import Interrupted, UsageError
 from ddbench.options import parse_assignments
@@ -21,31 +22,60 @@ if TYPE_CHECKING:
 DEFAULT_LEADERBOARDS = Path("leaderboards")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all else goes to stderr.")]
 Plugins = Annotated[
-    list[Path] | None, typer.Option("--plugin", help="Load a plugin file or folder (repeatable).", metavar="PATH")
+    list[Path] | None,
+    typer.Option("--plugin", help="A plugin file, folder or module to load (repeatable).", metavar="PATH"),
 ]
 Leaderboards = Annotated[Path, typer.Option("--leaderboards", help="Folder of the leaderboards.", metavar="DIR")]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Option of the method, or `init.scheme`, `network.width`, ... (repeatable).", metavar="KEY=VALUE"
+        "--set",
+        help="Option of the method, or `init.scheme`, `network.width`, ... (repeatable).",
+        metavar="KEY=VALUE",
+        autocompletion=completion.settings,
     ),
 ]
 
 
 def run(
     ctx: typer.Context,
-    method: Annotated[str | None, typer.Option("--method", "-m", help="Distillation method.")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Dataset, or folder:PATH. [digits]")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", "-m", help="Distillation method.", autocompletion=completion.names("method")),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", "-d", help="Dataset, or folder:PATH. [digits]", autocompletion=completion.names("dataset")
+        ),
+    ] = None,
     network: Annotated[
-        str | None, typer.Option(help="Network, torchvision/NAME or timm/NAME. [the dataset's usual one]")
+        str | None,
+        typer.Option(
+            help="Network, torchvision/NAME or timm/NAME. [the dataset's usual one]",
+            autocompletion=completion.names("network"),
+        ),
     ] = None,
-    init: Annotated[str | None, typer.Option(help="Init distribution. [random]")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Init distribution. [random]", autocompletion=completion.names("init"))
+    ] = None,
     eval_init: Annotated[
-        str | None, typer.Option("--eval-init", help="Init distribution of the networks that score. [the same]")
+        str | None,
+        typer.Option(
+            "--eval-init",
+            help="Init distribution of the networks that score. [the same]",
+            autocompletion=completion.names("init"),
+        ),
     ] = None,
-    objective: Annotated[str | None, typer.Option(help="Objective. [classification]")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="Objective. [classification]", autocompletion=completion.names("objective"))
+    ] = None,
     target: Annotated[
-        str | None, typer.Option(help="Pretrained-adaptation target, torchvision/NAME or timm/NAME.")
+        str | None,
+        typer.Option(
+            help="Pretrained-adaptation target, torchvision/NAME or timm/NAME.",
+            autocompletion=completion.names("target"),
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="File with the pretrained weights of the target.", metavar="FILE")
@@ -55,7 +85,10 @@ def run(
         int | None, typer.Option(help="Gradient steps with images of their own. [largest divisor of IPC up to 10]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Times the steps are cycled through. [3]")] = None,
-    protocol: Annotated[str | None, typer.Option(help="How the result is scored. [replay/v1]")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="How the result is scored. [replay/v1]", autocompletion=completion.names("protocol")),
+    ] = None,
     eval_networks: Annotated[int | None, typer.Option(help="Networks that score the result. [20]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the distillation. [0]")] = None,
     time_limit: Annotated[
@@ -68,7 +101,12 @@ def run(
     assignments: Sets = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with fields of the run spec.", metavar="FILE")] = None,
     experiment: Annotated[
-        str | None, typer.Option(help="A named experiment (ddbench list experiments).", metavar="NAME")
+        str | None,
+        typer.Option(
+            help="A named experiment (ddbench list experiments).",
+            metavar="NAME",
+            autocompletion=completion.names("experiment"),
+        ),
     ] = None,
     plugin: Plugins = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="A few steps on little data, to see that it works.")] = False,
@@ -125,7 +163,7 @@ def run(
         from ddbench.catalog import Catalog
 
         catalog = Catalog(plugin or [])
-        warn_of_broken(catalog)
+        warn_of_plugins(catalog)
         settings = [*([f"target.weights={weights}"] if weights else []), *(assignments or [])]
         given = {*(key for key, value in flags.items() if value is not None), *parse_assignments(settings)}
         swept = _sweep(catalog, sweep or [], plot, experiment, given)
@@ -159,7 +197,7 @@ def run(
 
 def resume(
     ctx: typer.Context,
-    path: Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN")],
+    path: Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN", autocompletion=completion.runs)],
     plugin: Plugins = None,
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     as_json: Json = False,
@@ -174,7 +212,7 @@ def resume(
         from ddbench.render.live import live
 
         catalog = Catalog(plugin or [])
-        warn_of_broken(catalog)
+        warn_of_plugins(catalog)
         folder = path if path.is_dir() else Path("runs") / path
         with _resumable(plugin, leaderboards), live() as reporter:
             result = runner.resume(folder, catalog=catalog, leaderboards=leaderboards, reporter=reporter)
@@ -317,10 +355,10 @@ def _resumable(plugins: list[Path] | None, leaderboards: Path) -> Iterator[None]
         raise
 
 
-def warn_of_broken(catalog: "Catalog") -> None:
-    """Name the plugins that were set aside."""
-    for broken in catalog.broken:
-        sys.stderr.write(f"Warning: {broken}\n")
+def warn_of_plugins(catalog: "Catalog") -> None:
+    """Name the plugins that were set aside, and the slow ones."""
+    for warning in catalog.warnings():
+        sys.stderr.write(f"Warning: {warning}\n")
 
 
 def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path, as_json: bool) -> None:

@@ -25,7 +25,7 @@ def status_line(status: str, about: str, text: str, remedy: str) -> None:
 
 
 def plugin_table(catalog: "Catalog") -> None:
-    """Print the plugins that loaded and those set aside."""
+    """Print the plugins that loaded, those set aside, slow or left out."""
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)
     for heading in ("plugin", "from", "offers"):
@@ -33,5 +33,7 @@ def plugin_table(catalog: "Catalog") -> None:
     for plugin in catalog.plugins:
         table.add_row(Text(plugin.name), Text(plugin.distribution), Text(", ".join(plugin.offers) or "hooks only"))
     console.print(table)
-    for broken in catalog.broken:
-        console.print(Text(f"\nWarning: {broken}", style="yellow"))
+    if catalog.disabled:
+        console.print(Text(f"\nLeft out by DDBENCH_DISABLE: {', '.join(catalog.disabled)}"))
+    for warning in catalog.warnings():
+        console.print(Text(f"\nWarning: {warning}", style="yellow"))

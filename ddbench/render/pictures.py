@@ -45,7 +45,7 @@ def draw_images(distilled: DistilledSet, path: Path, dpi: int = DPI) -> None:
     grid = _grid(distilled, len(classes))
     columns = min(MOST_COLUMNS, max(len(row) for _, row in grid))
     rows = grid[:MOST_ROWS]
-    pixels = _pixels(distilled)
+    pixels = distilled.pixels().permute(0, 2, 3, 1).numpy()
     figure = Figure(figsize=(1.7 + 0.85 * columns, 1.1 + 0.9 * len(rows)), layout="constrained")
     figure.suptitle(_title(distilled), fontsize=10, color=INK, parse_math=False)
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -158,16 +158,6 @@ def _class_name(distilled: DistilledSet, index: int, classes: list[str]) -> str:
     if distilled.soft:
         return f"{name} {float(distilled.flat()[1][index].max()):.2f}"
     return name
-
-
-def _pixels(distilled: DistilledSet) -> Any:
-    """`[count, height, width, channels]` in [0, 1]."""
-    import torch
-
-    images, _ = distilled.flat()
-    mean = torch.tensor(json.loads(distilled.metadata.get("mean", "[0.0]"))).view(-1, 1, 1)
-    std = torch.tensor(json.loads(distilled.metadata.get("std", "[1.0]"))).view(-1, 1, 1)
-    return (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
 def _title(distilled: DistilledSet) -> str:

@@ -1,6 +1,9 @@
 """A method, a dataset and an init distribution, as somebody else would publish them."""
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 
 import ddbench
 from ddbench import DistilledSet, ImageSplits, Run, Task
@@ -24,7 +27,9 @@ def parity(root, download: bool) -> ImageSplits:
 
 
 @ddbench.init
-def small(network, info, n, generator, side, *, std: float = 0.01):
+def small(
+    network, info, n, generator, side, *, std: Annotated[float, Field(gt=0, description="standard deviation")] = 0.01
+):
     """Normal weights of one small standard deviation."""
     return {name: std * torch.randn((n, *p.shape), generator=generator) for name, p in network.named_parameters()}
 

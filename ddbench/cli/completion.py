@@ -1,0 +1,106 @@
+"""Shell completion: the names of what there is, kept in the cache so that a key press imports no torch and no plugin.
+
+They are gathered anew when the installed plugins change, and by `ddbench list`.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ddbench.catalog import Catalog
+
+Names = dict[str, dict[str, dict[str, Any]]]
+"""By kind and name: `summary` and `options`."""
+_PARTS = ("init", "network", "dataset", "objective", "target")
+
+
+def names(kind: str) -> Callable[[str], list[tuple[str, str]]]:
+    """A callback that completes names of a kind, each with its summary; of several between commas, the last."""
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        before, comma, last = incomplete.rpartition(",")
+        known = _names().get(kind, {})
+        return [(before + comma + name, entry["summary"]) for name, entry in known.items() if name.startswith(last)]
+
+    return complete
+
+
+def settings(ctx: typer.Context, incomplete: str) -> list[str]:
+    """`outer_steps=` of the method that is named, and `init.scheme=` of whatever else is."""
+    known = _names()
+    chosen = {"": known.get("method", {}).get(str(ctx.params.get("method")), {})}
+    chosen |= {f"{kind}.": known.get(kind, {}).get(str(ctx.params.get(kind)), {}) for kind in _PARTS}
+    every = [f"{prefix}{option}=" for prefix, entry in chosen.items() for option in entry.get("options", [])]
+    return [setting for setting in every if setting.startswith(incomplete)]
+
+
+def runs(incomplete: str) -> Iterator[str]:
+    """Folders of runs below `runs/`."""
+    for spec in sorted(Path("runs").glob("*/spec.json")):
+        for text in (str(spec.parent), spec.parent.name):
+            if incomplete and text.startswith(incomplete):
+                yield text
+        if not incomplete:
+            yield str(spec.parent)
+
+
+def anything(incomplete: str) -> list[str]:
+    """Whatever `ddbench show` can explain: names of every kind, and runs."""
+    known = sorted({name for of_kind in _names().values() for name in of_kind})
+    return [*runs(incomplete), *(name for name in known if name.startswith(incomplete))]
+
+
+def remember(catalog: "Catalog") -> Names:
+    """Keep the names for completion."""
+    from ddbench.errors import DdbenchError
+    from ddbench.files import atomic_write
+    from ddbench.options import KINDS
+    from ddbench.protocols import PROTOCOLS
+
+    found: Names = {
+        kind: {
+            c.name: {"summary": c.summary, "options": list(c.options.model_fields)} for c in catalog.components(kind)
+        }
+        for kind in KINDS
+    }
+    found["experiment"] = {e.name: {"summary": e.summary} for e in catalog.experiments()}
+    found["protocol"] = {p.name: {"summary": p.summary} for p in PROTOCOLS.values()}
+    # A cache that cannot be written costs time at the next key press, no more.
+    with contextlib.suppress(DdbenchError):
+        atomic_write(_cache(), json.dumps({"installed": _installed(), "names": found}))
+    return found
+
+
+def _names() -> Names:
+    try:
+        kept = json.loads(_cache().read_text())
+        if kept["installed"] == _installed():
+            found: Names = kept["names"]
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    from ddbench.catalog import Catalog
+
+    return remember(Catalog())
+
+
+def _cache() -> Path:
+    from ddbench.environment import cache_dir
+
+    return cache_dir() / "completion.json"
+
+
+def _installed() -> list[str]:
+    """What tells one set of installed plugins from another."""
+    import os
+    from importlib.metadata import entry_points
+
+    from ddbench.finding import GROUP
+
+    entries = [f"{e.name} {e.value} {e.dist.version if e.dist else ''}" for e in entry_points(group=GROUP)]
+    return [*sorted(entries), os.environ.get("DDBENCH_DISABLE", "")]

@@ -1,0 +1,46 @@
+"""MLflow: a run with its settings, curves, scores and files, where `MLFLOW_TRACKING_URI` says, or in `./mlflow.db`.
+
+The MLflow run's number is kept in the run's folder, so that a run that is resumed goes on in the same one.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import ddbench
+from ddbench import MissingPrerequisite, RunResult, RunSpec
+from ddbench_trackers.summary import distilled, figures, settings
+
+try:
+    import mlflow
+except ImportError as error:
+    raise MissingPrerequisite("MLflow is not installed.", "pip install 'ddbench[mlflow]'") from error
+
+NUMBER = "mlflow_run_id"
+LONGEST = 500
+"""Characters of a setting that every MLflow server takes."""
+
+
+@ddbench.hookimpl
+def ddbench_run_started(spec: RunSpec, run_dir: str) -> None:
+    number = Path(run_dir) / NUMBER
+    mlflow.set_experiment(spec.experiment or "ddbench")
+    if number.exists():
+        mlflow.start_run(run_id=number.read_text())
+        return
+    number.write_text(mlflow.start_run(run_name=Path(run_dir).name).info.run_id)
+    mlflow.log_params({name: value[:LONGEST] for name, value in settings(spec).items()})
+
+
+@ddbench.hookimpl
+def ddbench_run_progress(step: int, values: Mapping[str, float]) -> None:
+    # A database takes longer over a step's figures than the step may take: they are written behind its back.
+    mlflow.log_metrics({f"distil/{name}": value for name, value in values.items()}, step=step, synchronous=False)
+
+
+@ddbench.hookimpl
+def ddbench_run_finished(result: RunResult) -> None:
+    mlflow.log_metrics(figures(result), step=result.steps_done)
+    made = distilled(result)
+    if made is not None and result.artifact is not None:
+        mlflow.log_artifact(result.artifact.path)
+    mlflow.end_run({"ok": "FINISHED", "skipped": "FINISHED", "interrupted": "KILLED"}.get(result.status, "FAILED"))

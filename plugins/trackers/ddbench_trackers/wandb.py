@@ -1,0 +1,43 @@
+"""Weights & Biases: a run with its settings, curves, scores and images; `WANDB_MODE=offline` keeps them here alone.
+
+Its number there is kept in the run's folder, so that a run that is resumed goes on in the same one.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import ddbench
+from ddbench import MissingPrerequisite, RunResult, RunSpec
+from ddbench_trackers.summary import distilled, figures, settings
+
+try:
+    import wandb
+except ImportError as error:
+    raise MissingPrerequisite("Weights & Biases is not installed.", "pip install 'ddbench[wandb]'") from error
+
+NUMBER = "wandb_run_id"
+
+
+@ddbench.hookimpl
+def ddbench_run_started(spec: RunSpec, run_dir: str) -> None:
+    number, name = Path(run_dir) / NUMBER, Path(run_dir).resolve().name
+    earlier = number.read_text() if number.exists() else None
+    run = wandb.init(project="ddbench", id=earlier, name=name, config=settings(spec), dir=run_dir, resume="allow")
+    number.write_text(run.id)
+
+
+@ddbench.hookimpl
+def ddbench_run_progress(step: int, values: Mapping[str, float]) -> None:
+    wandb.log({f"distil/{name}": value for name, value in values.items()}, step=step)
+
+
+@ddbench.hookimpl
+def ddbench_run_finished(result: RunResult) -> None:
+    if wandb.run is None:
+        return
+    wandb.run.summary.update(figures(result))
+    made = distilled(result)
+    if made is not None:
+        pictures = [wandb.Image(image) for image in made.pixels()]
+        wandb.log({"distilled": pictures})
+    wandb.finish(exit_code=0 if result.status in ("ok", "skipped") else 1)

@@ -1,0 +1,74 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DDBENCH = Path(sys.executable).with_name("ddbench")
+
+
+@pytest.fixture
+def pressed(tmp_path: Path, ddbench):
+    """What bash would offer after the words typed so far, the last of them unfinished."""
+    assert ddbench("list", "methods").code == 0
+
+    def press(line: str, script: str = "") -> list[str]:
+        words = line.split(" ")
+        done = subprocess.run(
+            [DDBENCH] if not script else [sys.executable, "-c", script],
+            cwd=tmp_path,
+            env={**os.environ, "_DDBENCH_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.split()
+
+    return press
+
+
+def test_names_of_each_kind(pressed):
+    assert pressed("ddbench run --method unrol") == ["unrolled_gd"]
+    assert pressed("ddbench run -m unrolled_gd --dataset ") == [
+        "cifar10", "cifar100", "digits", "fashion_mnist", "mnist", "svhn", "usps",
+    ]  # fmt: skip
+    assert pressed("ddbench run --protocol train") == ["train/v1", "train-dsa/v1"]
+    assert "wang2018/mnist-fixed-1x3" in pressed("ddbench run --experiment wang2018/mnist-f")
+    assert pressed("ddbench evaluate x --cross-network lenet,conv") == ["lenet,convnet"]
+    assert pressed("ddbench run --method nothing_like_it") == []
+
+
+def test_settings_are_those_of_what_is_named(pressed):
+    assert pressed("ddbench run -m unrolled_gd --set outer_") == ["outer_steps=", "outer_lr="]
+    assert pressed("ddbench run -m herding --network convnet --set network.") == ["network.width=", "network.depth="]
+
+
+def test_runs(pressed, tmp_path: Path):
+    for name in ("herding-mnist-ipc10-1f", "unfinished"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    (tmp_path / "runs/herding-mnist-ipc10-1f/spec.json").write_text("{}")
+    assert pressed("ddbench resume ") == ["runs/herding-mnist-ipc10-1f"]
+    assert pressed("ddbench show herding-m") == ["herding-mnist-ipc10-1f"]
+
+
+def test_a_key_press_imports_nothing_heavy(pressed):
+    script = (
+        "import atexit, sys; sys.argv = ['ddbench']\n"
+        "import ddbench.cli as cli\n"
+        "atexit.register(lambda: print(*{'torch', 'numpy', 'timm'} & set(sys.modules)))\n"
+        "cli.main()"
+    )
+    assert pressed("ddbench run --method herd", script) == ["herding"]
+
+
+def test_names_are_gathered_anew_when_plugins_change(pressed, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DDBENCH_DISABLE", "coreset")
+    assert pressed("ddbench run --method herd") == []
+    monkeypatch.delenv("DDBENCH_DISABLE")
+    assert pressed("ddbench run --method herd") == ["herding"]
+
+
+def test_a_damaged_cache_is_made_anew(pressed, tmp_path: Path):
+    cache = tmp_path / "cache/completion.json"
+    cache.write_text("{")
+    assert pressed("ddbench run --method herd") == ["herding"]
+    assert '"herding"' in cache.read_text()
