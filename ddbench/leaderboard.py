@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pydantic
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.files import atomic_write, locked
@@ -23,70 +23,66 @@ csv.field_size_limit(2**31 - 1)
 
 
 class Row(pydantic.BaseModel):
-    """One run. Figures of the primary metric are in its own unit (fractions, for accuracies).
-
-    `values` holds every network's figure, `metrics` the means of the other metrics, `companions` mean, std and n of
-    each baseline under the same protocol. `images_per_class` is the total (IPC); `bytes` counts images, labels and
-    rates. `selected_on` says what was chosen and on which data. `pretrained` names the
-    pools that networks came from, with their sizes. `peak_memory_mb` is of the whole process.
-    """
+    """One run. Figures of the primary metric are in its own unit (fractions, for accuracies)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = SCHEMA
-    fingerprint: str
-    created: str
-    experiment: str
-    method: str
-    method_options: str
-    method_source: str
-    dataset: str
-    dataset_hash: str
-    dataset_options: str
-    train_images: int
-    validation_images: int
-    test_images: int
-    network: str
-    network_options: str
-    sample_shape: str
-    init: str
-    init_options: str
-    eval_init: str
-    eval_init_options: str
-    pretrained: str
-    objective: str
-    objective_options: str
-    target: str
-    target_options: str
-    images_per_class: int
-    steps: int
-    epochs: int
-    label_regime: str
-    protocol: str
-    selected_on: str
-    metric: str
-    higher_is_better: bool
-    n: int
-    mean: float
-    std: float | None
-    low: float | None
-    high: float | None
-    values: str
-    before: float
-    metrics: str
-    companions: str
-    images: int
-    bytes: int
-    outer_steps: int
-    stopped_by: str
-    rollbacks: int
-    seconds_distill: float
-    seconds_evaluate: float
-    peak_memory_mb: float
-    environment: str
-    seed: int
-    artifact_sha256: str
-    run_id: str
+    schema_version: int = Field(default=SCHEMA, description="version of these columns")
+    fingerprint: str = Field(description="SHA-256 of everything in the spec that can change the number")
+    created: str = Field(description="when the row was written (UTC)")
+    experiment: str = Field(description="named experiment that the run carries out; empty for none")
+    method: str = Field(description="distillation method")
+    method_options: str = Field(description="its options, as JSON")
+    method_source: str = Field(
+        description="package and version that the method came from; for a file, a digest of its code"
+    )
+    dataset: str = Field(description="dataset; with @ and a hash where the copy is not the full original")
+    dataset_hash: str = Field(description="SHA-256 over all images and labels of both splits")
+    dataset_options: str = Field(description="its options, as JSON")
+    train_images: int = Field(description="training images the method saw")
+    validation_images: int = Field(description="images held out of the training split, for selection")
+    test_images: int = Field(description="images that scored")
+    network: str = Field(description="architecture")
+    network_options: str = Field(description="its options, as JSON")
+    sample_shape: str = Field(description="channels x height x width of an image")
+    init: str = Field(description="init distribution that was distilled for")
+    init_options: str = Field(description="its options, as JSON")
+    eval_init: str = Field(description="init distribution that scored")
+    eval_init_options: str = Field(description="its options, as JSON")
+    pretrained: str = Field(description="pools of pretrained networks and weights files that were drawn on, as JSON")
+    objective: str = Field(description="objective")
+    objective_options: str = Field(description="its options, as JSON")
+    target: str = Field(description="pretrained-adaptation target; empty for none")
+    target_options: str = Field(description="its options, as JSON")
+    images_per_class: int = Field(description="images per class in all (IPC)")
+    steps: int = Field(description="gradient steps with images of their own")
+    epochs: int = Field(description="times the steps are cycled through")
+    label_regime: str = Field(description="hard or stored soft; the two are never ranked together")
+    protocol: str = Field(description="how the set was scored, with its version")
+    selected_on: str = Field(description="what was chosen, and on which data")
+    metric: str = Field(description="figure that ranks")
+    higher_is_better: bool = Field(description="whether more of it is better")
+    n: int = Field(description="networks (or sets) that scored")
+    mean: float = Field(description="mean of the metric over them, as a fraction where it is a share")
+    std: float | None = Field(description="standard deviation over them; empty for one")
+    low: float | None = Field(description="lower end of the 95 % interval of the mean")
+    high: float | None = Field(description="upper end of the 95 % interval of the mean")
+    values: str = Field(description="the metric of every network, as JSON")
+    before: float = Field(description="mean of the metric before any step on the set")
+    metrics: str = Field(description="means of the other metrics, as JSON")
+    companions: str = Field(description="mean, std and n of each baseline under the same protocol, as JSON")
+    images: int = Field(description="images in the set")
+    bytes: int = Field(description="bytes of images, labels and rates")
+    outer_steps: int = Field(description="outer steps that were taken")
+    stopped_by: str = Field(description="what ended the distillation early; empty for nothing")
+    rollbacks: int = Field(description="times it went back to an earlier state after NaN or infinity")
+    seconds_distill: float = Field(description="wall-clock seconds of distillation")
+    seconds_evaluate: float = Field(description="wall-clock seconds of scoring, companions among them")
+    peak_memory_mb: float = Field(description="peak memory of the whole process, in MB")
+    environment: str = Field(description="versions, commit, device and threads, as JSON")
+    seed: int = Field(description="seed of the distillation")
+    artifact_sha256: str = Field(description="SHA-256 of the distilled set's file in artifacts/")
+    run_id: str = Field(description="name of the run's folder")
 
     def companion_scores(self) -> dict[str, dict[str, float]]:
         """Mean, std and n of each companion."""

@@ -158,6 +158,7 @@ def _decorator(kind: str) -> Decorator:
 
         return mark if function is None else mark(function)
 
+    decorate.__doc__ = f"Mark a function as a {kind}, with facts about it: see the hook `ddbench_{kind}s`."
     return decorate
 
 

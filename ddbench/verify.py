@@ -47,18 +47,19 @@ def faults(folder: Path) -> list[str]:
 
 
 def find(folder: Path, name: str) -> Row:
-    """The row of a run (its name or folder) or of the fingerprint that begins with `name`.
+    """The row of a run (its folder or name), or the one whose name or fingerprint begins with `name`.
 
     Raises `UsageError` for none or several.
     """
     name = Path(name).name
-    rows = [
-        row for row in leaderboard.read(folder) if name and (row.run_id == name or row.fingerprint.startswith(name))
+    rows = leaderboard.read(folder)
+    rows = [row for row in rows if row.run_id == name] or [
+        row for row in rows if name and (row.run_id.startswith(name) or row.fingerprint.startswith(name))
     ]
     if len(rows) != 1:
         raise UsageError(
             f"{len(rows) or 'no'} rows in {folder} are called {name!r}.",
-            "Give a run from `ddbench leaderboard`, or the beginning of a fingerprint.",
+            "Give a run from `ddbench leaderboard`, or the beginning of its name or fingerprint.",
         )
     return rows[0]
 

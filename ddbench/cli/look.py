@@ -173,7 +173,8 @@ def _check(leaderboards: Path, as_json: bool) -> None:
 def verify(
     ctx: typer.Context,
     row: Annotated[
-        str | None, typer.Argument(help="A run, or the beginning of a fingerprint.", autocompletion=completion.runs)
+        str | None,
+        typer.Argument(help="A run, or the beginning of its name or fingerprint.", autocompletion=completion.runs),
     ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="Every row whose artefact, data and pretrained networks are here.")
@@ -231,7 +232,9 @@ def compare(
     ctx: typer.Context,
     first: Annotated[
         str,
-        typer.Argument(help="A run, or the beginning of a fingerprint.", metavar="A", autocompletion=completion.runs),
+        typer.Argument(
+            help="A run, or the beginning of its name or fingerprint.", metavar="A", autocompletion=completion.runs
+        ),
     ],
     second: Annotated[str, typer.Argument(help="Another.", metavar="B", autocompletion=completion.runs)],
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,

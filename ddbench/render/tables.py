@@ -226,18 +226,25 @@ def card(component: "Component") -> None:
     for key, value in component.shown_facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
         console.print(Text(f"  {key}: {shown}"))
-    fields = component.options.model_json_schema().get("properties", {})
-    if not fields:
+    rows = option_rows(component)
+    if not rows:
         console.print("\nNo options.")
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("option", "type", "default", "meaning"):
         table.add_column(heading, no_wrap=heading == "option")
-    for name, field in fields.items():
-        meaning = field.get("description", "")
-        table.add_row(Text(name), Text(_type(field)), Text(str(field.get("default"))), Text(meaning))
+    for row in rows:
+        table.add_row(*map(Text, row))
     console.print()
     console.print(table)
+
+
+def option_rows(component: "Component") -> list[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of each option of a component."""
+    fields = component.options.model_json_schema().get("properties", {})
+    return [
+        (name, _type(field), str(field.get("default")), field.get("description", "")) for name, field in fields.items()
+    ]
 
 
 def ranking(groups: Sequence[Sequence[Line]]) -> None:

@@ -1,0 +1,184 @@
+"""Reference pages made from the code each time the site is built, so that they cannot differ from it."""
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from sphinx.application import Sphinx
+
+import ddbench
+from ddbench import hookspecs, testing
+from ddbench.catalog import Catalog
+from ddbench.cli.app import app
+from ddbench.leaderboard import Row
+from ddbench.options import KINDS, Component
+from ddbench.render.tables import option_rows
+from ddbench.unroll import meta_gradient
+
+LONG = 70
+"""Characters from which a signature is broken into lines."""
+
+
+def setup(sphinx: Sphinx) -> None:
+    """Write the pages before Sphinx looks for them."""
+    sphinx.connect("config-inited", lambda of, config: write(Path(of.srcdir) / "reference"))
+
+
+def write(folder: Path) -> None:
+    """Write every page into `folder`."""
+    folder.mkdir(exist_ok=True)
+    for name, page in PAGES.items():
+        (folder / f"{name}.md").write_text("\n".join(page()) + "\n")
+
+
+def commands() -> Iterator[str]:
+    """Every command with its arguments, options and examples."""
+    group: Any = typer.main.get_command(app)
+    yield "# Commands\n"
+    yield inspect.cleandoc(group.callback.__doc__ or "")
+    for name, command in group.commands.items():
+        context = typer.Context(command, info_name=f"ddbench {name}")
+        yield f"\n## ddbench {name}\n"
+        yield f"    ddbench {name} {' '.join(command.collect_usage_pieces(context))}\n"
+        yield inspect.cleandoc(command.help or "") + "\n"
+        rows = []
+        for parameter in command.params:
+            if parameter.name == "help":
+                continue
+            given = [*parameter.opts, *parameter.secondary_opts]
+            names = ", ".join(given) if parameter.param_type_name == "option" else parameter.name.upper()
+            default = parameter.default if isinstance(parameter.default, str | int | float | Path) else None
+            shown = "" if default in (None, False, "") else f"`{default}`"
+            rows.append((f"`{names}`", parameter.help or "", shown))
+        yield from _table(("option", "what it does", "default"), rows)
+
+
+def options() -> Iterator[str]:
+    """Every component that comes with ddbench, by kind, with its options."""
+    catalog = Catalog()
+    yield "# Methods and options\n"
+    yield "Set with `--set`: `--set outer_steps=2000` for the method, `--set network.width=64` for the rest."
+    for kind in KINDS:
+        yield f"\n## {kind.capitalize()}s\n"
+        for component in catalog.components(kind):
+            yield from _component(component)
+
+
+def _component(component: Component) -> Iterator[str]:
+    yield f"\n### {component.name}\n"
+    yield inspect.getdoc(component.function) or ""
+    rows = [(f"`{name}`", f"`{kind}`", f"`{default}`", text) for name, kind, default, text in option_rows(component)]
+    if rows:
+        yield ""
+        yield from _table(("option", "type", "default", "meaning"), rows)
+
+
+def experiments() -> Iterator[str]:
+    """Every named experiment, with the figure it answers to."""
+    yield "# Experiments\n"
+    yield "`ddbench run --experiment NAME` runs one; `ddbench show NAME` prints its spec.\n"
+    rows = []
+    for found in Catalog().experiments():
+        figure = found.published
+        shown = "" if figure is None else f"{figure.metric} {figure.mean:g} ({figure.source})"
+        rows.append((f"`{found.name}`", found.summary, shown))
+    yield from _table(("experiment", "what it is", "published"), rows)
+
+
+def hooks() -> Iterator[str]:
+    """The contract with plugins."""
+    yield "# Hooks\n"
+    yield _unindented(hookspecs.__doc__ or "").split("\n\n", 1)[1]
+    for name, function in vars(hookspecs).items():
+        if name.startswith("ddbench_"):
+            arguments = ", ".join(inspect.signature(function).parameters)
+            yield f"\n## {name}\n\n    {name}({arguments})\n"
+            yield _unindented(function.__doc__ or "")
+
+
+def _unindented(docstring: str) -> str:
+    return inspect.cleandoc(docstring).replace('\\"', '"')
+
+
+def columns() -> Iterator[str]:
+    """The columns of a leaderboard."""
+    yield "# Leaderboard columns\n"
+    yield inspect.cleandoc(Row.__doc__ or "") + "\n"
+    kinds = {name: str(getattr(f.annotation, "__name__", f.annotation)) for name, f in Row.model_fields.items()}
+    rows = [(f"`{name}`", f"`{kinds[name]}`", f.description or "") for name, f in Row.model_fields.items()]
+    yield from _table(("column", "type", "meaning"), rows)
+
+
+def api() -> Iterator[str]:
+    """The public names, and what plugin authors use beside them."""
+    yield "# Python API\n"
+    yield "`import ddbench` gives these names; importing it loads neither torch nor any plugin.\n"
+    for name in sorted(ddbench.__all__, key=str.lower):
+        yield from _described(f"ddbench.{name}", getattr(ddbench, name))
+    yield from _described("ddbench.unroll.meta_gradient", meta_gradient)
+    yield from _described("ddbench.testing", testing)
+
+
+def _described(name: str, thing: Any) -> Iterator[str]:
+    yield f"\n## {name}\n"
+    if inspect.isfunction(thing):
+        yield f"```python\n{name}{_signature(thing)}\n```\n"
+    if dataclasses.is_dataclass(thing):
+        yield f"```python\n{name}{_signature(thing)}\n```\n"
+    yield _unindented(thing.__doc__ or "")
+    if not inspect.isclass(thing) or issubclass(thing, Exception):
+        return
+    for member, found in vars(thing).items():
+        function = getattr(found, "__func__", found)
+        own = inspect.isfunction(function) and function.__module__ == thing.__module__
+        if member.startswith("_") or not (own or isinstance(found, property)):
+            continue
+        yield f"\n### {thing.__name__}.{member}\n"
+        if inspect.isfunction(function):
+            yield f"```python\n{member}{_signature(function)}\n```\n"
+        yield _unindented(found.__doc__ or "")
+
+
+def _signature(thing: Any) -> str:
+    """The arguments of a function, or the fields of a dataclass, as they are written; a line each where it is long."""
+    [node] = ast.parse(textwrap.dedent(inspect.getsource(thing))).body
+    if isinstance(node, ast.ClassDef):
+        parts, end = [ast.unparse(field) for field in node.body if isinstance(field, ast.AnnAssign)], ")"
+    else:
+        assert isinstance(node, ast.FunctionDef)
+        plain = [*node.args.posonlyargs, *node.args.args]
+        defaults = [None] * (len(plain) - len(node.args.defaults)) + node.args.defaults
+        parts = [_argument(*pair) for pair in zip(plain, defaults, strict=True)]
+        named = [_argument(*pair) for pair in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
+        parts += ["*", *named] if named else []
+        parts += [f"**{node.args.kwarg.arg}"] if node.args.kwarg else []
+        end = f") -> {ast.unparse(node.returns)}" if node.returns else ")"
+    line = f"({', '.join(parts)}{end}"
+    return line if len(line) < LONG else "(\n" + "".join(f"    {part},\n" for part in parts) + end
+
+
+def _argument(argument: ast.arg, default: ast.expr | None) -> str:
+    return ast.unparse(argument) + (f" = {ast.unparse(default)}" if default else "")
+
+
+def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+    yield "| " + " | ".join(headings) + " |"
+    yield "|" + "---|" * len(headings)
+    for row in rows:
+        yield "| " + " | ".join(re.sub(r"\s*\n\s*", " ", cell).replace("|", "\\|") for cell in row) + " |"
+
+
+PAGES: dict[str, Callable[[], Iterator[str]]] = {
+    "commands": commands,
+    "options": options,
+    "experiments": experiments,
+    "hooks": hooks,
+    "columns": columns,
+    "api": api,
+}
