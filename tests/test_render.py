@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from ddbench.data import DistilledSet
 from ddbench.render.live import Bar, Plain, duration, live
-from ddbench.render.pictures import draw_curve, draw_images
+from ddbench.render.pictures import contact_sheet, draw_curve, draw_images
 from ddbench.render.tables import number, score_lines, score_text
 from ddbench.stats import summarise
 
@@ -35,6 +35,31 @@ def test_the_picture_shows_every_image_at_its_shade(tmp_path: Path, soft: bool):
         pixels = np.asarray(picture.convert("L"))
     shown = {shade for shade in range(256) if (pixels == shade).sum() > 1000}
     assert {0, 26, 51, 76, 102, 128} <= {s + d for s in shown for d in (-1, 0, 1)}
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_contact_sheet_has_a_column_a_class_and_a_row_a_step(soft: bool):
+    with Image.open(io.BytesIO(contact_sheet(shaded(soft)))) as picture:
+        pixels = np.asarray(picture)
+    larger = 320 // 26
+    assert pixels.shape == (17 * larger, 26 * larger)
+    for step in range(2):
+        for label in range(3):
+            middle = pixels[(9 * step + 4) * larger, (9 * label + 4) * larger]
+            assert abs(int(middle) - round(25.5 * (3 * step + label))) <= 1
+    # White between them.
+    assert (pixels[8 * larger] == 255).all() and (pixels[:, 8 * larger] == 255).all()
+
+
+def test_a_contact_sheet_of_many_colour_images_is_cut():
+    many = DistilledSet(
+        torch.rand(1, 500, 3, 4, 4),
+        torch.arange(10).repeat(50)[None],
+        metadata={"classes": json.dumps(list("abcdefghij"))},
+    )
+    with Image.open(io.BytesIO(contact_sheet(many))) as picture:
+        assert picture.mode == "RGB"
+        assert picture.size == (49 * 6, 49 * 6)
 
 
 def test_sets_without_metadata_or_with_many_images_are_drawn(tmp_path: Path):

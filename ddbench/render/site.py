@@ -3,7 +3,6 @@
 import base64
 import json
 import shlex
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from ddbench.fairness import of_row
 from ddbench.files import atomic_write
 from ddbench.leaderboard import PublishedRow, Row
 from ddbench.ranking import Line, groups, ranks
-from ddbench.render.pictures import draw_images
+from ddbench.render.pictures import contact_sheet
 from ddbench.render.tables import bounds, in_percent
 from ddbench.results import artifact_path, curve_path
 from ddbench.spec import PARTS, Choice, RunSpec
@@ -93,16 +92,9 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
         "environment": json.loads(row.environment),
         "pretrained": json.loads(row.pretrained),
         "command": _command(spec_of(distilled), row.method_source, catalog) if distilled else "",
-        "picture": _picture(distilled) if distilled else "",
+        "picture": _data_url(contact_sheet(distilled), "image/png") if distilled else "",
         "curve": json.loads(curve.read_text()) if curve.exists() else None,
     }
-
-
-def _picture(distilled: DistilledSet) -> str:
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "images.png"
-        draw_images(distilled, path, dpi=60)
-        return _data_url(path.read_bytes(), "image/png")
 
 
 def _data_url(raw: bytes, kind: str) -> str:
