@@ -43,6 +43,12 @@ class Parts:
     eval_init: Component
     adaptation: AdaptationTarget | None
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The distribution, or the file and a digest of it, that each part comes from."""
+        parts = (self.method, self.dataset, self.network, self.objective, self.init, self.eval_init)
+        return {f"{part.kind} {part.name!r}": part.distribution for part in parts if part is not None}
+
 
 @dataclass(frozen=True)
 class Bench:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import tomllib
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pydantic
 
 from ddbench import hookspecs
 from ddbench.errors import DdbenchError, PluginError, UsageError
-from ddbench.finding import Source, set_aside_by_user, sources
+from ddbench.finding import Source, named_by_hand, set_aside_by_user, sources
 from ddbench.options import KINDS, Component, component_of, did_you_mean
 from ddbench.spec import Choice, Sweep
 
@@ -91,7 +92,10 @@ class Catalog:
     plugins named in `DDBENCH_DISABLE` (by name or distribution, separated by commas) are not loaded.
     """
 
-    def __init__(self, paths: Iterable[Path] = ()) -> None:
+    def __init__(self, paths: Iterable[str | Path] = ()) -> None:
+        named = named_by_hand(paths)
+        self.named = list(named)
+        """Whole paths, and modules, of the plugins that were named by hand."""
         self.plugins: list[Plugin] = []
         self.broken: list[BrokenPlugin] = []
         self._found: dict[str, list[Component]] = {kind: [] for kind in KINDS}
@@ -103,7 +107,7 @@ class Catalog:
         # All need it; the plugin that comes first must not seem slow for it.
         importlib.import_module("torch")
         unwanted = set_aside_by_user()
-        for source in sources(paths):
+        for source in sources(named.values()):
             if unwanted & {source.name, source.distribution.split(" ")[0]}:
                 self.disabled.append(source.name)
             else:
@@ -195,7 +199,7 @@ class Catalog:
                 for path in _call(implementation, {})
             ]
         except (Exception, SystemExit) as error:
-            self.broken.append(BrokenPlugin(name, distribution, _brief(error), by_hand))
+            self.broken.append(BrokenPlugin(name, distribution, _brief(error) + _where(error), by_hand))
             return
         plugin.seconds = time.monotonic() - started
         if _traced():
@@ -229,6 +233,9 @@ class Catalog:
             and thing.__module__ == getattr(module, "__name__", "")
             and n not in {_name(h) for h in hooks}
         ]
+        if not hooks and not misspelt:
+            hint = "Return what it offers from a function such as `ddbench_methods`, marked @ddbench.hookimpl."
+            raise PluginError("it has no hooks, so it offers nothing.", hint)
         if misspelt:
             raise PluginError(
                 f"function {misspelt[0]!r} looks like a hook but is not marked.", "Add @ddbench.hookimpl."
@@ -290,6 +297,18 @@ def _call(implementation: pluggy.HookImpl, arguments: dict[str, Any]) -> Any:
 
 def _traced() -> bool:
     return os.environ.get("DDBENCH_TRACE", "") not in ("", "0")
+
+
+def _where(error: BaseException) -> str:
+    """The last line of code outside of ddbench that an exception came through, in brackets."""
+    own = str(Path(__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((own, "<"))]
+    frames = [f for f in frames if "importlib" not in f.filename]
+    if isinstance(error, DdbenchError) or not frames:
+        return ""
+    file = Path(frames[-1].filename)
+    name = f"{file.parent.name}/{file.name}" if file.name == "__init__.py" else file.name
+    return f" ({name}, line {frames[-1].lineno})"
 
 
 def _brief(error: BaseException) -> str:

@@ -59,4 +59,6 @@ def blamed_on(who: str) -> Iterator[None]:
     except (DdbenchError, MemoryError):
         raise
     except Exception as error:
-        raise PluginError(f"{who} raised {type(error).__name__}: {error}.", "Run with -v for the traceback.") from error
+        raise PluginError(
+            f"{who} raised {type(error).__name__}: {error}.", "See the traceback: `ddbench -v` before the command."
+        ) from error

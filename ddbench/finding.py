@@ -28,17 +28,22 @@ class Source:
     by_hand: bool
 
 
-def sources(paths: Iterable[Path]) -> Iterator[Source]:
-    """Installed plugins by name, then `paths`, those in `DDBENCH_PLUGINS` and those in `./ddbench.toml`, each once.
+def named_by_hand(paths: Iterable[str | Path]) -> dict[Path, Path]:
+    """`paths`, those in `DDBENCH_PLUGINS` and those in `./ddbench.toml`, each once: by the whole path, as it was typed.
 
     Raises `UsageError` for a configuration file that cannot be read.
     """
+    given = [*map(Path, paths), *_paths_from_environment(), *_paths_from_config()]
+    return {path if _is_module(path) else path.resolve(): path for path in given}
+
+
+def sources(named: Iterable[Path]) -> Iterator[Source]:
+    """Installed plugins by name, then those that are named."""
     for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
         distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
         yield Source(entry.name, distribution, entry.load, by_hand=False)
-    named = {path.resolve(): path for path in [*paths, *_paths_from_environment(), *_paths_from_config()]}
-    for path in named.values():
-        if not path.exists() and _is_module(path):
+    for path in named:
+        if _is_module(path):
             yield Source(str(path), str(path), functools.partial(_import_module, str(path)), by_hand=True)
         else:
             yield Source(path.stem, _file_version(path), functools.partial(_import_path, path), by_hand=True)
@@ -50,7 +55,8 @@ def set_aside_by_user() -> set[str]:
 
 
 def _is_module(path: Path) -> bool:
-    return path.suffix != ".py" and all(part.isidentifier() for part in str(path).split("."))
+    """Whether the name of a module is meant: dots and no file, such as `ddbench_trackers.wandb`."""
+    return not path.exists() and path.suffix != ".py" and all(part.isidentifier() for part in str(path).split("."))
 
 
 def _import_module(name: str) -> ModuleType:
@@ -59,7 +65,8 @@ def _import_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
-        raise PluginError(f"there is no plugin file and no module {name}.", "Name one that is there.") from error
+        hint = "Give a .py file, a folder with __init__.py, or a module that can be imported."
+        raise PluginError(f"there is no plugin file and no module {name}.", hint) from error
 
 
 def _paths_from_environment() -> list[Path]:
@@ -80,10 +87,10 @@ def _paths_from_config() -> list[Path]:
 
 
 def _file_version(path: Path) -> str:
-    """A plugin file's path with a digest of its code: what a released package says by its version."""
+    """A plugin file's name with a digest of its code, wherever it lies: what a released package says by its version."""
     sources = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     code = b"".join(source.read_bytes() for source in sources if source.is_file())
-    return f"{path}@{sha256(code)[:8]}" if code else str(path)
+    return f"{path.name}@{sha256(code)[:8]}" if code else str(path)
 
 
 def _import_path(path: Path) -> ModuleType:

@@ -111,13 +111,15 @@ def ddbench_datasets() -> Iterable[object]:  # type: ignore[empty-body]
 
 @_hookspec
 def ddbench_networks() -> Iterable[object]:  # type: ignore[empty-body]
-    """Named architectures: functions `(info: DatasetInfo, *, options) -> nn.Module` marked `@ddbench.network`.
+    """Named architectures.
 
-    @ddbench.network
-    def tiny(info, *, width: int = 16):
-        \"\"\"One hidden layer.\"\"\"
-        pixels = math.prod(info.sample_shape)
-        return nn.Sequential(nn.Flatten(), nn.Linear(pixels, width), nn.ReLU(), nn.Linear(width, len(info.classes)))
+    Each is a function `(info: DatasetInfo, *, options) -> nn.Module` marked `@ddbench.network`.
+
+        @ddbench.network
+        def tiny(info, *, width: int = 16):
+            \"\"\"One hidden layer.\"\"\"
+            layers = nn.Linear(math.prod(info.sample_shape), width), nn.ReLU(), nn.Linear(width, len(info.classes))
+            return nn.Sequential(nn.Flatten(), *layers)
     """
 
 

@@ -215,7 +215,9 @@ class Run:
     def _roll_back(self, state: Mapping[str, object]) -> int:
         self.rollbacks += 1
         if self.rollbacks > MAX_ROLLBACKS:
-            raise DdbenchError(f"the run diverged {self.rollbacks} times and was ended.", _DIVERGENCE_ADVICE)
+            raise DdbenchError(
+                f"the run diverged again after {MAX_ROLLBACKS} roll-backs and was ended.", _DIVERGENCE_ADVICE
+            )
         assert self._good is not None
         good = self._good
         self._load(good, state)
@@ -317,4 +319,6 @@ class Run:
                 signal.signal(number, handler)
 
 
-_DIVERGENCE_ADVICE = "Lower the method's learning rates (`ddbench show METHOD` lists its options) or change the seed."
+_DIVERGENCE_ADVICE = (
+    "Lower the method's learning rates, bound its gradients where it has an option for that, or change the seed."
+)

@@ -106,6 +106,11 @@ def component(kind: str, function: Callable[..., Any], **facts: Any) -> Componen
                 f"{kind} {name!r} takes **{parameter.name}.", "Name each option as a keyword-only parameter."
             )
         if parameter.kind is not parameter.KEYWORD_ONLY:
+            if parameter.default is not parameter.empty:
+                raise PluginError(
+                    f"parameter {parameter.name!r} of {kind} {name!r} has a default but is no option.",
+                    "Options are keyword-only: write `*,` before the first of them.",
+                )
             continue
         if parameter.default is parameter.empty or parameter.name not in hints:
             raise PluginError(
@@ -158,7 +163,8 @@ def _decorator(kind: str) -> Decorator:
 
         return mark if function is None else mark(function)
 
-    decorate.__doc__ = f"Mark a function as a {kind}, with facts about it: see the hook `ddbench_{kind}s`."
+    article = "an" if kind[0] in "io" else "a"
+    decorate.__doc__ = f"Mark a function as {article} {kind}, with facts about it: see the hook `ddbench_{kind}s`."
     return decorate
 
 

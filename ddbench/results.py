@@ -77,6 +77,13 @@ class RunResult(_Frozen):
     row: dict[str, Any] | None = None
 
 
+class Origin(_Frozen):
+    """What a run was started with besides its spec: plugins named by hand, and the code behind each part."""
+
+    plugins: list[str] = []
+    sources: dict[str, str] = {}
+
+
 CURVE_POINTS = 200
 """Points of a run's curve that are kept beside its leaderboard row."""
 
@@ -122,6 +129,7 @@ class RunFolder:
         self.log = path / "log.jsonl"
         self.checkpoint = path / "checkpoint.pt"
         self.picture = path / "distilled.png"
+        self.origin = path / "origin.json"
         self.curve = path / "curve.png"
 
     def write_spec(self, spec: RunSpec) -> None:
@@ -140,6 +148,17 @@ class RunFolder:
             raise UsageError(
                 f"{self.spec} is damaged or of another version.", "Start the run anew with `ddbench run`."
             ) from error
+
+    def write_origin(self, origin: Origin) -> None:
+        """Write origin.json."""
+        atomic_write(self.origin, origin.model_dump_json(indent=2) + "\n")
+
+    def read_origin(self) -> Origin:
+        """Read origin.json; an empty one where there is none or it is damaged."""
+        try:
+            return Origin.model_validate_json(self.origin.read_text())
+        except (OSError, pydantic.ValidationError, UnicodeDecodeError):
+            return Origin()
 
     def write_result(self, result: RunResult) -> None:
         """Write result.json."""

@@ -24,7 +24,7 @@ from ddbench.loading import conversion
 from ddbench.loop import Run
 from ddbench.protocols import get_protocol
 from ddbench.reporter import Reporter, Silent
-from ddbench.results import Artifact, RunFolder, RunResult, Seconds, Status, artifact_path, curve_path, thinned
+from ddbench.results import Artifact, Origin, RunFolder, RunResult, Seconds, Status, artifact_path, curve_path, thinned
 from ddbench.spec import RunSpec
 from ddbench.stats import Score, summarise
 
@@ -62,6 +62,7 @@ def run(
     leaderboard.check(leaderboard.path_for(leaderboards, spec))
     bench = prepare(spec, parts, reporter=reporter)
     folder = _new_folder(runs, spec, reporter)
+    folder.write_origin(Origin(plugins=[str(path) for path in catalog.named], sources=parts.sources))
     return _run_in(folder, bench, catalog, leaderboards, reporter)
 
 
@@ -72,11 +73,22 @@ def resume(
     leaderboards: Path = Path("leaderboards"),
     reporter: Reporter | None = None,
 ) -> RunResult:
-    """Go on with the run in folder `path`; one that has ended well is returned as it is."""
-    catalog = catalog or Catalog()
-    reporter = reporter or Silent()
+    """Go on with the run in folder `path`; one that has ended well is returned as it is.
+
+    Without a `catalog`, plugins that the run was started with are loaded again. Raises `UsageError` where the code of
+    a part has changed since.
+    """
     folder = RunFolder(path)
+    begun = folder.read_origin()
+    catalog = catalog or Catalog(map(Path, begun.plugins))
+    reporter = reporter or Silent()
     spec, parts = complete(folder.read_spec(), catalog)
+    for part, source in parts.sources.items():
+        if begun.sources.get(part, source) != source:
+            raise UsageError(
+                f"{part} has changed since this run began: it was of {begun.sources[part]}, now it is of {source}.",
+                "Put the code back to go on, or start the run anew with `ddbench run`.",
+            )
     ended = folder.read_result()
     if ended is not None and ended.status == "ok":
         reporter.say("This run has ended already.")
@@ -298,7 +310,7 @@ def _append(result: RunResult, bench: Bench, folder: RunFolder, leaderboards: Pa
 def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
     """What will run, on which data, and where it is kept."""
     spec, record, budget = bench.spec, bench.record, bench.setting.budget
-    copy = "a partial copy, not a known full original: ranked apart" if record.partial else "the full data, verified"
+    copy = "not known to be the full original: ranked apart" if record.partial else "the full data, verified"
     parameters = sum(p.numel() for p in bench.setting.module.parameters())
     total = budget.images_per_class * len(bench.train.info.classes)
     assert spec.network is not None

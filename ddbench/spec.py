@@ -67,23 +67,23 @@ class RunSpec(_Frozen):
     the largest divisor of `images_per_class` up to 10, so that each step has the same number of images per class.
     """
 
-    method: Named
-    dataset: Named = Choice(name="digits")
+    method: Named = Field(description="what distils")
+    dataset: Named = Field(Choice(name="digits"), description="what is distilled")
     network: Named | None = Field(None, description="the dataset's usual one when left out")
     sample_shape: tuple[Length, Length, Length] | None = Field(
         None, description="channels, height and width that images are converted to; as they are when left out"
     )
-    init: Named = Choice(name="random")
+    init: Named = Field(Choice(name="random"), description="where networks are drawn from")
     eval_init: Named | None = Field(None, description="init distribution of scoring; the same as init when left out")
-    objective: Named = Choice(name="classification")
+    objective: Named = Field(Choice(name="classification"), description="what the set should achieve")
     target: Named | None = Field(None, description="pretrained-adaptation target; sets network and init")
     images_per_class: int | None = Field(None, ge=1, description="over all steps together (IPC)")
     steps: int | None = Field(None, ge=1, description="gradient steps with a batch of images each")
     epochs: int = Field(3, ge=1, description="how often the steps are cycled through")
-    protocol: str = "replay/v1"
+    protocol: str = Field("replay/v1", description="how the set is scored")
     eval_networks: int = Field(20, ge=1, le=10_000, description="networks trained to score the result")
     validation: float = Field(0.1, gt=0, lt=1, description="share of the training set that selection happens on")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the distillation; networks that score have seeds of their own")
     time_limit: Annotated[float | None, BeforeValidator(parse_duration)] = Field(
         None, gt=0, description="seconds of distillation after which the method stops with what it has"
     )

@@ -105,7 +105,10 @@ class Sources(Protocol):
 
 
 class Networks:
-    """One side of an init distribution: where initial weights are drawn from."""
+    """One side of an init distribution: where initial weights are drawn from.
+
+    `module` is the architecture. The draws of a run follow from its seed.
+    """
 
     def __init__(
         self, module: nn.Module, init: InitSampler, info: DatasetInfo, generator: torch.Generator, side: Side

@@ -12,6 +12,7 @@ from ddbench.data import DistilledSet
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 from ddbench.files import sha256
 from ddbench.leaderboard import Row
+from ddbench.ranking import but_seed
 from ddbench.reporter import Reporter
 from ddbench.results import artifact_path
 from ddbench.runner import evaluate
@@ -46,16 +47,18 @@ def faults(folder: Path) -> list[str]:
     return found
 
 
-def find(folder: Path, name: str) -> Row:
+def find(folder: Path, name: str, *, of_any_seed: bool = False) -> Row:
     """The row of a run (its folder or name), or the one whose name or fingerprint begins with `name`.
 
-    Raises `UsageError` for none or several.
+    Raises `UsageError` for none or several; `of_any_seed` takes the first of rows that differ in their seed alone.
     """
     name = Path(name).name
     rows = leaderboard.read(folder)
     rows = [row for row in rows if row.run_id == name] or [
         row for row in rows if name and (row.run_id.startswith(name) or row.fingerprint.startswith(name))
     ]
+    if of_any_seed and len({but_seed(row) for row in rows}) == 1:
+        return rows[0]
     if len(rows) != 1:
         raise UsageError(
             f"{len(rows) or 'no'} rows in {folder} are called {name!r}.",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import typer
 from sphinx.application import Sphinx
 
@@ -16,10 +17,15 @@ import ddbench
 from ddbench import hookspecs, testing
 from ddbench.catalog import Catalog
 from ddbench.cli.app import app
+from ddbench.errors import Interrupted, PluginError
 from ddbench.leaderboard import Row
 from ddbench.options import KINDS, Component
+from ddbench.render.site import FLAGS
 from ddbench.render.tables import option_rows
-from ddbench.unroll import meta_gradient
+from ddbench.spec import Choice, RunSpec
+from ddbench.stats import Score
+from ddbench.task import Networks, Sources
+from ddbench.unroll import MetaGradient, meta_gradient
 
 LONG = 70
 """Characters from which a signature is broken into lines."""
@@ -42,6 +48,8 @@ def commands() -> Iterator[str]:
     group: Any = typer.main.get_command(app)
     yield "# Commands\n"
     yield inspect.cleandoc(group.callback.__doc__ or "")
+    yield "\nBefore the command: `ddbench -v COMMAND` shows the traceback of a failure, `ddbench --version` the"
+    yield "version; `ddbench --install-completion` completes names in your shell."
     for name, command in group.commands.items():
         context = typer.Context(command, info_name=f"ddbench {name}")
         yield f"\n## ddbench {name}\n"
@@ -57,6 +65,24 @@ def commands() -> Iterator[str]:
             shown = "" if default in (None, False, "") else f"`{default}`"
             rows.append((f"`{names}`", parameter.help or "", shown))
         yield from _table(("option", "what it does", "default"), rows)
+
+
+def spec() -> Iterator[str]:
+    """The fields of a run spec."""
+    yield "# Run spec\n"
+    yield inspect.cleandoc(RunSpec.__doc__ or "") + "\n"
+    rows = []
+    for name, field in RunSpec.model_fields.items():
+        flag = f"`--{FLAGS[name]}`" if name in FLAGS else ""
+        default = field.default.name if isinstance(field.default, Choice) else field.default
+        shown = "" if field.is_required() or default in (None, "") else f"`{default}`"
+        rows.append((f"`{name}`", flag, shown, field.description or ""))
+    yield from _table(("field", "flag", "default", "meaning"), rows)
+    yield "\nA part (method, dataset, network, init, ...) is a name, or a table of name and options. As a file for"
+    yield "`ddbench run --config`:\n"
+    yield "```toml"
+    yield 'dataset = "mnist"\nimages_per_class = 10\nseed = 1\n'
+    yield '[method]\nname = "unrolled_gd"\noptions = {outer_steps = 2000, outer_lr = 0.02}\n```'
 
 
 def options() -> Iterator[str]:
@@ -121,15 +147,20 @@ def api() -> Iterator[str]:
     yield "`import ddbench` gives these names; importing it loads neither torch nor any plugin.\n"
     for name in sorted(ddbench.__all__, key=str.lower):
         yield from _described(f"ddbench.{name}", getattr(ddbench, name))
-    yield from _described("ddbench.unroll.meta_gradient", meta_gradient)
+    for thing in (Networks, Sources, Score, PluginError, Interrupted, meta_gradient, MetaGradient):
+        yield from _described(f"{thing.__module__}.{thing.__name__}", thing)
     yield from _described("ddbench.testing", testing)
+    yield "\n" + ", ".join(f"`{name}`" for name in testing.__all__ if name.endswith("Tests")) + " are such classes."
 
 
 def _described(name: str, thing: Any) -> Iterator[str]:
     yield f"\n## {name}\n"
     if inspect.isfunction(thing):
         yield f"```python\n{name}{_signature(thing)}\n```\n"
-    if dataclasses.is_dataclass(thing):
+    if name == "ddbench.hookimpl":
+        yield "The mark of a function that is a hook: `@ddbench.hookimpl`."
+        return
+    if dataclasses.is_dataclass(thing) or (inspect.isclass(thing) and issubclass(thing, pydantic.BaseModel)):
         yield f"```python\n{name}{_signature(thing)}\n```\n"
     yield _unindented(thing.__doc__ or "")
     if not inspect.isclass(thing) or issubclass(thing, Exception):
@@ -176,6 +207,7 @@ def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[s
 
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "commands": commands,
+    "spec": spec,
     "options": options,
     "experiments": experiments,
     "hooks": hooks,

@@ -49,7 +49,7 @@ def test_files_and_package_folders(write):
     catalog = Catalog([file, folder])
     assert catalog.broken == []
     version = catalog.get("method", "first_images").distribution
-    assert re.fullmatch(rf"{re.escape(str(file))}@[0-9a-f]{{8}}", version)
+    assert re.fullmatch(rf"{re.escape(file.name)}@[0-9a-f]{{8}}", version)
     file.write_text(GOOD + "# edited\n")
     assert Catalog([file]).get("method", "first_images").distribution != version
     assert Catalog([file, file]).get("method", "first_images")
@@ -98,7 +98,7 @@ def test_a_broken_plugin_is_set_aside_and_named(write, text, told):
     catalog = Catalog([path, fine])
     assert [b.name for b in catalog.broken] == ["broken"]
     assert told in str(catalog.broken[0])
-    assert str(path) in str(catalog.broken[0])
+    assert path.name in str(catalog.broken[0])
     assert catalog.get("method", "fine")
     with pytest.raises(PluginError, match="there is no method 'first_images', and plugin 'broken'"):
         catalog.get("method", "first_images")

@@ -140,7 +140,7 @@ def test_config_file_flags_and_assignments_one_over_the_other(ddbench, tmp_path:
         'dataset = "digits"\nepochs = 5\nseed = 4\nsteps = 2\nimages_per_class = 4\n'
         '[method]\nname = "unrolled_gd"\noptions.outer_lr = 0.5\n[init]\nname = "random"\noptions.scheme = "kaiming"\n'
     )
-    spec = ddbench("run", "--config", "run.toml", "--seed", 9, "--set", "epochs=7", "--set", "outer_steps=11",
+    spec = ddbench("run", "--config", "run.toml", "--seed", 9, "--epochs", 7, "--set", "outer_steps=11",
                    "--set", "init.distribution=uniform", "--dry-run", "--json").json()["spec"]  # fmt: skip
     assert (spec["seed"], spec["epochs"], spec["steps"]) == (9, 7, 2)
     assert spec["method"]["options"]["outer_lr"] == 0.5
@@ -202,7 +202,12 @@ def test_looking(ddbench):
         (["run", "-m", "herding", "--config", "nothing.toml"], 2, "there is no file nothing.toml"),
         (["run", "--experiment", "wang2018/mnist"], 2, "there is no experiment"),
         (["run", "-m", "herding", "-d", "folder:nowhere"], 2, "there is no folder nowhere"),
-        (["run", "-m", "herding", "--plugin", "nothing.py", "-d", "digit"], 2, "Did you mean 'digits'?"),
+        (["run", "-m", "herding", "-d", "digit"], 2, "Did you mean 'digits'?"),
+        (["run", "-m", "herding", "--plugin", "ddbench_trackers.tensorbord"], 4, "no plugin file and no module"),
+        (["run", "-m", "unrolled_gd", "--set", "seed=5"], 2, "has no option 'seed'; the run has. Write --seed 5."),
+        (["run", "-m", "unrolled_gd", "--set", "images_per_class=5"], 2, "Write --ipc 5."),
+        (["run", "-m", "herding", "--sweep", "epochs=1,2"], 2, "is an option of herding and a field of the run. Sweep method.epochs"),
+        (["run", "-m", "unrolled_gd", "--set", "inner_lr=1e9"], 2, "input should be less than or equal to 1000000"),
         (["run", "-m", "mine", "--plugin", "mine.py"], 4, "there is no plugin file mine.py"),
         (["evaluate", "nothing.safetensors"], 2, "there is no file nothing.safetensors"),
         (["resume", "nowhere"], 2, "not a run folder"),
@@ -238,9 +243,14 @@ def test_absent_data_names_files_and_the_offline_default(ddbench, tmp_path: Path
 
 def test_faulty_plugins_through_the_command_line(ddbench, tmp_path: Path):
     (tmp_path / "broken.py").write_text("import nothing_like_it")
-    done = ddbench("run", "--plugin", "broken.py", "-m", "herding", "--network", "linear", "--eval-networks", 2)
-    assert done.code == 0
-    assert done.told().count("plugin 'broken' (broken.py@") == 1
+    # What is asked for by name must be there; what is merely found is set aside.
+    quick = ("run", "-m", "herding", "--network", "linear", "--smoke")
+    asked = ddbench(*quick, "--plugin", "broken.py")
+    assert asked.code == 4
+    assert asked.told().count("ModuleNotFoundError: No module named 'nothing_like_it' (broken.py, line 1)") == 1
+    found = ddbench(*quick, DDBENCH_PLUGINS="broken.py")
+    assert found.code == 0
+    assert found.told().count("Warning: plugin 'broken' (") == 1
     nan = LAST_IMAGES.replace("chosen.inputs[None]", "chosen.inputs[None] * float('nan')")
     (tmp_path / "nan.py").write_text(nan)
     done = ddbench("run", "--plugin", "nan.py", "-m", "some_images", "--network", "linear")
@@ -250,6 +260,9 @@ def test_faulty_plugins_through_the_command_line(ddbench, tmp_path: Path):
     done = ddbench("run", "--plugin", "taken.py", "-m", "herding")
     assert done.code == 4
     assert "registered by both ddbench" in done.told()
+    hookless = LAST_IMAGES.split("@ddbench.hookimpl")[0]
+    (tmp_path / "hookless.py").write_text(hookless)
+    assert "it has no hooks, so it offers nothing" in ddbench("show", "some_images", "--plugin", "hookless.py").told()
     verbose = ddbench("-v", "run", "--plugin", "nan.py", "-m", "some_images", "--network", "linear")
     assert "Traceback" in verbose.err
 
@@ -320,6 +333,51 @@ def test_ctrl_c_keeps_a_checkpoint_and_resume_goes_on(ddbench, tmp_path: Path):
     again.wait()
     again.stderr.close()
     assert f"Resumed at outer step {steps} of 4000" in seen
+
+
+LOOPING = '''
+import ddbench
+from ddbench import DistilledSet
+
+@ddbench.method
+def looping(task, run):
+    """Random images after a while."""
+    chosen = task.train.random_subset(task.budget.images_per_class, run.generator)
+    for step in run.loop(4, {}):
+        run.log(loss=step)
+        if step == 2 and not (run.checkpoint_path.parent / "stopped").exists():
+            (run.checkpoint_path.parent / "stopped").touch()
+            raise KeyboardInterrupt
+    return DistilledSet(chosen.inputs[None], chosen.labels[None])
+
+@ddbench.hookimpl
+def ddbench_methods():
+    return [looping]
+'''
+
+
+def test_resume_loads_the_plugin_again_and_notices_other_code(ddbench, tmp_path: Path):
+    plugin = tmp_path / "looping.py"
+    plugin.write_text(LOOPING)
+    assert (
+        ddbench("run", "-m", "looping", "--network", "linear", "--eval-networks", 2, "--plugin", "looping.py").code
+        == 130
+    )
+    [folder] = (tmp_path / "runs").iterdir()
+    shown = ddbench("show", folder).out
+    assert shown.count("interrupted") == 1 and "Go on with: ddbench resume" in shown
+    plugin.write_text(LOOPING.replace("loss=step", "loss=step + 1"))
+    other = ddbench("resume", folder)
+    assert other.code == 2
+    assert "method 'looping' has changed since this run began: it was of" in other.told()
+    plugin.write_text(LOOPING)
+    # From elsewhere, too: the plugin is known by its whole path.
+    (tmp_path / "elsewhere").mkdir()
+    resumed = ddbench("resume", folder, cwd=tmp_path / "elsewhere")
+    assert resumed.code == 0, resumed.err
+    plugin.unlink()
+    (folder / "result.json").unlink()
+    assert "there is no plugin file" in ddbench("resume", folder).told()
 
 
 def test_two_runs_appending_at_once(tmp_path: Path):

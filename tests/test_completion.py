@@ -39,6 +39,8 @@ def test_names_of_each_kind(pressed):
 
 def test_settings_are_those_of_what_is_named(pressed):
     assert pressed("ddbench run -m unrolled_gd --set outer_") == ["outer_steps=", "outer_lr="]
+    assert pressed("ddbench run -m herding --set init.s") == ["init.scheme="]
+    assert pressed("ddbench run -m unrolled_gd --sweep outer_l") == ["outer_lr="]
     assert pressed("ddbench run -m herding --network convnet --set network.") == ["network.width=", "network.depth="]
 
 
@@ -48,6 +50,9 @@ def test_runs(pressed, tmp_path: Path):
     (tmp_path / "runs/herding-mnist-ipc10-1f/spec.json").write_text("{}")
     assert pressed("ddbench resume ") == ["runs/herding-mnist-ipc10-1f"]
     assert pressed("ddbench show herding-m") == ["herding-mnist-ipc10-1f"]
+    (tmp_path / "runs/herding-mnist-ipc10-1f/result.json").write_text('{"status": "ok"}')
+    assert pressed("ddbench resume ") == []
+    assert pressed("ddbench verify ") == ["runs/herding-mnist-ipc10-1f"]
 
 
 def test_a_key_press_imports_nothing_heavy(pressed):

@@ -88,8 +88,8 @@ def test_culprits_are_named_and_the_others_work(with_all):
     found = with_all("plugins", "--json").json()
     broken = {b["name"]: f"{b['distribution']}: {b['error']}" for b in found["broken"]}
     assert broken == {
-        "raises": "ddb-raises 0.6: RuntimeError: no licence",
-        "lacks": "ddb-lacks 0.5: ModuleNotFoundError: No module named 'a_library_nobody_has'",
+        "raises": "ddb-raises 0.6: RuntimeError: no licence (ddb_raises/__init__.py, line 1)",
+        "lacks": "ddb-lacks 0.5: ModuleNotFoundError: No module named 'a_library_nobody_has' (ddb_lacks/__init__.py, line 1)",
         "misspelt": "ddb-misspelt 0.8: there is no hook 'ddbench_metods'. Did you mean 'ddbench_methods'?",
     }
     seconds = {p["name"]: p["seconds"] for p in found["plugins"]}

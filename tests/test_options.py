@@ -77,7 +77,11 @@ def wrong_default(task, run, *, steps: int = "three"):  # type: ignore[assignmen
     """Help."""
 
 
-@pytest.mark.parametrize("function", [undocumented, untyped, without_default, variadic, wrong_default])
+def positional(task, run, steps: int = 3):
+    """Help."""
+
+
+@pytest.mark.parametrize("function", [positional, undocumented, untyped, without_default, variadic, wrong_default])
 def test_functions_that_cannot_be_plugins(function):
     with pytest.raises(PluginError):
         component("method", function)

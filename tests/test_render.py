@@ -62,6 +62,46 @@ def test_a_contact_sheet_of_many_colour_images_is_cut():
         assert picture.size == (49 * 6, 49 * 6)
 
 
+def test_lines_of_one_method_are_told_apart(capsys, monkeypatch):
+    from ddbench.ranking import groups
+    from ddbench.render.tables import ranking
+    from tests.rows import make_row
+
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = [
+        make_row(
+            run_id=f"r{i}", method=method, method_options=options, method_source=source, init_options="{}", objective_options="{}",
+            metrics="{}", mean=0.9 - i / 10, low=0.8 - i / 10, high=1 - i / 10, pretrained=pools,
+        )
+        for i, (method, options, source, pools) in enumerate(
+            [
+                ("mine", '{"a": 1, "b": 2}', "mine.py@1234", "{}"),
+                ("mine", '{"a": 3, "b": 2}', "mine.py@1234", "{}"),
+                ("mine", '{"a": 3, "b": 2}', "mine.py@5678", "{}"),
+                ("alone", '{"a": 7}', "p 1", "{}"),
+                ("pooled", "{}", "p 1", '{"x": 1}'),
+                ("pooled", "{}", "p 1", '{"x": 2}'),
+            ]
+        )
+    ]  # fmt: skip
+    ranking(groups(rows))
+    shown = capsys.readouterr().out
+    for name in (
+        "mine (a=1, from=1234)",
+        "mine (a=3, from=1234)",
+        "mine (a=3, from=5678)",
+        "alone ",
+        "pooled (other pools)",
+    ):
+        assert name in shown
+    assert "alone (" not in shown
+
+
+def test_as_good_as_a_companion():
+    score = summarise([0.5, 0.5])
+    assert list(score_lines("accuracy", score, score, {"random": score}, True))[1].endswith("this run is as good")
+
+
 def test_sets_without_metadata_or_with_many_images_are_drawn(tmp_path: Path):
     draw_images(DistilledSet(torch.rand(1, 50, 3, 4, 4), torch.arange(50)[None]), tmp_path / "plain.png")
     draw_images(shaded(), tmp_path / "again.png")

@@ -32,6 +32,12 @@ def test_names_that_no_plugin_can_have(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_names_that_are_taken(tmp_path):
+    with pytest.raises(UsageError, match=r"there is a method 'herding' already \(ddbench "):
+        new_plugin("herding", "method", tmp_path)
+    assert new_plugin("herding", "init", tmp_path).folder.is_dir()
+
+
 def test_nothing_is_overwritten(ddbench, tmp_path):
     first = ddbench("new-plugin", "mine", "--json")
     assert first.code == 0

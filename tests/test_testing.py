@@ -65,7 +65,10 @@ FAULTY_METHODS = {
         f"{GOOD}; F.cross_entropy(task.networks.module(chosen.inputs), chosen.labels).backward()",
     ],
     "writes only in its folder": [f"{GOOD}; Path('notes.txt').write_text('here')"],
-    "reports progress": [f"import time; time.sleep(2.1); {GOOD}"],
+    "reports progress": [
+        f"import time; time.sleep(2.1); {GOOD}",
+        f"{GOOD}\n    for step in run.loop(6, {{}}):\n        pass",
+    ],
     "resumes to the same bytes": [
         f"{GOOD}\n    shift = torch.zeros(1)\n    for step in run.loop(6, {{}}):\n        shift += 1\n"
         "    chosen = ddbench.ExampleSet(chosen.inputs + shift, chosen.labels, chosen.info)",

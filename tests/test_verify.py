@@ -132,7 +132,7 @@ def test_committed_rows_hold(catalog, real_data):
     smallest: dict[tuple[str, ...], Row] = {}
     for row in sorted(rows, key=lambda row: row.bytes):
         smallest.setdefault((row.dataset, row.objective, row.target, row.protocol, row.network), row)
-    assert len(smallest) > 5
+    assert smallest
     for row in smallest.values():
         verdict = verify(row, COMMITTED, catalog, Silent(), networks=1, fetch=False)
         assert verdict.holds, f"{row.run_id} {verdict.how}"
@@ -172,6 +172,8 @@ def test_two_rows_are_compared_on_the_same_networks(ddbench, boards, tmp_path):
     gaps = [a.mean - b.mean for a in rows.values() for b in rows.values()
             if a.method == "random_subset" and b.method == "herding" and a.seed == b.seed]  # fmt: skip
     assert found["mean"] == pytest.approx(sum(gaps) / 3)
+    begun = ddbench("compare", "random_subset-", "herding-", "--leaderboards", boards, "--json").json()
+    assert begun == found
     same = ddbench("compare", herded[0], herded[0], "--leaderboards", boards)
     assert "no difference shown" in same.out
     ddbench("run", "-m", "herding", "--network", "mlp", "--eval-networks", 4, "--leaderboards", boards)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 Names = dict[str, dict[str, dict[str, Any]]]
 """By kind and name: `summary` and `options`."""
-_PARTS = ("init", "network", "dataset", "objective", "target")
+_USUAL = {"init": "random", "network": None, "dataset": "digits", "objective": "classification", "target": None}
+"""Parts that take options under their own name, and what is taken where none is named."""
 
 
 def names(kind: str) -> Callable[[str], list[tuple[str, str]]]:
@@ -34,7 +35,8 @@ def settings(ctx: typer.Context, incomplete: str) -> list[str]:
     """`outer_steps=` of the method that is named, and `init.scheme=` of whatever else is."""
     known = _names()
     chosen = {"": known.get("method", {}).get(str(ctx.params.get("method")), {})}
-    chosen |= {f"{kind}.": known.get(kind, {}).get(str(ctx.params.get(kind)), {}) for kind in _PARTS}
+    for kind, usual in _USUAL.items():
+        chosen[f"{kind}."] = known.get(kind, {}).get(str(ctx.params.get(kind) or usual), {})
     every = [f"{prefix}{option}=" for prefix, entry in chosen.items() for option in entry.get("options", [])]
     return [setting for setting in every if setting.startswith(incomplete)]
 
@@ -47,6 +49,18 @@ def runs(incomplete: str) -> Iterator[str]:
                 yield text
         if not incomplete:
             yield str(spec.parent)
+
+
+def unfinished_runs(incomplete: str) -> list[str]:
+    """Folders of runs below `runs/` that have not ended well."""
+    return [run for run in runs(incomplete) if not _ended_well(Path("runs") / Path(run).name)]
+
+
+def _ended_well(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "result.json").read_text())["status"] in ("ok", "skipped"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def anything(incomplete: str) -> list[str]:

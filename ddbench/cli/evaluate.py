@@ -112,7 +112,7 @@ def evaluate(
         if file_zca and any(normalised_by):
             raise UsageError("--file-zca goes without --file-mean and --file-std.", "Whitened images have neither.")
         catalog = Catalog(plugin or [])
-        warn_of_plugins(catalog)
+        warn_of_plugins(catalog, plugin)
         path, distilled, made_for = _opened(file, dataset, repetition, normalised_by, file_zca, catalog)
         # Networks that score are what an option of the init is about here.
         settings = {re.sub(r"^init\.", "eval_init.", k): v for k, v in parse_assignments(assignments or []).items()}

@@ -8,7 +8,7 @@ import typer
 
 from ddbench.cli import completion
 from ddbench.cli.output import failures_told, print_json
-from ddbench.cli.run import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins
+from ddbench.cli.run import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, warn_of_plugins
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 from ddbench.options import KINDS, did_you_mean
 
@@ -73,6 +73,7 @@ def show(
         from ddbench.render.tables import card
 
         catalog = Catalog(plugin or [])
+        warn_of_plugins(catalog)
         found = [c for kind in KINDS for c in catalog.components(kind) if c.name == name]
         listed = () if found else (e for plural in UNCONFIGURED for e in _entries(catalog, plural))
         entry = next((e for e in listed if e["name"] == name), None)
@@ -252,7 +253,7 @@ def compare(
         from ddbench.verify import find
 
         rows = read(leaderboards)
-        one, two = find(leaderboards, first), find(leaderboards, second)
+        one, two = (find(leaderboards, name, of_any_seed=True) for name in (first, second))
         together = [[row for line in group for row in line.rows] for group in groups(rows)]
         if not any(one in group and two in group for group in together):
             raise UsageError(

@@ -52,7 +52,7 @@ def pretrain(
         from ddbench.training import Recipe
 
         catalog = Catalog(plugin or [])
-        warn_of_plugins(catalog)
+        warn_of_plugins(catalog, plugin)
         flags = {"method": "none", "dataset": dataset, "network": network, "sample_shape": shape, "device": device}
         settings = parse_assignments(assignments or [])
         for key in settings:

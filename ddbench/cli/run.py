@@ -2,7 +2,7 @@
 
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ import typer
 
 from ddbench.cli import completion
 from ddbench.cli.output import failures_told, print_json
-from ddbench.errors import Interrupted, UsageError
+from ddbench.errors import Interrupted, PluginError, UsageError
 from ddbench.options import parse_assignments
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def run(
             "--sweep",
             help="Run at each of several values and draw the result; a second one gives a line each.",
             metavar="KEY[,KEY]=VALUE,VALUE,...",
+            autocompletion=completion.settings,
         ),
     ] = None,
     plot: Annotated[
@@ -163,12 +164,12 @@ def run(
         from ddbench.catalog import Catalog
 
         catalog = Catalog(plugin or [])
-        warn_of_plugins(catalog)
+        warn_of_plugins(catalog, plugin)
         settings = [*([f"target.weights={weights}"] if weights else []), *(assignments or [])]
         given = {*(key for key, value in flags.items() if value is not None), *parse_assignments(settings)}
         swept = _sweep(catalog, sweep or [], plot, experiment, given)
         if swept is not None:
-            with _resumable(plugin, leaderboards):
+            with _resumable(leaderboards):
                 _run_sweep(
                     swept,
                     lambda values: _spec(catalog, flags, settings, config, experiment, values),
@@ -187,7 +188,7 @@ def run(
         from ddbench.render.live import live
         from ddbench.render.tables import published_lines
 
-        with _resumable(plugin, leaderboards), live() as reporter:
+        with _resumable(leaderboards), live() as reporter:
             result = runner.run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
         _conclude(result, leaderboards, as_json)
         if experiment is not None and not as_json and result.spec.experiment:
@@ -197,7 +198,9 @@ def run(
 
 def resume(
     ctx: typer.Context,
-    path: Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN", autocompletion=completion.runs)],
+    path: Annotated[
+        Path, typer.Argument(help="The run folder.", metavar="RUN", autocompletion=completion.unfinished_runs)
+    ],
     plugin: Plugins = None,
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     as_json: Json = False,
@@ -210,11 +213,13 @@ def resume(
         from ddbench import runner
         from ddbench.catalog import Catalog
         from ddbench.render.live import live
+        from ddbench.results import RunFolder
 
-        catalog = Catalog(plugin or [])
-        warn_of_plugins(catalog)
         folder = path if path.is_dir() else Path("runs") / path
-        with _resumable(plugin, leaderboards), live() as reporter:
+        wanted = [*(plugin or []), *map(Path, RunFolder(folder).read_origin().plugins)]
+        catalog = Catalog(wanted)
+        warn_of_plugins(catalog, wanted)
+        with _resumable(leaderboards), live() as reporter:
             result = runner.resume(folder, catalog=catalog, leaderboards=leaderboards, reporter=reporter)
         _conclude(result, leaderboards, as_json)
 
@@ -238,7 +243,9 @@ def _spec(
         known_methods = ", ".join(c.name for c in catalog.components("method"))
         raise UsageError("no method was named.", f"Name one with --method: {known_methods}.")
     name = name.get("name", "") if isinstance(name, dict) else name
-    settings = {**parse_assignments(assignments), **(swept or {})}
+    given = parse_assignments(assignments)
+    _check_keys(name, set(catalog.get("method", name).options.model_fields), flags, given, swept or {})
+    settings = {**given, **(swept or {})}
     if any(key.startswith("network.") for key in settings) and not any(
         flags[part] or fields.get(part) for part in ("network", "target")
     ):
@@ -248,6 +255,21 @@ def _spec(
         fields["network"] = usual_network(catalog.get("dataset", dataset.name)).model_dump()
     spec = merged(fields, flags, settings, set(catalog.get("method", name).options.model_fields))
     return spec.model_copy(update={"experiment": experiment or ""})
+
+
+def _check_keys(
+    method: str, options: set[str], flags: dict[str, Any], given: dict[str, Any], swept: dict[str, Any]
+) -> None:
+    """Raise `UsageError` for a key that could be meant otherwise than it would be taken."""
+    for key, value in given.items():
+        if key in flags and key not in options:
+            flag = {"images_per_class": "ipc"}.get(key, key.replace("_", "-"))
+            raise UsageError(f"{method} has no option {key!r}; the run has.", f"Write --{flag} {value}.")
+    for key in swept.keys() & options & flags.keys():
+        raise UsageError(
+            f"{key!r} is an option of {method} and a field of the run.",
+            f"Sweep method.{key} for the first; for the second, run at each --{key.replace('_', '-')} by itself.",
+        )
 
 
 def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | None, given: set[str]) -> "Sweep | None":
@@ -344,19 +366,24 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _resumable(plugins: list[Path] | None, leaderboards: Path) -> Iterator[None]:
-    """Complete the advice to resume with the flags that the run was started with."""
+def _resumable(leaderboards: Path) -> Iterator[None]:
+    """Complete the advice to resume with the folder that the run's row belongs to."""
     try:
         yield
     except Interrupted as error:
-        flags = [f"--plugin {path}" for path in plugins or []]
-        flags += [] if leaderboards == DEFAULT_LEADERBOARDS else [f"--leaderboards {leaderboards}"]
-        error.hint = " ".join([error.hint, *flags])
+        if leaderboards != DEFAULT_LEADERBOARDS:
+            error.hint += f" --leaderboards {leaderboards}"
         raise
 
 
-def warn_of_plugins(catalog: "Catalog") -> None:
-    """Name the plugins that were set aside, and the slow ones."""
+def warn_of_plugins(catalog: "Catalog", wanted: Sequence[Path] | None = None) -> None:
+    """Name the plugins that were set aside, and the slow ones.
+
+    Raises `PluginError` for one of those `wanted`: work without what was asked for is done in vain.
+    """
+    for broken in catalog.broken:
+        if broken.by_hand and broken.name in {name for path in wanted or () for name in (str(path), path.stem)}:
+            raise PluginError(f"{broken}", "Mend the plugin, or leave it out.")
     for warning in catalog.warnings():
         sys.stderr.write(f"Warning: {warning}\n")
 

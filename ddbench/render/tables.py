@@ -76,6 +76,8 @@ def score_lines(
 def _gap(metric: str, score: Score, companion: Score, higher_is_better: bool) -> str:
     gap = score.mean - companion.mean
     size = f"{100 * abs(gap):.1f} points" if in_percent(metric) else f"{abs(gap):.4g}"
+    if float(size.split()[0]) == 0:
+        return "is as good"
     return f"is {size} {'better' if (gap > 0) == higher_is_better else 'worse'}"
 
 
@@ -84,7 +86,10 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
     spec = result.spec
     yield ""
     if result.status != "ok" or result.score is None:
-        yield f"{spec.method.name} on {spec.dataset.name}: {result.status}. {result.reason}"
+        told = result.reason if result.reason.startswith(result.status) else f"{result.status}. {result.reason}"
+        yield f"{spec.method.name} on {spec.dataset.name}: {told}"
+        if result.status == "interrupted":
+            yield f"Go on with: ddbench resume {folder.path}"
         return
     assert result.dataset and result.seconds and result.artifact
     yield f"{spec.method.name} on {result.dataset.name}, {result.artifact.images} images, {setting(spec)}"
@@ -272,7 +277,7 @@ def ranking(groups: Sequence[Sequence[Line]]) -> None:
         for heading in ("", "method", first.metric, "95 % interval", "n", *beside, *gains, *cost, "run"):
             left = heading in ("method", "run")
             table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=left)
-        for rank, line in zip(ranks(lines), lines, strict=True):
+        for rank, line, name in zip(ranks(lines), lines, _names(lines), strict=True):
             row, mean, seeds = line.first, line.score.mean, len(line.rows)
             found = row.companion_scores()
             sign = 1 if row.higher_is_better else -1
@@ -282,7 +287,7 @@ def ranking(groups: Sequence[Sequence[Line]]) -> None:
             each = [json.loads(one.metrics) for one in line.rows]
             table.add_row(
                 str(rank),
-                row.method,
+                name,
                 number(row.metric, mean),
                 _interval(row.metric, line.score),
                 f"{seeds} x {row.n}" if seeds > 1 else str(row.n),
@@ -295,11 +300,31 @@ def ranking(groups: Sequence[Sequence[Line]]) -> None:
         console.print()
 
 
+def _names(lines: Sequence[Line]) -> list[str]:
+    """The method of each line, with what tells it from other lines of the same method."""
+    told = [
+        {
+            **json.loads(line.first.method_options),
+            "init": _shown(line.first.init, line.first.init_options),
+            "from": line.first.method_source.rpartition("@")[2],
+            "pools": line.first.pretrained,
+        }
+        for line in lines
+    ]
+    found = []
+    for line, own in zip(lines, told, strict=True):
+        others = [t for other, t in zip(lines, told, strict=True) if other.first.method == line.first.method]
+        apart = [f"{key}={own.get(key)}" for key in own if any(other.get(key) != own[key] for other in others)]
+        shown = [text for text in apart if not text.startswith("pools=")] or ["other pools"] * bool(apart)
+        found.append(line.first.method + (f" ({', '.join(shown[:3])}{', ...' * (len(shown) > 3)})" if shown else ""))
+    return found
+
+
 def difference_line(first: Row, second: Row, difference: Difference) -> str:
     """`A is 3.1 points better than B (95 % interval 1.0 to 5.2, n=20 networks)`, or that none is shown."""
     metric, scale = first.metric, 100 if in_percent(first.metric) else 1
     unit = " points" if scale == 100 else ""
-    pairs = f"n={difference.n} {difference.of}"
+    pairs = f"n={difference.n} {difference.of}" + (" of one seed each" if difference.of == "networks" else "")
     if difference.low is None or difference.high is None:
         return (
             f"{metric}: {first.method} {scale * difference.mean:+.4g}{unit}; one pair supports no interval ({pairs})."

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddbench.catalog import Catalog
 from ddbench.errors import UsageError
 from ddbench.files import atomic_write
 from ddbench.options import KINDS
@@ -32,7 +33,7 @@ class Made:
 def new_plugin(name: str, kind: str, into: Path) -> Made:
     """Write the package `ddbench-NAME` with one plugin called `name` into a new folder under `into`.
 
-    Raises `UsageError` for a name that is no Python name, an unknown kind, or a folder that is there already.
+    Raises `UsageError` for a name that is no Python name, an unknown kind, or a name or folder that is there already.
     """
     import jinja2
 
@@ -40,6 +41,9 @@ def new_plugin(name: str, kind: str, into: Path) -> Made:
         raise UsageError(f"{name!r} cannot be the name of a plugin.", "Use small letters, digits and underscores.")
     if kind not in KINDS:
         raise UsageError(f"there is no kind {kind!r}.", f"The kinds are {', '.join(KINDS)}.")
+    taken = next((c for c in Catalog().components(kind) if c.name == name), None)
+    if taken is not None:
+        raise UsageError(f"there is a {kind} {name!r} already ({taken.distribution}).", "Choose another name.")
     package, project = f"ddbench_{name}", f"ddbench-{name.replace('_', '-')}"
     folder = into / project
     if folder.exists():

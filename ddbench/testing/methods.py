@@ -36,6 +36,7 @@ class _Attempt:
     made: DistilledSet | None = None
     left: list[str] = field(default_factory=list)
     progress: list[int] = field(default_factory=list)
+    logged: bool = False
     drew: bool = False
 
     @property
@@ -59,6 +60,7 @@ def _attempt(
 
     def on_progress(step: int, total: int, values: Mapping[str, float]) -> None:
         attempt.progress.append(step)
+        attempt.logged = attempt.logged or bool(values)
         if step == stop_at:
             signal.raise_signal(signal.SIGINT)
 
@@ -161,13 +163,16 @@ def writes_only_in_its_folder(subject: Subject) -> None:
 
 
 def reports_progress(subject: Subject) -> None:
-    """A method that takes more than two seconds says how far it is."""
+    """A method that loops logs figures, and one that takes more than two seconds says how far it is."""
     tiny = _supported(subject)
     started = time.monotonic()
     attempt = _attempt(subject, tiny)
     took = time.monotonic() - started
     if took > LONG and not attempt.progress:
         raise Failed(f"it takes {took:.0f} s without a word.", "Loop with `for step in run.loop(steps, state)`.")
+    if attempt.progress and not attempt.logged:
+        advice = "Call `run.log(loss=loss)` in the loop: curves, and the way back from NaN, come from it."
+        raise Failed("it loops and logs nothing.", advice)
 
 
 def resumes_to_the_same_bytes(subject: Subject) -> None:

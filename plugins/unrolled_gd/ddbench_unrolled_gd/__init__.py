@@ -60,7 +60,7 @@ def unrolled_gd(
         Literal["noise", "means"],
         Field(description="images start as normal noise, or as the class means with noise of half that size"),
     ] = "noise",
-    inner_lr: Annotated[Positive, Field(description="rate that every inner step starts from")] = 0.02,
+    inner_lr: Annotated[Positive, Field(le=1e6, description="rate that every inner step starts from")] = 0.02,
     networks: Annotated[Count, Field(description="networks an outer step averages over (a fixed init has one)")] = 2,
     real_batch: Annotated[Count, Field(description="real images the outer loss is taken on")] = 512,
     clip: Annotated[
@@ -101,8 +101,8 @@ def unrolled_gd(
         means = torch.stack([task.train.inputs[task.train.of_class(label)].mean(0) for label in range(classes)])
         images = means[labels] + images / 2
     images.requires_grad_()
-    # softplus(raw) = inner_lr
-    raw = math.log(math.expm1(inner_lr))
+    # softplus(raw) = inner_lr, written so that nothing overflows.
+    raw = inner_lr + math.log(-math.expm1(-inner_lr))
     raw_lrs = torch.full((budget.epochs, budget.steps), raw, device=run.device, requires_grad=True)
     mode: Memory | None = None
     optimizer = torch.optim.Adam([images, raw_lrs], lr=outer_lr, betas=(0.5, 0.999))
