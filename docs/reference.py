@@ -21,7 +21,7 @@ from ddbench.errors import Interrupted, PluginError
 from ddbench.leaderboard import Row
 from ddbench.options import KINDS, Component
 from ddbench.render.site import FLAGS
-from ddbench.render.tables import option_rows
+from ddbench.render.tables import in_percent, option_rows
 from ddbench.spec import Choice, RunSpec
 from ddbench.stats import Score
 from ddbench.task import Networks, Sources
@@ -198,6 +198,34 @@ def _argument(argument: ast.arg, default: ast.expr | None) -> str:
     return ast.unparse(argument) + (f" = {ast.unparse(default)}" if default else "")
 
 
+def results() -> Iterator[str]:
+    """The committed rows: methods against images per class, a table for all that compare but for the budget."""
+    yield "# Results\n"
+    yield "Every figure is a committed leaderboard row's: the mean over the networks that scored, with half of its 95 %"
+    yield "interval (none for a single network). Tables hold rows that differ in method and budget alone; where a method"
+    yield "was run with other options too, its best row stands first. `*` marks data that is not the full original."
+    table = ddbench.load_leaderboard(Path(__file__).parent.parent / "leaderboards")
+    table = table[table["seed"] == 0].sort_values("mean", ascending=False)
+    for key, rows in table.groupby(["objective", "target", "dataset", "network", "eval_init", "protocol", "metric"]):
+        objective, target, dataset, network, init, protocol, metric = map(str, key)
+        name, at, _ = dataset.partition("@")
+        of = " ".join(part for part in (objective, target) if part not in ("", "classification"))
+        yield f"\n## {name}{'*' * bool(at)}, {network} from {init}, {protocol}{', ' * bool(of)}{of}\n"
+        scale, unit = (100, ", %") if in_percent(metric) else (1, "")
+        lines: dict[tuple[str, int], dict[str, str]] = {}
+        for row in rows.itertuples():
+            budget = f"{row.images_per_class}" + (f" ({row.steps} x {row.epochs})" if protocol == "replay/v1" else "")
+            spread = "" if row.n == 1 else f" +- {scale * (row.high - row.low) / 2:.1f}"
+            line = next(k for k in range(len(rows)) if budget not in lines.get((row.method, k), {}))
+            lines.setdefault((row.method, line), {})[budget] = f"{scale * row.mean:.1f}{spread}"
+        budgets = sorted({budget for cells in lines.values() for budget in cells}, key=lambda b: int(b.split()[0]))
+        shown = [(f"`{method}`", *(cells.get(b, "") for b in budgets)) for (method, _), cells in lines.items()]
+        yield from _table((metric + unit, *(f"IPC {budget}" for budget in budgets)), shown)
+        full = [row.companions["full_data"]["mean"] for row in rows.itertuples() if "full_data" in row.companions]
+        if full:
+            yield f"\nOn the full training data: {scale * full[0]:.1f}."
+
+
 def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
     yield "| " + " | ".join(headings) + " |"
     yield "|" + "---|" * len(headings)
@@ -208,6 +236,7 @@ def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[s
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "commands": commands,
     "spec": spec,
+    "results": results,
     "options": options,
     "experiments": experiments,
     "hooks": hooks,

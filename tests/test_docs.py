@@ -149,6 +149,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path):
     assert "--best-coreset" in commands
     assert "AdaptationTarget" in (tmp_path / "site/reference/api.html").read_text()
     assert "outer_lr" in (tmp_path / "site/reference/options.html").read_text()
+    assert "facility_location" in (tmp_path / "site/reference/results.html").read_text()
     assert "seconds_distill" in (tmp_path / "site/reference/columns.html").read_text()
     # Nothing is fetched from elsewhere when a page is opened.
     for page in (tmp_path / "site").rglob("*.html"):
