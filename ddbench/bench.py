@@ -44,8 +44,8 @@ class Parts:
     adaptation: AdaptationTarget | None
 
     @property
-    def sources(self) -> dict[str, str]:
-        """The distribution, or the file and a digest of it, that each part comes from."""
+    def distributions(self) -> dict[str, str]:
+        """The package and version, or the file and a digest of it, that each part comes from."""
         parts = (self.method, self.dataset, self.network, self.objective, self.init, self.eval_init)
         return {f"{part.kind} {part.name!r}": part.distribution for part in parts if part is not None}
 

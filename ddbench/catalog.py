@@ -17,7 +17,7 @@ import pydantic
 
 from ddbench import hookspecs
 from ddbench.errors import DdbenchError, PluginError, UsageError
-from ddbench.finding import Source, named_by_hand, set_aside_by_user, sources
+from ddbench.finding import Source, named_by_hand, plain, set_aside_by_user, sources
 from ddbench.options import KINDS, Component, component_of, did_you_mean
 from ddbench.spec import Choice, Sweep
 
@@ -36,7 +36,8 @@ class BrokenPlugin:
     name: str
     distribution: str
     error: str
-    by_hand: bool
+    path: Path | None = None
+    """Where it lies, or its module, where it was named by hand."""
 
     def __str__(self) -> str:
         return f"plugin {self.name!r} ({self.distribution}) was set aside: {self.error}"
@@ -77,6 +78,8 @@ class Plugin:
     """Names of what it registers, such as `method unrolled_gd`."""
     seconds: float = 0.0
     """How long it took to load."""
+    path: Path | None = None
+    """Where it lies, or its module, where it was named by hand."""
 
     @property
     def hook_names(self) -> list[str]:
@@ -88,14 +91,11 @@ class Catalog:
     """Everything the plugins on this machine offer.
 
     `paths` are plugin files, package folders or names of modules to load besides the installed ones; they come with
-    those named in `DDBENCH_PLUGINS` (separated like `PATH`) and in the `plugins` list of `./ddbench.toml`. Installed
-    plugins named in `DDBENCH_DISABLE` (by name or distribution, separated by commas) are not loaded.
+    those named in `DDBENCH_PLUGINS` (separated like `PATH`) and in the `plugins` list of `./ddbench.toml`. Plugins
+    named in `DDBENCH_DISABLE` (by name or distribution, separated by commas) are not loaded.
     """
 
     def __init__(self, paths: Iterable[str | Path] = ()) -> None:
-        named = named_by_hand(paths)
-        self.named = list(named)
-        """Whole paths, and modules, of the plugins that were named by hand."""
         self.plugins: list[Plugin] = []
         self.broken: list[BrokenPlugin] = []
         self._found: dict[str, list[Component]] = {kind: [] for kind in KINDS}
@@ -106,12 +106,15 @@ class Catalog:
         self.disabled: list[str] = []
         # All need it; the plugin that comes first must not seem slow for it.
         importlib.import_module("torch")
-        unwanted = set_aside_by_user()
-        for source in sources(named.values()):
-            if unwanted & {source.name, source.distribution.split(" ")[0]}:
+        unwanted, met = set_aside_by_user(), set()
+        for source in sources(named_by_hand(paths)):
+            names = unwanted & {plain(source.name), plain(source.distribution.split(" ")[0])}
+            met |= names
+            if names:
                 self.disabled.append(source.name)
             else:
                 self._load(source)
+        self._not_met = sorted(unwanted - met)
 
     def components(self, kind: str) -> list[Component]:
         """All components of a kind, by name."""
@@ -138,20 +141,30 @@ class Catalog:
         near = did_you_mean(name, known)
         for broken in self.broken:
             # A plugin file given by hand was meant to offer something: likely what is missing now.
-            if name in (broken.name, broken.name.replace("-", "_")) or (broken.by_hand and not near):
+            if name in (broken.name, broken.name.replace("-", "_")) or (broken.path is not None and not near):
                 raise PluginError(f"there is no {kind} {name!r}, and {broken}", "Mend the plugin, or leave it out.")
         left_out = f" DDBENCH_DISABLE leaves out: {', '.join(self.disabled)}." if self.disabled else ""
         hint = f"There are: {', '.join(known) or 'none'}.{left_out}"
         raise UsageError(f"there is no {kind} called {name!r}.{near}", hint)
 
     def warnings(self) -> list[str]:
-        """A sentence for each plugin that was set aside, and for each that is slow to load."""
-        return [str(broken) for broken in self.broken] + [
+        """A sentence for each plugin that was set aside, each that is slow, and each name that leaves nothing out."""
+        not_met = [f"DDBENCH_DISABLE names {name!r}, which is no plugin here." for name in self._not_met]
+        return [*map(str, self.broken), *self.slow(), *not_met]
+
+    def slow(self) -> list[str]:
+        """A sentence for each plugin that took long to load."""
+        return [
             f"plugin {plugin.name!r} ({plugin.distribution}) took {plugin.seconds:.1f} s to load, and every command "
             f"waits for it. DDBENCH_DISABLE={plugin.name} leaves it out."
             for plugin in self.plugins
             if plugin.seconds > SLOW
         ]
+
+    @property
+    def named(self) -> list[Path]:
+        """Whole paths, and modules, of the plugins that were named by hand and are loaded."""
+        return [plugin.path for plugin in self.plugins if plugin.path is not None]
 
     def resolve(self, kind: str, choice: Choice, info: "DatasetInfo | None" = None) -> tuple[Component, Choice]:
         """A choice's component, and the choice with all its options spelt out."""
@@ -186,11 +199,14 @@ class Catalog:
         return complaints
 
     def _load(self, source: Source) -> None:
-        name, distribution, by_hand = source.name, source.distribution, source.by_hand
+        name, distribution = source.name, source.distribution
         started = time.monotonic()
         try:
             module = source.load()
-            plugin = Plugin(name, distribution, self._hooks_of(module, name))
+            if self._manager.is_registered(module):
+                # Installed, and named besides.
+                return
+            plugin = Plugin(name, distribution, self._hooks_of(module, name), path=source.path)
             registered = [(kind, component) for kind in KINDS for component in self._registered(plugin, kind)]
             experiments = [
                 _experiment(Path(path), distribution)
@@ -199,7 +215,7 @@ class Catalog:
                 for path in _call(implementation, {})
             ]
         except (Exception, SystemExit) as error:
-            self.broken.append(BrokenPlugin(name, distribution, _brief(error) + _where(error), by_hand))
+            self.broken.append(BrokenPlugin(name, distribution, _brief(error) + _where(error), source.path))
             return
         plugin.seconds = time.monotonic() - started
         if _traced():
@@ -212,7 +228,7 @@ class Catalog:
             first = self._experiments.setdefault(experiment.name, experiment)
             if first is not experiment:
                 what = f"experiment {experiment.name!r} is offered by {first.distribution} too"
-                self.broken.append(BrokenPlugin(name, distribution, what, by_hand))
+                self.broken.append(BrokenPlugin(name, distribution, what))
 
     def _hooks_of(self, module: object, name: str) -> list[pluggy.HookImpl]:
         """Register `module` with pluggy and return its hooks; a hook ddbench does not know is an error."""
@@ -301,7 +317,7 @@ def _traced() -> bool:
 
 def _where(error: BaseException) -> str:
     """The last line of code outside of ddbench that an exception came through, in brackets."""
-    own = str(Path(__file__).parent)
+    own = str(Path(__file__).parent) + os.sep
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((own, "<"))]
     frames = [f for f in frames if "importlib" not in f.filename]
     if isinstance(error, DdbenchError) or not frames:

@@ -142,9 +142,6 @@ def _key(bench: Bench, method: Component, networks: int) -> str:
     """What a companion's score depends on: the spec without the run's own method, the data, the machine."""
     choice = Choice(name=method.name, options=method.validated({}))
     spec = bench.spec.model_copy(update={"method": choice, "seed": 0, "time_limit": None, "eval_networks": networks})
-    parts = bench.parts
-    sources = [
-        c.distribution for c in (method, parts.dataset, parts.network, parts.objective, parts.init, parts.eval_init)
-    ]
+    sources = [method.distribution, *replace(bench.parts, method=None).distributions.values()]
     machine = json.dumps(describe(bench.device))
     return sha256("\n".join([spec.canonical(), bench.record.content_hash, *sources, bench.sources, machine]).encode())

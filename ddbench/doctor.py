@@ -32,10 +32,11 @@ def examine(catalog: Catalog, runs: Path, leaderboards: Path) -> Iterator[Findin
     for about, folder in (("cache", cache_dir()), ("data", data_dir()), ("runs", runs), ("leaderboards", leaderboards)):
         yield _writable(about, folder)
     left_out = f"; DDBENCH_DISABLE leaves out {', '.join(catalog.disabled)}" if catalog.disabled else ""
-    if not catalog.warnings():
-        yield Finding("plugins", "ok", f"{len(catalog.plugins)} loaded{left_out}")
-    for warning in catalog.warnings():
-        yield Finding("plugins", "fault", warning, "Mend or uninstall it; all others work.")
+    yield Finding("plugins", "ok", f"{len(catalog.plugins)} loaded{left_out}")
+    for broken in catalog.broken:
+        yield Finding("plugins", "fault", str(broken), "Mend or uninstall it; all others work.")
+    for slow in catalog.slow():
+        yield Finding("plugins", "ok", slow)
     for dataset in catalog.components("dataset"):
         try:
             loaded = dataset.call(dataset.validated({}), data_dir(), False)

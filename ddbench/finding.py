@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,42 +20,52 @@ CONFIG_FILE = "ddbench.toml"
 
 @dataclass(frozen=True)
 class Source:
-    """A plugin that was found, not loaded yet; `by_hand` where it was named and not installed."""
+    """A plugin that was found, not loaded yet; `path`, or the name of a module, where it was named by hand."""
 
     name: str
     distribution: str
     load: Callable[[], object]
-    by_hand: bool
+    path: Path | None = None
 
 
 def named_by_hand(paths: Iterable[str | Path]) -> dict[Path, Path]:
-    """`paths`, those in `DDBENCH_PLUGINS` and those in `./ddbench.toml`, each once: by the whole path, as it was typed.
+    """`paths`, those in `DDBENCH_PLUGINS` and those in `./ddbench.toml`, each once: whole path to path as typed.
 
     Raises `UsageError` for a configuration file that cannot be read.
     """
     given = [*map(Path, paths), *_paths_from_environment(), *_paths_from_config()]
-    return {path if _is_module(path) else path.resolve(): path for path in given}
+    return {whole_path(path): path for path in given}
 
 
-def sources(named: Iterable[Path]) -> Iterator[Source]:
-    """Installed plugins by name, then those that are named."""
+def whole_path(path: Path) -> Path:
+    """What a plugin that is named is known by wherever ddbench is started: its whole path, or its module's name."""
+    return path if _is_module(path) else path.resolve()
+
+
+def sources(named: Mapping[Path, Path]) -> Iterator[Source]:
+    """Installed plugins by name, then those that are named (`named_by_hand`)."""
     for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
         distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
-        yield Source(entry.name, distribution, entry.load, by_hand=False)
-    for path in named:
+        yield Source(entry.name, distribution, entry.load)
+    for whole, path in named.items():
         if _is_module(path):
-            yield Source(str(path), str(path), functools.partial(_import_module, str(path)), by_hand=True)
+            yield Source(str(path), _module_version(str(path)), functools.partial(_import_module, str(path)), whole)
         else:
-            yield Source(path.stem, _file_version(path), functools.partial(_import_path, path), by_hand=True)
+            yield Source(path.stem, _file_version(path), functools.partial(_import_path, path), whole)
 
 
 def set_aside_by_user() -> set[str]:
-    """Names of plugins and distributions in `DDBENCH_DISABLE`, which are not to be loaded."""
-    return {part.strip() for part in os.environ.get("DDBENCH_DISABLE", "").split(",") if part.strip()}
+    """Names of plugins and distributions in `DDBENCH_DISABLE`, which are not to be loaded; `-` and `_` are the same."""
+    return {plain(part) for part in os.environ.get("DDBENCH_DISABLE", "").split(",") if part.strip()}
+
+
+def plain(name: str) -> str:
+    """A name of a plugin or distribution as names are compared."""
+    return name.strip().lower().replace("-", "_")
 
 
 def _is_module(path: Path) -> bool:
-    """Whether the name of a module is meant: dots and no file, such as `ddbench_trackers.wandb`."""
+    """Whether a module is meant, such as `ddbench_trackers.wandb`: identifiers between dots, and no file."""
     return not path.exists() and path.suffix != ".py" and all(part.isidentifier() for part in str(path).split("."))
 
 
@@ -91,6 +101,19 @@ def _file_version(path: Path) -> str:
     sources = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     code = b"".join(source.read_bytes() for source in sources if source.is_file())
     return f"{path.name}@{sha256(code)[:8]}" if code else str(path)
+
+
+def _module_version(name: str) -> str:
+    """A module's name with a digest of its code, or the name alone where it cannot be found."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, AttributeError, ValueError):
+        return name
+    if spec is None or spec.origin is None:
+        return name
+    origin = Path(spec.origin)
+    version = _file_version(origin.parent if spec.submodule_search_locations else origin)
+    return name + version[version.rindex("@") :] if "@" in version else name
 
 
 def _import_path(path: Path) -> ModuleType:

@@ -231,7 +231,11 @@ def load_leaderboard(folder: str | Path = "leaderboards") -> "DataFrame":
 
     table = pandas.DataFrame([row.model_dump() for row in read(Path(folder))], columns=list(COLUMNS))
     for column in _JSON:
-        table[column] = [json.loads(cell) for cell in table[column]]
+        try:
+            table[column] = [json.loads(cell) for cell in table[column]]
+        except ValueError as error:
+            what = f"column {column} of {folder} holds a cell that is not JSON: {error}."
+            raise DdbenchError(what, "See which with: ddbench leaderboard --check") from error
     return table
 
 

@@ -62,7 +62,7 @@ def run(
     leaderboard.check(leaderboard.path_for(leaderboards, spec))
     bench = prepare(spec, parts, reporter=reporter)
     folder = _new_folder(runs, spec, reporter)
-    folder.write_origin(Origin(plugins=[str(path) for path in catalog.named], sources=parts.sources))
+    folder.write_origin(Origin(plugins=[str(path) for path in catalog.named], sources=parts.distributions))
     return _run_in(folder, bench, catalog, leaderboards, reporter)
 
 
@@ -75,24 +75,24 @@ def resume(
 ) -> RunResult:
     """Go on with the run in folder `path`; one that has ended well is returned as it is.
 
-    Without a `catalog`, plugins that the run was started with are loaded again. Raises `UsageError` where the code of
-    a part has changed since.
+    Without a `catalog`, plugins that the run was started with are loaded again. Raises `UsageError` where the
+    file of a part, or the version of its package, is another since.
     """
     folder = RunFolder(path)
+    reporter = reporter or Silent()
+    ended = folder.read_result()
+    if ended is not None and ended.status in ("ok", "skipped"):
+        reporter.say("This run has ended already.")
+        return ended
     begun = folder.read_origin()
     catalog = catalog or Catalog(map(Path, begun.plugins))
-    reporter = reporter or Silent()
     spec, parts = complete(folder.read_spec(), catalog)
-    for part, source in parts.sources.items():
+    for part, source in parts.distributions.items():
         if begun.sources.get(part, source) != source:
             raise UsageError(
                 f"{part} has changed since this run began: it was of {begun.sources[part]}, now it is of {source}.",
                 "Put the code back to go on, or start the run anew with `ddbench run`.",
             )
-    ended = folder.read_result()
-    if ended is not None and ended.status == "ok":
-        reporter.say("This run has ended already.")
-        return ended
     bench = prepare(spec, parts, reporter=reporter)
     return _run_in(folder, bench, catalog, leaderboards, reporter)
 

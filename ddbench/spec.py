@@ -132,6 +132,14 @@ class RunSpec(_Frozen):
         return f"{smoke}{self.method.name}-{dataset}-ipc{self.images_per_class}-{self.fingerprint[:6]}"
 
 
+FLAGS = {
+    "method": "method", "dataset": "dataset", "network": "network", "init": "init", "eval_init": "eval-init",
+    "objective": "objective", "target": "target", "images_per_class": "ipc", "steps": "steps", "epochs": "epochs",
+    "protocol": "protocol", "eval_networks": "eval-networks", "seed": "seed", "time_limit": "time-limit",
+}  # fmt: skip
+"""Fields of a spec and the flags that set them."""
+
+
 class Axis(_Frozen):
     """Keys of a run that take the same values together, such as `steps` and `images_per_class`."""
 

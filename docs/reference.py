@@ -18,11 +18,11 @@ from ddbench import hookspecs, testing
 from ddbench.catalog import Catalog
 from ddbench.cli.app import app
 from ddbench.errors import Interrupted, PluginError
-from ddbench.leaderboard import Row
+from ddbench.leaderboard import Row, read
 from ddbench.options import KINDS, Component
-from ddbench.render.site import FLAGS
+from ddbench.ranking import Line, groups
 from ddbench.render.tables import in_percent, option_rows
-from ddbench.spec import Choice, RunSpec
+from ddbench.spec import FLAGS, Choice, RunSpec
 from ddbench.stats import Score
 from ddbench.task import Networks, Sources
 from ddbench.unroll import MetaGradient, meta_gradient
@@ -62,7 +62,7 @@ def commands() -> Iterator[str]:
             given = [*parameter.opts, *parameter.secondary_opts]
             names = ", ".join(given) if parameter.param_type_name == "option" else parameter.name.upper()
             default = parameter.default if isinstance(parameter.default, str | int | float | Path) else None
-            shown = "" if default in (None, False, "") else f"`{default}`"
+            shown = "" if default is None or default is False or default == "" else f"`{default}`"
             rows.append((f"`{names}`", parameter.help or "", shown))
         yield from _table(("option", "what it does", "default"), rows)
 
@@ -201,29 +201,41 @@ def _argument(argument: ast.arg, default: ast.expr | None) -> str:
 def results() -> Iterator[str]:
     """The committed rows: methods against images per class, a table for all that compare but for the budget."""
     yield "# Results\n"
-    yield "Every figure is a committed leaderboard row's: the mean over the networks that scored, with half of its 95 %"
-    yield "interval (none for a single network). Tables hold rows that differ in method and budget alone; where a method"
-    yield "was run with other options too, its best row stands first. `*` marks data that is not the full original."
-    table = ddbench.load_leaderboard(Path(__file__).parent.parent / "leaderboards")
-    table = table[table["seed"] == 0].sort_values("mean", ascending=False)
-    for key, rows in table.groupby(["objective", "target", "dataset", "network", "eval_init", "protocol", "metric"]):
-        objective, target, dataset, network, init, protocol, metric = map(str, key)
-        name, at, _ = dataset.partition("@")
-        of = " ".join(part for part in (objective, target) if part not in ("", "classification"))
-        yield f"\n## {name}{'*' * bool(at)}, {network} from {init}, {protocol}{', ' * bool(of)}{of}\n"
-        scale, unit = (100, ", %") if in_percent(metric) else (1, "")
-        lines: dict[tuple[str, int], dict[str, str]] = {}
-        for row in rows.itertuples():
-            budget = f"{row.images_per_class}" + (f" ({row.steps} x {row.epochs})" if protocol == "replay/v1" else "")
-            spread = "" if row.n == 1 else f" +- {scale * (row.high - row.low) / 2:.1f}"
-            line = next(k for k in range(len(rows)) if budget not in lines.get((row.method, k), {}))
-            lines.setdefault((row.method, line), {})[budget] = f"{scale * row.mean:.1f}{spread}"
-        budgets = sorted({budget for cells in lines.values() for budget in cells}, key=lambda b: int(b.split()[0]))
-        shown = [(f"`{method}`", *(cells.get(b, "") for b in budgets)) for (method, _), cells in lines.items()]
-        yield from _table((metric + unit, *(f"IPC {budget}" for budget in budgets)), shown)
-        full = [row.companions["full_data"]["mean"] for row in rows.itertuples() if "full_data" in row.companions]
-        if full:
-            yield f"\nOn the full training data: {scale * full[0]:.1f}."
+    yield "Every figure is of a committed leaderboard line: the mean over the networks that scored, with half of its 95"
+    yield "% interval (none for a single network). Tables hold lines that differ in method and budget alone; where a"
+    yield "method was run with other options too, its best line stands first. `*` marks data that is not the full"
+    yield "original."
+    tables: dict[tuple[object, ...], list[Line]] = {}
+    for group in groups(read(Path(__file__).parent.parent / "leaderboards")):
+        row = group[0].first
+        data = (row.dataset, row.dataset_hash, row.train_images)
+        aim = (row.objective, row.objective_options, row.target, row.metric, row.label_regime)
+        networks = (row.network, row.network_options, row.eval_init, row.eval_init_options)
+        tables.setdefault((*data, *networks, *aim, row.protocol), []).extend(group)
+    for lines in tables.values():
+        yield from _results(sorted(lines, key=lambda line: line.score.mean, reverse=lines[0].first.higher_is_better))
+
+
+def _results(ordered: list[Line]) -> Iterator[str]:
+    row = ordered[0].first
+    name, at, _ = row.dataset.partition("@")
+    of = [part for part in (row.objective, row.target) if part not in ("", "classification")]
+    yield f"\n## {', '.join([name + '*' * bool(at), f'{row.network} from {row.eval_init}', row.protocol, *of])}\n"
+    scale, unit = (100, ", %") if in_percent(row.metric) else (1, "")
+    cells: dict[tuple[str, int], dict[str, str]] = {}
+    for line in ordered:
+        first, score = line.first, line.score
+        replayed = f" ({first.steps} x {first.epochs})" if first.protocol == "replay/v1" else ""
+        budget = f"{first.images_per_class}{replayed}"
+        spread = "" if score.low is None or score.high is None else f" +- {scale * (score.high - score.low) / 2:.1f}"
+        number = next(k for k in range(len(ordered)) if budget not in cells.get((first.method, k), {}))
+        cells.setdefault((first.method, number), {})[budget] = f"{scale * score.mean:.1f}{spread}"
+    budgets = sorted({budget for own in cells.values() for budget in own}, key=lambda budget: int(budget.split()[0]))
+    shown = [(f"`{method}`", *(own.get(budget, "") for budget in budgets)) for (method, _), own in cells.items()]
+    yield from _table((row.metric + unit, *(f"IPC {budget}" for budget in budgets)), shown)
+    full = [found["full_data"]["mean"] for line in ordered if "full_data" in (found := line.first.companion_scores())]
+    if full:
+        yield f"\nOn the full training data: {scale * full[0]:.1f}."
 
 
 def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:

@@ -56,6 +56,23 @@ def test_files_and_package_folders(write):
     assert catalog.get("method", "packed").options.model_fields.keys() == {"skip"}
 
 
+def test_modules_are_named_with_a_digest_and_installed_ones_are_loaded_once(
+    write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    inner = write("some_pack/inner.py", GOOD)
+    write("some_pack/__init__.py", "")
+    catalog = Catalog(["some_pack.inner", "ddbench_unrolled_gd"])
+    assert catalog.broken == []
+    version = catalog.get("method", "first_images").distribution
+    assert re.fullmatch(r"some_pack\.inner@[0-9a-f]{8}", version)
+    assert catalog.get("method", "unrolled_gd").distribution.startswith("ddbench ")
+    assert [str(path) for path in catalog.named] == ["some_pack.inner"]
+    inner.write_text(GOOD + "# edited\n")
+    assert Catalog(["some_pack.inner"]).get("method", "first_images").distribution != version
+    assert "there is no plugin file and no module some_pack.other" in str(Catalog(["some_pack.other"]).broken[0])
+
+
 def test_environment_and_config_name_plugins(write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DDBENCH_PLUGINS", str(write("one.py", GOOD.replace("first_images", "one"))))
     write("two.py", GOOD.replace("first_images", "two"))

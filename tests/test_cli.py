@@ -375,9 +375,24 @@ def test_resume_loads_the_plugin_again_and_notices_other_code(ddbench, tmp_path:
     (tmp_path / "elsewhere").mkdir()
     resumed = ddbench("resume", folder, cwd=tmp_path / "elsewhere")
     assert resumed.code == 0, resumed.err
+    # One that has ended is told, whatever has become of its code.
+    plugin.write_text(LOOPING.replace("loss=step", "loss=step + 1"))
+    assert "This run has ended already" in ddbench("resume", folder).err
     plugin.unlink()
     (folder / "result.json").unlink()
-    assert "there is no plugin file" in ddbench("resume", folder).told()
+    assert "there is no method 'looping'" in ddbench("resume", folder).told()
+
+
+def test_a_run_beside_a_broken_plugin_can_be_resumed(ddbench, tmp_path: Path):
+    (tmp_path / "looping.py").write_text(LOOPING)
+    (tmp_path / "broken.py").write_text("import nothing_like_it")
+    (tmp_path / "ddbench.toml").write_text('plugins = ["broken.py"]')
+    quick = ("run", "-m", "looping", "--network", "linear", "--eval-networks", 2, "--plugin", "looping.py")
+    assert ddbench(*quick).code == 130
+    [folder] = (tmp_path / "runs").iterdir()
+    resumed = ddbench("resume", folder)
+    assert resumed.code == 0, resumed.err
+    assert "Warning: plugin 'broken'" in resumed.err
 
 
 def test_two_runs_appending_at_once(tmp_path: Path):

@@ -72,6 +72,19 @@ def test_names_are_gathered_anew_when_plugins_change(pressed, monkeypatch: pytes
     assert pressed("ddbench run --method herd") == ["herding"]
 
 
+def test_plugins_of_a_folder_are_its_own(pressed, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "import ddbench\nprint('loaded')\n\n@ddbench.method\ndef herdsman(task, run):\n    'Random images.'\n\n"
+        "@ddbench.hookimpl\ndef ddbench_methods():\n    return [herdsman]\n"
+    )
+    (tmp_path / "ddbench.toml").write_text('plugins = ["mine.py"]')
+    assert pressed("ddbench run --method herd") == ["herding", "herdsman"]
+    (tmp_path / "ddbench.toml").write_text("plugins = [")
+    assert pressed("ddbench run --method herd") == []
+    (tmp_path / "ddbench.toml").unlink()
+    assert pressed("ddbench run --method herd") == ["herding"]
+
+
 def test_a_damaged_cache_is_made_anew(pressed, tmp_path: Path):
     cache = tmp_path / "cache/completion.json"
     cache.write_text("{")

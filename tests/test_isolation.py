@@ -60,12 +60,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("packages")
     for name, text in PACKAGES.items():
         folder = where / name
-        (folder / f"ddb_{name}").mkdir(parents=True)
-        (folder / f"ddb_{name}" / "__init__.py").write_text(text)
+        (folder / f"ddbench_{name}").mkdir(parents=True)
+        (folder / f"ddbench_{name}" / "__init__.py").write_text(text)
         (folder / "pyproject.toml").write_text(
             '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
-            f'[project]\nname = "ddb-{name}"\nversion = "0.{len(name)}"\n'
-            f'[project.entry-points.ddbench]\n{name} = "ddb_{name}"\n'
+            f'[project]\nname = "ddbench-{name}"\nversion = "0.{len(name)}"\n'
+            f'[project.entry-points.ddbench]\n{name} = "ddbench_{name}"\n'
         )
     build = "; ".join(
         ["import os", "from hatchling.build import build_wheel"]
@@ -88,16 +88,16 @@ def test_culprits_are_named_and_the_others_work(with_all):
     found = with_all("plugins", "--json").json()
     broken = {b["name"]: f"{b['distribution']}: {b['error']}" for b in found["broken"]}
     assert broken == {
-        "raises": "ddb-raises 0.6: RuntimeError: no licence (ddb_raises/__init__.py, line 1)",
-        "lacks": "ddb-lacks 0.5: ModuleNotFoundError: No module named 'a_library_nobody_has' (ddb_lacks/__init__.py, line 1)",
-        "misspelt": "ddb-misspelt 0.8: there is no hook 'ddbench_metods'. Did you mean 'ddbench_methods'?",
+        "raises": "ddbench-raises 0.6: RuntimeError: no licence (ddbench_raises/__init__.py, line 1)",
+        "lacks": "ddbench-lacks 0.5: ModuleNotFoundError: No module named 'a_library_nobody_has' (ddbench_lacks/__init__.py, line 1)",
+        "misspelt": "ddbench-misspelt 0.8: there is no hook 'ddbench_metods'. Did you mean 'ddbench_methods'?",
     }
     seconds = {p["name"]: p["seconds"] for p in found["plugins"]}
     assert {"good", "older", "slow", "claims", "unrolled_gd", "random_subset"} <= set(seconds)
     assert seconds["slow"] >= 2.5
     told = with_all("doctor").out
     for name in (*broken, "slow"):
-        assert f"plugin '{name}' (ddb-{name} 0.{len(name)})" in told
+        assert f"plugin '{name}' (ddbench-{name} 0.{len(name)})" in told
     assert "DDBENCH_DISABLE=slow leaves it out" in " ".join(told.split())
 
 
@@ -112,14 +112,19 @@ def test_a_run_goes_on_beside_them_with_a_plugin_for_an_older_contract(with_all)
 def test_two_that_claim_a_name_are_both_named_and_one_can_be_left_out(with_all):
     run = with_all("run", "-m", "good", "--network", "linear", "--smoke")
     assert run.code == 4
-    assert "'good' is registered by both ddb-claims 0.6 and ddb-good 0.4. Uninstall or rename one of them" in run.told()
-    out = "claims, ddb-slow,raises,lacks,misspelt"
+    assert (
+        "'good' is registered by both ddbench-claims 0.6 and ddbench-good 0.4. Uninstall or rename one of them"
+        in run.told()
+    )
+    out = "claims, ddbench_slow,raises,lacks,misspelt"
     run = with_all("run", "-m", "good", "--network", "linear", "--smoke", DDBENCH_DISABLE=out)
     assert run.code == 0, run.err
-    assert "Warning" not in run.err
+    assert not [name for name in PACKAGES if f"Warning: plugin '{name}'" in run.err]
     gone = with_all("run", "-m", "slow", DDBENCH_DISABLE=out)
     assert gone.code == 2
     assert "DDBENCH_DISABLE leaves out: claims, lacks, misspelt, raises, slow." in gone.told()
+    nobody = with_all("plugins", DDBENCH_DISABLE="slwo")
+    assert "DDBENCH_DISABLE names 'slwo', which is no plugin here." in nobody.out
 
 
 def test_a_trace_tells_each_call_and_how_long_it_took(ddbench, tmp_path: Path):

@@ -186,6 +186,8 @@ def test_commands_spell_out_what_is_not_by_default(ddbench, catalog, fields):
     command = _command(spec, "ddbench 0.1.0", catalog)
     words = shlex.split(command)
     # A sweep's plan completes specs without needing data or weights to be there.
+    assert _command(spec, "mine.py@1234abcd", catalog).startswith("ddbench run --plugin mine.py ")
+    assert _command(spec, "pack.mine@1234abcd", catalog).startswith("ddbench run --plugin pack.mine ")
     planned = ddbench(*words[1:], "--sweep", f"seed={spec.seed}", "--dry-run", "--json").json()
     assert [run["fingerprint"] for run in planned["runs"]] == [spec.fingerprint]
 

@@ -18,7 +18,7 @@ def check(
     name: Annotated[
         str,
         typer.Argument(
-            help="A method, init, objective, target, dataset or network.", autocompletion=completion.anything
+            help="A method, init, objective, target, dataset or network.", autocompletion=completion.plugin_names
         ),
     ],
     kind: Annotated[str | None, typer.Option(help="Its kind, where the name is of several.")] = None,

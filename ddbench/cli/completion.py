@@ -1,9 +1,10 @@
 """Shell completion: the names of what there is, kept in the cache so that a key press imports no torch and no plugin.
 
-They are gathered anew when the installed plugins change, and by `ddbench list`.
+They are gathered anew when the plugins change, and by `ddbench list`.
 """
 
 import contextlib
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 Names = dict[str, dict[str, dict[str, Any]]]
 """By kind and name: `summary` and `options`."""
-_USUAL = {"init": "random", "network": None, "dataset": "digits", "objective": "classification", "target": None}
-"""Parts that take options under their own name, and what is taken where none is named."""
+_PARTS = ("init", "network", "dataset", "objective", "target")
+"""Parts that take options under their own name."""
 
 
 def names(kind: str) -> Callable[[str], list[tuple[str, str]]]:
@@ -32,10 +33,13 @@ def names(kind: str) -> Callable[[str], list[tuple[str, str]]]:
 
 
 def settings(ctx: typer.Context, incomplete: str) -> list[str]:
-    """`outer_steps=` of the method that is named, and `init.scheme=` of whatever else is."""
+    """`outer_steps=` of the method that is named, and `init.scheme=` of whatever else is, or is taken by default."""
+    from ddbench.spec import RunSpec
+
     known = _names()
     chosen = {"": known.get("method", {}).get(str(ctx.params.get("method")), {})}
-    for kind, usual in _USUAL.items():
+    for kind in _PARTS:
+        usual = getattr(RunSpec.model_fields[kind].default, "name", None)
         chosen[f"{kind}."] = known.get(kind, {}).get(str(ctx.params.get(kind) or usual), {})
     every = [f"{prefix}{option}=" for prefix, entry in chosen.items() for option in entry.get("options", [])]
     return [setting for setting in every if setting.startswith(incomplete)]
@@ -69,6 +73,13 @@ def anything(incomplete: str) -> list[str]:
     return [*runs(incomplete), *(name for name in known if name.startswith(incomplete))]
 
 
+def plugin_names(incomplete: str) -> list[str]:
+    """Names of components of every kind."""
+    from ddbench.options import KINDS
+
+    return sorted({name for kind in KINDS for name in _names().get(kind, {}) if name.startswith(incomplete)})
+
+
 def remember(catalog: "Catalog") -> Names:
     """Keep the names for completion."""
     from ddbench.errors import DdbenchError
@@ -86,21 +97,28 @@ def remember(catalog: "Catalog") -> Names:
     found["protocol"] = {p.name: {"summary": p.summary} for p in PROTOCOLS.values()}
     # A cache that cannot be written costs time at the next key press, no more.
     with contextlib.suppress(DdbenchError):
-        atomic_write(_cache(), json.dumps({"installed": _installed(), "names": found}))
+        atomic_write(_cache(), json.dumps({"plugins": _plugins(), "names": found}))
     return found
 
 
 def _names() -> Names:
+    from ddbench.errors import DdbenchError
+
     try:
         kept = json.loads(_cache().read_text())
-        if kept["installed"] == _installed():
+        if kept["plugins"] == _plugins():
             found: Names = kept["names"]
             return found
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, DdbenchError):
         pass
     from ddbench.catalog import Catalog
 
-    return remember(Catalog())
+    # Nothing but names may reach the shell: neither what a plugin prints nor what is wrong with a file.
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return remember(Catalog())
+        except DdbenchError:
+            return {}
 
 
 def _cache() -> Path:
@@ -109,12 +127,12 @@ def _cache() -> Path:
     return cache_dir() / "completion.json"
 
 
-def _installed() -> list[str]:
-    """What tells one set of installed plugins from another."""
+def _plugins() -> list[str]:
+    """What tells one set of plugins from another: installed ones, those that are named, and those left out."""
     import os
     from importlib.metadata import entry_points
 
-    from ddbench.finding import GROUP
+    from ddbench.finding import GROUP, named_by_hand
 
     entries = [f"{e.name} {e.value} {e.dist.version if e.dist else ''}" for e in entry_points(group=GROUP)]
-    return [*sorted(entries), os.environ.get("DDBENCH_DISABLE", "")]
+    return [*sorted(entries), *map(str, named_by_hand([])), os.environ.get("DDBENCH_DISABLE", "")]

@@ -216,9 +216,8 @@ def resume(
         from ddbench.results import RunFolder
 
         folder = path if path.is_dir() else Path("runs") / path
-        wanted = [*(plugin or []), *map(Path, RunFolder(folder).read_origin().plugins)]
-        catalog = Catalog(wanted)
-        warn_of_plugins(catalog, wanted)
+        catalog = Catalog([*(plugin or []), *RunFolder(folder).read_origin().plugins])
+        warn_of_plugins(catalog, plugin)
         with _resumable(leaderboards), live() as reporter:
             result = runner.resume(folder, catalog=catalog, leaderboards=leaderboards, reporter=reporter)
         _conclude(result, leaderboards, as_json)
@@ -261,14 +260,16 @@ def _check_keys(
     method: str, options: set[str], flags: dict[str, Any], given: dict[str, Any], swept: dict[str, Any]
 ) -> None:
     """Raise `UsageError` for a key that could be meant otherwise than it would be taken."""
+    from ddbench.spec import FLAGS
+
     for key, value in given.items():
         if key in flags and key not in options:
-            flag = {"images_per_class": "ipc"}.get(key, key.replace("_", "-"))
-            raise UsageError(f"{method} has no option {key!r}; the run has.", f"Write --{flag} {value}.")
+            told = f"--{FLAGS.get(key, key.replace('_', '-'))}" + ("" if isinstance(value, bool) else f" {value}")
+            raise UsageError(f"{method} has no option {key!r}; the run has.", f"Write {told}.")
     for key in swept.keys() & options & flags.keys():
         raise UsageError(
             f"{key!r} is an option of {method} and a field of the run.",
-            f"Sweep method.{key} for the first; for the second, run at each --{key.replace('_', '-')} by itself.",
+            f"Sweep method.{key} for the first; for the second, run at each --{FLAGS[key]} by itself.",
         )
 
 
@@ -381,8 +382,11 @@ def warn_of_plugins(catalog: "Catalog", wanted: Sequence[Path] | None = None) ->
 
     Raises `PluginError` for one of those `wanted`: work without what was asked for is done in vain.
     """
+    from ddbench.finding import whole_path
+
+    named = set(map(whole_path, wanted or ()))
     for broken in catalog.broken:
-        if broken.by_hand and broken.name in {name for path in wanted or () for name in (str(path), path.stem)}:
+        if broken.path in named:
             raise PluginError(f"{broken}", "Mend the plugin, or leave it out.")
     for warning in catalog.warnings():
         sys.stderr.write(f"Warning: {warning}\n")

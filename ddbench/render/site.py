@@ -15,7 +15,7 @@ from ddbench.ranking import Line, groups, ranks
 from ddbench.render.pictures import contact_sheet
 from ddbench.render.tables import bounds, in_percent
 from ddbench.results import artifact_path, curve_path
-from ddbench.spec import PARTS, Choice, RunSpec
+from ddbench.spec import FLAGS, PARTS, Choice, RunSpec
 from ddbench.verify import spec_of
 
 if TYPE_CHECKING:
@@ -29,12 +29,6 @@ SHOWN = (
     "fingerprint",
 )  # fmt: skip
 """Columns of a row that the page carries as they are."""
-FLAGS = {
-    "method": "method", "dataset": "dataset", "network": "network", "init": "init", "eval_init": "eval-init",
-    "objective": "objective", "target": "target", "images_per_class": "ipc", "steps": "steps", "epochs": "epochs",
-    "protocol": "protocol", "eval_networks": "eval-networks", "seed": "seed", "time_limit": "time-limit",
-}  # fmt: skip
-"""Fields of a spec and the flags that set them."""
 
 
 def write_site(

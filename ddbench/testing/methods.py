@@ -171,7 +171,7 @@ def reports_progress(subject: Subject) -> None:
     if took > LONG and not attempt.progress:
         raise Failed(f"it takes {took:.0f} s without a word.", "Loop with `for step in run.loop(steps, state)`.")
     if attempt.progress and not attempt.logged:
-        advice = "Call `run.log(loss=loss)` in the loop: curves, and the way back from NaN, come from it."
+        advice = "Call `run.log(loss=loss)` in each step: curves, and the way back from NaN, come from it."
         raise Failed("it loops and logs nothing.", advice)
 
 

@@ -5,10 +5,11 @@ The MLflow run's number is kept in the run's folder, so that a run that is resum
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ddbench
 from ddbench import MissingPrerequisite, RunResult, RunSpec
-from ddbench_trackers.summary import distilled, figures, settings
+from ddbench_trackers.summary import figures, settings
 
 try:
     import mlflow
@@ -18,10 +19,13 @@ except ImportError as error:
 NUMBER = "mlflow_run_id"
 LONGEST = 500
 """Characters of a setting that every MLflow server takes."""
+_writing: list[Any] = []
+"""What is still on its way to the server."""
 
 
 @ddbench.hookimpl
 def ddbench_run_started(spec: RunSpec, run_dir: str) -> None:
+    _writing.clear()
     number = Path(run_dir) / NUMBER
     mlflow.set_experiment(spec.experiment or "ddbench")
     if number.exists():
@@ -34,13 +38,16 @@ def ddbench_run_started(spec: RunSpec, run_dir: str) -> None:
 @ddbench.hookimpl
 def ddbench_run_progress(step: int, values: Mapping[str, float]) -> None:
     # A database takes longer over a step's figures than the step may take: they are written behind its back.
-    mlflow.log_metrics({f"distil/{name}": value for name, value in values.items()}, step=step, synchronous=False)
+    named = {f"distil/{name}": value for name, value in values.items()}
+    _writing.append(mlflow.log_metrics(named, step=step, synchronous=False))
 
 
 @ddbench.hookimpl
 def ddbench_run_finished(result: RunResult) -> None:
+    for written in _writing:
+        # What failed behind the run's back is raised here.
+        written.wait()
     mlflow.log_metrics(figures(result), step=result.steps_done)
-    made = distilled(result)
-    if made is not None and result.artifact is not None:
+    if result.artifact is not None:
         mlflow.log_artifact(result.artifact.path)
     mlflow.end_run({"ok": "FINISHED", "skipped": "FINISHED", "interrupted": "KILLED"}.get(result.status, "FAILED"))

@@ -1,7 +1,7 @@
 """TensorBoard: `tensorboard --logdir runs` shows the curves, scores and images of every run in the folder.
 
-The events of a run lie in its own folder. A run that is resumed goes on where it was: what the tracker had written of
-later steps is dropped.
+The events of a run lie in its own folder. Steps that a run takes again, after it was killed or rolled back, stand there
+twice.
 """
 
 from collections.abc import Mapping
@@ -20,31 +20,25 @@ except ImportError as error:
 class _Now:
     """The run that is going on."""
 
-    folder = Path()
     writer: SummaryWriter | None = None
-
-
-def _writer(step: int) -> SummaryWriter:
-    """The run's writer, opened at the first step that it is told of."""
-    if _Now.writer is None:
-        _Now.writer = SummaryWriter(_Now.folder / "tensorboard", purge_step=step)
-    return _Now.writer
 
 
 @ddbench.hookimpl
 def ddbench_run_started(run_dir: str) -> None:
-    _Now.folder, _Now.writer = Path(run_dir), None
+    _Now.writer = SummaryWriter(Path(run_dir) / "tensorboard")
 
 
 @ddbench.hookimpl
 def ddbench_run_progress(step: int, values: Mapping[str, float]) -> None:
+    assert _Now.writer is not None
     for name, value in values.items():
-        _writer(step).add_scalar(f"distil/{name}", value, step)
+        _Now.writer.add_scalar(f"distil/{name}", value, step)
 
 
 @ddbench.hookimpl
 def ddbench_run_finished(result: RunResult) -> None:
-    writer, step = _writer(result.steps_done), result.steps_done
+    assert _Now.writer is not None
+    writer, step = _Now.writer, result.steps_done
     lines = [f"| {name} | {value} |" for name, value in settings(result.spec).items()]
     writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *lines]), step)
     for name, value in figures(result).items():

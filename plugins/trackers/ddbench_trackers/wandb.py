@@ -6,6 +6,8 @@ Its number there is kept in the run's folder, so that a run that is resumed goes
 from collections.abc import Mapping
 from pathlib import Path
 
+from torchvision.transforms.functional import to_pil_image
+
 import ddbench
 from ddbench import MissingPrerequisite, RunResult, RunSpec
 from ddbench_trackers.summary import distilled, figures, settings
@@ -24,11 +26,13 @@ def ddbench_run_started(spec: RunSpec, run_dir: str) -> None:
     earlier = number.read_text() if number.exists() else None
     run = wandb.init(project="ddbench", id=earlier, name=name, config=settings(spec), dir=run_dir, resume="allow")
     number.write_text(run.id)
+    # Steps of its own would have to rise, and fall back where a run rolls back from NaN.
+    run.define_metric("distil/*", step_metric="outer_step")
 
 
 @ddbench.hookimpl
 def ddbench_run_progress(step: int, values: Mapping[str, float]) -> None:
-    wandb.log({f"distil/{name}": value for name, value in values.items()}, step=step)
+    wandb.log({"outer_step": step, **{f"distil/{name}": value for name, value in values.items()}})
 
 
 @ddbench.hookimpl
@@ -38,6 +42,7 @@ def ddbench_run_finished(result: RunResult) -> None:
     wandb.run.summary.update(figures(result))
     made = distilled(result)
     if made is not None:
-        pictures = [wandb.Image(image) for image in made.pixels()]
+        # As pictures: arrays of numbers are scaled in ways that differ between versions.
+        pictures = [wandb.Image(to_pil_image(image)) for image in made.pixels()]
         wandb.log({"distilled": pictures})
     wandb.finish(exit_code=0 if result.status in ("ok", "skipped") else 1)
