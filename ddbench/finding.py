@@ -107,7 +107,8 @@ def _module_version(name: str) -> str:
     """A module's name with a digest of its code, or the name alone where it cannot be found."""
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, AttributeError, ValueError):
+    except (Exception, SystemExit):
+        # What the package around it raises is told when it is loaded.
         return name
     if spec is None or spec.origin is None:
         return name

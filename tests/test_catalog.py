@@ -71,6 +71,10 @@ def test_modules_are_named_with_a_digest_and_installed_ones_are_loaded_once(
     inner.write_text(GOOD + "# edited\n")
     assert Catalog(["some_pack.inner"]).get("method", "first_images").distribution != version
     assert "there is no plugin file and no module some_pack.other" in str(Catalog(["some_pack.other"]).broken[0])
+    write("raising_pack/__init__.py", "raise RuntimeError('no licence')")
+    write("raising_pack/inner.py", GOOD)
+    [broken] = Catalog(["raising_pack.inner"]).broken
+    assert "RuntimeError: no licence (raising_pack/__init__.py, line 1)" in str(broken)
 
 
 def test_environment_and_config_name_plugins(write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

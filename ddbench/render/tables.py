@@ -76,7 +76,7 @@ def score_lines(
 def _gap(metric: str, score: Score, companion: Score, higher_is_better: bool) -> str:
     gap = score.mean - companion.mean
     size = f"{100 * abs(gap):.1f} points" if in_percent(metric) else f"{abs(gap):.4g}"
-    if float(size.split()[0]) == 0:
+    if size in ("0.0 points", "0"):
         return "is as good"
     return f"is {size} {'better' if (gap > 0) == higher_is_better else 'worse'}"
 
