@@ -8,7 +8,7 @@ import typer
 
 from ddbench.cli import completion
 from ddbench.cli.output import failures_told, print_json
-from ddbench.cli.run import Json, Plugins, warn_of_plugins
+from ddbench.cli.shared import Json, Plugins, warn_of_plugins
 from ddbench.errors import UsageError
 from ddbench.options import KINDS
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 Names = dict[str, dict[str, dict[str, Any]]]
 """By kind and name: `summary` and `options`."""
-_PARTS = ("init", "network", "dataset", "objective", "target")
-"""Parts that take options under their own name."""
 
 
 def names(kind: str) -> Callable[[str], list[tuple[str, str]]]:
@@ -34,25 +32,22 @@ def names(kind: str) -> Callable[[str], list[tuple[str, str]]]:
 
 def settings(ctx: typer.Context, incomplete: str) -> list[str]:
     """`outer_steps=` of the method that is named, and `init.scheme=` of whatever else is, or is taken by default."""
-    from ddbench.spec import RunSpec
+    from ddbench.spec import PARTS, RunSpec
 
-    known = _names()
-    chosen = {"": known.get("method", {}).get(str(ctx.params.get("method")), {})}
-    for kind in _PARTS:
-        usual = getattr(RunSpec.model_fields[kind].default, "name", None)
-        chosen[f"{kind}."] = known.get(kind, {}).get(str(ctx.params.get(kind) or usual), {})
-    every = [f"{prefix}{option}=" for prefix, entry in chosen.items() for option in entry.get("options", [])]
+    known, every = _names(), []
+    for part in PARTS:
+        usual = getattr(RunSpec.model_fields[part].default, "name", None)
+        entry = known.get(part.removeprefix("eval_"), {}).get(str(ctx.params.get(part) or usual), {})
+        prefix = "" if part == "method" else f"{part}."
+        every += [f"{prefix}{option}=" for option in entry.get("options", [])]
     return [setting for setting in every if setting.startswith(incomplete)]
 
 
 def runs(incomplete: str) -> Iterator[str]:
     """Folders of runs below `runs/`."""
     for spec in sorted(Path("runs").glob("*/spec.json")):
-        for text in (str(spec.parent), spec.parent.name):
-            if incomplete and text.startswith(incomplete):
-                yield text
-        if not incomplete:
-            yield str(spec.parent)
+        # By the name alone where that is how it was begun.
+        yield from (text for text in (str(spec.parent), spec.parent.name) if text.startswith(incomplete or "runs"))
 
 
 def unfinished_runs(incomplete: str) -> list[str]:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddbench.cli import completion
 from ddbench.cli.output import failures_told, print_json
-from ddbench.cli.run import Json, Plugins, Sets, merged, warn_of_plugins
+from ddbench.cli.shared import Json, Plugins, Sets, merged, named, warn_of_plugins
 from ddbench.errors import UsageError
 from ddbench.options import parse_assignments
 
@@ -30,42 +29,15 @@ def evaluate(
             help="A distilled.safetensors file or its run folder, a folder of images per class, a released .pt or .npz."
         ),
     ],
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset", "-d", help="Dataset. [the one it was made for]", autocompletion=completion.names("dataset")
-        ),
-    ] = None,
-    network: Annotated[
-        str | None, typer.Option(help="Network. [the one it was made for]", autocompletion=completion.names("network"))
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            help="Init distribution to score on. [the one it was made for]", autocompletion=completion.names("init")
-        ),
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            help="Protocol. [the one it was made for, or train/v1]", autocompletion=completion.names("protocol")
-        ),
-    ] = None,
+    dataset: Annotated[str | None, named("dataset", "Dataset. [the one it was made for]", "--dataset", "-d")] = None,
+    network: Annotated[str | None, named("network", "Network. [the one it was made for]")] = None,
+    init: Annotated[str | None, named("init", "Init distribution to score on. [the one it was made for]")] = None,
+    protocol: Annotated[str | None, named("protocol", "Protocol. [the one it was made for, or train/v1]")] = None,
     eval_networks: Annotated[int | None, typer.Option(help="Networks that score the set. [as when made]")] = None,
     cross_network: Annotated[
-        str | None,
-        typer.Option(
-            help="Score on these architectures too.",
-            metavar="NAME,NAME,...",
-            autocompletion=completion.names("network"),
-        ),
+        str | None, named("network", "Score on these architectures too.", metavar="NAME,NAME,...")
     ] = None,
-    also_on: Annotated[
-        str | None,
-        typer.Option(
-            help="Score on these datasets too.", metavar="NAME,NAME,...", autocompletion=completion.names("dataset")
-        ),
-    ] = None,
+    also_on: Annotated[str | None, named("dataset", "Score on these datasets too.", metavar="NAME,NAME,...")] = None,
     repetition: Annotated[int, typer.Option(min=0, help="Which set of a .pt file that holds several.")] = 0,
     file_mean: Annotated[
         str | None,

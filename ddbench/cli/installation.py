@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ddbench.cli.output import failures_told, print_json
-from ddbench.cli.run import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins
+from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins
 
 
 def plugins(ctx: typer.Context, plugin: Plugins = None, as_json: Json = False) -> None:

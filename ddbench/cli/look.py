@@ -8,7 +8,7 @@ import typer
 
 from ddbench.cli import completion
 from ddbench.cli.output import failures_told, print_json
-from ddbench.cli.run import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, warn_of_plugins
+from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, named, warn_of_plugins
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 from ddbench.options import KINDS, did_you_mean
 
@@ -95,13 +95,8 @@ def show(
 def leaderboard(
     ctx: typer.Context,
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", "-d", help="Only this dataset.", autocompletion=completion.names("dataset")),
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option("--method", "-m", help="Only this method.", autocompletion=completion.names("method"))
-    ] = None,
+    dataset: Annotated[str | None, named("dataset", "Only this dataset.", "--dataset", "-d")] = None,
+    method: Annotated[str | None, named("method", "Only this method.", "--method", "-m")] = None,
     html: Annotated[
         Path | None, typer.Option("--html", help="Write the rows as a static page into this folder.", metavar="DIR")
     ] = None,

@@ -4,21 +4,15 @@ from typing import Annotated
 
 import typer
 
-from ddbench.cli import completion
 from ddbench.cli.output import failures_told, print_json
-from ddbench.cli.run import Json, Plugins, merged, warn_of_plugins
+from ddbench.cli.shared import Json, Plugins, merged, named, warn_of_plugins
 from ddbench.errors import UsageError
 
 
 def pretrain(
     ctx: typer.Context,
-    dataset: Annotated[
-        str,
-        typer.Option("--dataset", "-d", help="Dataset, or folder:PATH.", autocompletion=completion.names("dataset")),
-    ],
-    network: Annotated[
-        str | None, typer.Option(help="Network. [the dataset's usual one]", autocompletion=completion.names("network"))
-    ] = None,
+    dataset: Annotated[str, named("dataset", "Dataset, or folder:PATH.", "--dataset", "-d")],
+    network: Annotated[str | None, named("network", "Network. [the dataset's usual one]")] = None,
     count: Annotated[int, typer.Option(min=0, help="Networks to train on.")] = 200,
     held_out: Annotated[int, typer.Option("--held-out", min=0, help="Other networks, to score on.")] = 20,
     steps: Annotated[int, typer.Option(min=1, help="Steps of Adam, batches of 128.")] = 700,

@@ -2,7 +2,7 @@
 
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,8 @@ import typer
 
 from ddbench.cli import completion
 from ddbench.cli.output import failures_told, print_json
-from ddbench.errors import Interrupted, PluginError, UsageError
+from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, Sets, merged, named, warn_of_plugins
+from ddbench.errors import Interrupted, UsageError
 from ddbench.options import parse_assignments
 
 if TYPE_CHECKING:
@@ -19,63 +20,21 @@ if TYPE_CHECKING:
     from ddbench.results import RunResult
     from ddbench.spec import RunSpec, Sweep
 
-DEFAULT_LEADERBOARDS = Path("leaderboards")
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all else goes to stderr.")]
-Plugins = Annotated[
-    list[Path] | None,
-    typer.Option("--plugin", help="A plugin file, folder or module to load (repeatable).", metavar="PATH"),
-]
-Leaderboards = Annotated[Path, typer.Option("--leaderboards", help="Folder of the leaderboards.", metavar="DIR")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="Option of the method, or `init.scheme`, `network.width`, ... (repeatable).",
-        metavar="KEY=VALUE",
-        autocompletion=completion.settings,
-    ),
-]
-
 
 def run(
     ctx: typer.Context,
-    method: Annotated[
-        str | None,
-        typer.Option("--method", "-m", help="Distillation method.", autocompletion=completion.names("method")),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset", "-d", help="Dataset, or folder:PATH. [digits]", autocompletion=completion.names("dataset")
-        ),
-    ] = None,
+    method: Annotated[str | None, named("method", "Distillation method.", "--method", "-m")] = None,
+    dataset: Annotated[str | None, named("dataset", "Dataset, or folder:PATH. [digits]", "--dataset", "-d")] = None,
     network: Annotated[
-        str | None,
-        typer.Option(
-            help="Network, torchvision/NAME or timm/NAME. [the dataset's usual one]",
-            autocompletion=completion.names("network"),
-        ),
+        str | None, named("network", "Network, torchvision/NAME or timm/NAME. [the dataset's usual one]")
     ] = None,
-    init: Annotated[
-        str | None, typer.Option(help="Init distribution. [random]", autocompletion=completion.names("init"))
-    ] = None,
+    init: Annotated[str | None, named("init", "Init distribution. [random]")] = None,
     eval_init: Annotated[
-        str | None,
-        typer.Option(
-            "--eval-init",
-            help="Init distribution of the networks that score. [the same]",
-            autocompletion=completion.names("init"),
-        ),
+        str | None, named("init", "Init distribution of the networks that score. [the same]", "--eval-init")
     ] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="Objective. [classification]", autocompletion=completion.names("objective"))
-    ] = None,
+    objective: Annotated[str | None, named("objective", "Objective. [classification]")] = None,
     target: Annotated[
-        str | None,
-        typer.Option(
-            help="Pretrained-adaptation target, torchvision/NAME or timm/NAME.",
-            autocompletion=completion.names("target"),
-        ),
+        str | None, named("target", "Pretrained-adaptation target, torchvision/NAME or timm/NAME.")
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="File with the pretrained weights of the target.", metavar="FILE")
@@ -85,10 +44,7 @@ def run(
         int | None, typer.Option(help="Gradient steps with images of their own. [largest divisor of IPC up to 10]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Times the steps are cycled through. [3]")] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(help="How the result is scored. [replay/v1]", autocompletion=completion.names("protocol")),
-    ] = None,
+    protocol: Annotated[str | None, named("protocol", "How the result is scored. [replay/v1]")] = None,
     eval_networks: Annotated[int | None, typer.Option(help="Networks that score the result. [20]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the distillation. [0]")] = None,
     time_limit: Annotated[
@@ -101,12 +57,7 @@ def run(
     assignments: Sets = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with fields of the run spec.", metavar="FILE")] = None,
     experiment: Annotated[
-        str | None,
-        typer.Option(
-            help="A named experiment (ddbench list experiments).",
-            metavar="NAME",
-            autocompletion=completion.names("experiment"),
-        ),
+        str | None, named("experiment", "A named experiment (ddbench list experiments).", metavar="NAME")
     ] = None,
     plugin: Plugins = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="A few steps on little data, to see that it works.")] = False,
@@ -341,22 +292,6 @@ def _run_sweep(
     typer.echo(f"  picture  {folder / 'sweep.png'}\n  table    {folder / 'sweep.csv'}")
 
 
-def merged(
-    fields: dict[str, Any], flags: dict[str, Any], assignments: dict[str, Any], method_options: set[str]
-) -> "RunSpec":
-    """A spec: a flag replaces a field; naming another plugin drops the options of the one before."""
-    from ddbench.spec import RunSpec, place_assignments
-
-    merged = dict(fields)
-    for key, value in flags.items():
-        if value is None:
-            continue
-        before = merged.get(key)
-        if not (isinstance(before, dict) and before.get("name") == value):
-            merged[key] = value
-    return RunSpec.parse(place_assignments(merged, assignments, method_options))
-
-
 def _toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
@@ -375,21 +310,6 @@ def _resumable(leaderboards: Path) -> Iterator[None]:
         if leaderboards != DEFAULT_LEADERBOARDS:
             error.hint += f" --leaderboards {leaderboards}"
         raise
-
-
-def warn_of_plugins(catalog: "Catalog", wanted: Sequence[Path] | None = None) -> None:
-    """Name the plugins that were set aside, and the slow ones.
-
-    Raises `PluginError` for one of those `wanted`: work without what was asked for is done in vain.
-    """
-    from ddbench.finding import whole_path
-
-    named = set(map(whole_path, wanted or ()))
-    for broken in catalog.broken:
-        if broken.path in named:
-            raise PluginError(f"{broken}", "Mend the plugin, or leave it out.")
-    for warning in catalog.warnings():
-        sys.stderr.write(f"Warning: {warning}\n")
 
 
 def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path, as_json: bool) -> None:
