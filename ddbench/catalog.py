@@ -153,12 +153,12 @@ class Catalog:
         return [*map(str, self.broken), *self.slow(), *not_met]
 
     def slow(self) -> list[str]:
-        """A sentence for each plugin that took long to load."""
+        """A sentence for each plugin that took long to load without having been asked for."""
         return [
             f"plugin {plugin.name!r} ({plugin.distribution}) took {plugin.seconds:.1f} s to load, and every command "
             f"waits for it. DDBENCH_DISABLE={plugin.name} leaves it out."
             for plugin in self.plugins
-            if plugin.seconds > SLOW
+            if plugin.seconds > SLOW and plugin.path is None
         ]
 
     @property

@@ -44,10 +44,12 @@ def ddbench_run_progress(step: int, values: Mapping[str, float]) -> None:
 
 @ddbench.hookimpl
 def ddbench_run_finished(result: RunResult) -> None:
-    for written in _writing:
-        # What failed behind the run's back is raised here.
-        written.wait()
-    mlflow.log_metrics(figures(result), step=result.steps_done)
-    if result.artifact is not None:
-        mlflow.log_artifact(result.artifact.path)
-    mlflow.end_run({"ok": "FINISHED", "skipped": "FINISHED", "interrupted": "KILLED"}.get(result.status, "FAILED"))
+    try:
+        for written in _writing:
+            # What failed behind the run's back is raised here.
+            written.wait()
+        mlflow.log_metrics(figures(result), step=result.steps_done)
+        if result.artifact is not None:
+            mlflow.log_artifact(result.artifact.path)
+    finally:
+        mlflow.end_run({"ok": "FINISHED", "skipped": "FINISHED", "interrupted": "KILLED"}.get(result.status, "FAILED"))
