@@ -13,6 +13,7 @@ import torch
 from ddbench.bench import Bench, complete, prepare
 from ddbench.catalog import Catalog
 from ddbench.spec import RunSpec
+from tests.forked import forked
 
 DDBENCH = Path(sys.executable).with_name("ddbench")
 
@@ -52,8 +53,8 @@ def make_bench(catalog: Catalog) -> Callable[..., Bench]:
 class Finished:
     """A `ddbench` process that has ended."""
 
-    def __init__(self, done: "subprocess.CompletedProcess[str]") -> None:
-        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
 
     def json(self) -> dict:
         return json.loads(self.out)
@@ -65,19 +66,25 @@ class Finished:
 
 
 @pytest.fixture
-def ddbench(tmp_path: Path) -> Callable[..., Finished]:
-    """Run the console script in `tmp_path`, as a user does."""
+def ddbench(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
+    """Run a command line in `tmp_path`, in a forked process; by the console script where modules come from elsewhere."""
+    streams = tmp_path_factory.mktemp("streams")
 
     def run(*arguments: object, cwd: Path = tmp_path, **environment: str) -> Finished:
-        done = subprocess.run(
-            [DDBENCH, *map(str, arguments)],
-            cwd=cwd,
-            env={**os.environ, "COLUMNS": "200", **environment},
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=120,
-        )
-        return Finished(done)
+        words, env = list(map(str, arguments)), {**os.environ, "COLUMNS": "200", **environment}
+        if "PYTHONPATH" in environment:
+            done = subprocess.run(
+                [DDBENCH, *words],
+                cwd=cwd,
+                env=env,
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                timeout=120,
+            )
+            return Finished(done.returncode, done.stdout, done.stderr)
+        out, err = streams / "out", streams / "err"
+        code = forked(words, cwd, env, out, err)
+        return Finished(code, out.read_text(), err.read_text())
 
     return run

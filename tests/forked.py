@@ -1,0 +1,36 @@
+"""`ddbench` in a process of its own, forked from one that has torch loaded: what takes most of a command's time."""
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+    ["torch", "scipy.stats", "sklearn.datasets", "matplotlib.backends.backend_agg", "ddbench.cli", "ddbench.runner"]
+)
+TIMEOUT = 120
+
+
+def forked(arguments: list[str], cwd: Path, environment: dict[str, str], out: Path, err: Path) -> int:
+    """Carry out a command line; stdout and stderr go to files. Returns its exit code."""
+    process = _SERVER.Process(target=_command, args=(arguments, cwd, environment, out, err))
+    process.start()
+    process.join(TIMEOUT)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f"ddbench {' '.join(arguments)} took more than {TIMEOUT} s")
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _command(arguments: list[str], cwd: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+    for stream, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv = ["ddbench", *arguments]
+    from ddbench.cli import main
+
+    main()
