@@ -97,8 +97,9 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    # Of malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD (32 MB is the most it takes).
-    for option, value in ((-1, 2**31 - 1), (-2, 64 * 2**20), (-3, 32 * 2**20)):
+    # Of malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX, the number of blocks that may lie outside of the heap: a
+    # threshold for them takes no more than 32 MB, and the first layer of a ConvNet on 100 images has 52.
+    for option, value in ((-1, 2**31 - 1), (-2, 64 * 2**20), (-4, 0)):
         mallopt(option, value)
 
 

@@ -1,7 +1,7 @@
-"""Max-pooling and local response normalisation on the CPU: equal to torch's, and faster.
+"""Pooling and local response normalisation on the CPU: equal to torch's, and faster.
 
-On a CPU torch takes planar max-pooling one scalar at a time and response normalisation by way of 3-d average pooling;
-in the networks of this field the two can cost as much as the convolutions. `FastOperators()` replaces them inside a
+On a CPU torch takes planar pooling one scalar at a time and response normalisation by way of 3-d average pooling; in
+the networks of this field they can cost as much as the convolutions. `FastOperators()` replaces them inside a
 `with` block, whatever network is called; a call of a kind that is not covered goes to torch's own operator.
 """
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 MANY_VALUES = 2**17
-"""Values from which on max-pooling by whole windows is faster than torch's."""
+"""Values from which on pooling by whole windows is faster than torch's."""
 
 
 class _WindowMaximum(torch.autograd.Function):
@@ -92,6 +92,69 @@ def windows(x: Tensor, dim: int, size: int, stride: int) -> list[Tensor]:
     return views
 
 
+class _Average(torch.autograd.Function):
+    """`average`, twice differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: tuple[int, int]) -> Tensor:
+        ctx.size = size
+        return average(x, size)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _Spread.apply(grad, ctx.size), None
+
+
+class _Spread(torch.autograd.Function):
+    """`spread`, twice differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, size: tuple[int, int]) -> Tensor:
+        ctx.size = size
+        return spread(grad, size)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        return _Average.apply(v, ctx.size), None
+
+
+def covered(shape: torch.Size, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> bool:
+    """Whether windows of `size` (rows, columns) lie side by side and cover planes of `shape` exactly."""
+    return size == stride and padding == (0, 0) and not shape[-2] % size[0] and not shape[-1] % size[1]
+
+
+def average(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The mean over windows of `size` (rows, columns) that cover the planes of `x`."""
+    high, wide = size
+    # Down the columns first: whole rows are added, and half of the values or fewer are left to pick from.
+    total = sum_of(windows(x, x.dim() - 2, high, high))
+    return sum_of(windows(total, x.dim() - 1, wide, wide)).mul_(1 / (high * wide))
+
+
+def spread(grad: Tensor, size: tuple[int, int]) -> Tensor:
+    """The adjoint of `average`: each value's share goes to all places of its window."""
+    high, wide = size
+    share = grad * (1 / (high * wide))
+    for dim, count in ((grad.dim() - 1, wide), (grad.dim() - 2, high)):
+        shape = list(share.shape)
+        shape[dim] *= count
+        out = grad.new_empty(shape)
+        for place in windows(out, dim, count, count):
+            place.copy_(share)
+        share = out
+    return share
+
+
+def sum_of(parts: list[Tensor]) -> Tensor:
+    """Their sum, in a tensor of its own."""
+    if len(parts) == 1:
+        return parts[0].clone()
+    total = parts[0] + parts[1]
+    for part in parts[2:]:
+        total += part
+    return total
+
+
 class _ResponseNorm(torch.autograd.Function):
     """y = x d^-beta with d = k + (alpha / size) S(x^2), where S sums a window of `size` channels."""
 
@@ -160,6 +223,24 @@ def _max_pool2d(
     return result
 
 
+def _avg_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor | None:
+    size = pair(kernel_size)
+    if input.dim() != 4 or input.numel() < MANY_VALUES or divisor_override:
+        return None
+    if not covered(input.shape, size, pair(stride or kernel_size), pair(padding)):
+        return None
+    result: Tensor = _Average.apply(input, size)
+    return result
+
+
 def _local_response_norm(
     input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> Tensor | None:
@@ -171,6 +252,7 @@ def _local_response_norm(
 
 _REPLACED: Mapping[Any, Callable[..., Tensor | None]] = {
     F.max_pool2d: _max_pool2d,
+    F.avg_pool2d: _avg_pool2d,
     F.local_response_norm: _local_response_norm,
 }
 

@@ -23,7 +23,7 @@ CHAINS = {
         nn.AvgPool2d((1, 2)), nn.Dropout(), nn.Identity(), nn.Flatten(), nn.Linear(3, 3, bias=False),
     ),
     "group normalisation": lambda: nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(4, 4), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 6, 3, padding=1),
+        nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(4, 4), nn.ReLU(), nn.AvgPool2d(3, 2, 1), nn.Conv2d(4, 6, 3, padding=1),
         nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.GroupNorm(1, 4, affine=False), nn.Flatten(),
         nn.Linear(36, 3),
     ),

@@ -47,6 +47,19 @@ def test_max_pooling_is_torchs_to_the_bit_of_equals(pool, ties):
         torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    "pool", [nn.AvgPool2d(2), nn.AvgPool2d((1, 5)), nn.AvgPool2d((4, 1)), nn.AvgPool2d(1)], ids=str
+)
+def test_average_pooling_is_torchs(pool):
+    x = images(2, 3, 8, 10)
+    expected = first_and_second(pool, x)
+    with FastOperators():
+        assert pool(x).grad_fn.name() == "_AverageBackward"
+        found = first_and_second(pool, x)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
+
+
 @pytest.mark.parametrize("norm", NORMS, ids=str)
 def test_response_normalisation_is_torchs(norm):
     x = images(2, 6, 4, 4)
@@ -73,6 +86,14 @@ def test_other_calls_go_to_torch(monkeypatch):
         torch.testing.assert_close(F.max_pool2d(x, 2, ceil_mode=True), nn.MaxPool2d(2, ceil_mode=True)(x))
         assert F.max_pool2d(x[0], 2).shape == (3, 4, 4)
         assert F.local_response_norm(x[0], 2).shape == (3, 9, 9)
+        for pool in (
+            nn.AvgPool2d(2),
+            nn.AvgPool2d(3, 2),
+            nn.AvgPool2d(3, padding=1),
+            nn.AvgPool2d(3, divisor_override=5),
+        ):
+            assert pool(x).grad_fn.name() == "AvgPool2DBackward0"
+        assert F.avg_pool2d(x[0], 3).shape == (3, 3, 3)
         monkeypatch.setattr(operators, "MANY_VALUES", x.numel() + 1)
         assert F.max_pool2d(x, 2).grad_fn.name() == "MaxPool2DWithIndicesBackward0"
     assert F.local_response_norm(x, 2).grad_fn.name() != "_ResponseNormBackward"
