@@ -78,6 +78,7 @@ def main() -> None:
         classification(info),
         Budget(PER_CLASS, 1, 1),
         lambda side, generator: Networks(module, random, info, generator, side),
+        lambda patience: [],
     )
     distilled = DistilledSet(inputs[None], labels[None])
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +24,15 @@ from ddbench.reporter import Reporter
 from ddbench.results import DatasetRecord
 from ddbench.spec import Choice, RunSpec, default_steps
 from ddbench.task import AdaptationTarget, Budget, Networks, Objective, Side, Task
+from ddbench.training import Recipe
+from ddbench.unroll import unstack
 
 SMOKE_TRAIN, SMOKE_TEST = 50, 20
 """Examples of each class that a smoke run keeps."""
 SMOKE_STEPS = 3
 SMOKE_NETWORKS = 2
+FULL_NETWORKS = 5
+"""Networks trained on the full data that scores are held against, or that give labels."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,8 @@ class Bench:
         needed = get_protocol(self.spec.protocol).networks_needed(self.eval_networks)
         for side, count in needed.items():
             self.setting.networks(side, torch.Generator()).sample(count)
+        if get_protocol(self.spec.protocol).teacher:
+            self.setting.full_data(math.inf)
         # Where scoring takes none, a method that does without them must not wait for a pool either.
         if needed:
             self.task(torch.Generator()).networks.sample(1)
@@ -214,6 +221,12 @@ def prepare(spec: RunSpec, parts: Parts, *, reporter: Reporter | None = None, do
     objective = parts.objective.call(spec.objective.options, info)
     if not isinstance(objective, Objective):
         raise PluginError(f"{parts.objective.who} returned {type(objective).__name__}, not an Objective.")
+    protocol = get_protocol(spec.protocol)
+    if protocol.teacher and objective.primary != "accuracy":
+        raise UsageError(
+            f"{protocol.name} has labels given by a classifier; {spec.objective.name} is another objective.",
+            "Choose another --protocol.",
+        )
     budget = Budget(spec.images_per_class or 1, spec.steps or 1, spec.epochs)
     pools = Pools(spec, parts.catalog, device, reporter, may_train=download)
     for file in parts.adaptation.files if parts.adaptation is not None else ():
@@ -227,6 +240,13 @@ def prepare(spec: RunSpec, parts: Parts, *, reporter: Reporter | None = None, do
     def networks(side: Side, generator: torch.Generator) -> Networks:
         return Networks(module, eval_init, info, generator, side)
 
+    def full_data(patience: float) -> list[dict[str, Tensor]]:
+        # Beside a score they are not what the run draws on: pools of their own keep them out of its row.
+        own = pools if protocol.teacher else Pools(spec, parts.catalog, device, reporter, may_train=download)
+        pool = own.open(0, FULL_NETWORKS, Recipe(SMOKE_STEPS) if spec.smoke else Recipe(), patience=patience)
+        stacked = pool.weights("evaluation", range(FULL_NETWORKS))
+        return list(unstack(module, {name: tensor.to(device) for name, tensor in stacked.items()}))
+
     train, validation, test = train.to(device), validation.to(device), test.to(device)
     record = DatasetRecord(
         name=info.label,
@@ -237,7 +257,7 @@ def prepare(spec: RunSpec, parts: Parts, *, reporter: Reporter | None = None, do
         test=len(test),
         sample_shape=info.sample_shape,
     )
-    setting = Setting(module, validation, test, objective, budget, networks)
+    setting = Setting(module, validation, test, objective, budget, networks, full_data)
     return Bench(spec, parts, train, setting, init, pools, record, device)
 
 

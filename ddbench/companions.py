@@ -16,19 +16,16 @@ from ddbench.files import atomic_write, sha256
 from ddbench.loading import build
 from ddbench.loop import Run
 from ddbench.options import Component
-from ddbench.pools import Pools
 from ddbench.protocols import get_protocol
 from ddbench.protocols.base import better, measure
 from ddbench.reporter import Reporter
 from ddbench.spec import Choice
 from ddbench.stats import Score, summarise
-from ddbench.training import Recipe
-from ddbench.unroll import unstack
 
 FULL_DATA, NO_ADAPTATION = "full_data", "no_adaptation"
 """Companions of the harness's own; all others but the best coreset are baselines, methods declared `companion=True`."""
 BEST_CORESET = "best_coreset"
-FULL_NETWORKS, CHOOSING_NETWORKS = 5, 5
+CHOOSING_NETWORKS = 5
 PATIENCE = 60
 """Seconds that networks are trained on the full data for unasked."""
 
@@ -63,7 +60,7 @@ def score_companions(bench: Bench, catalog: Catalog, networks: int, reporter: Re
     trains = bool(get_protocol(bench.spec.protocol).networks_needed(networks))
     if bench.setting.objective.primary == "accuracy" and trains and not bench.spec.smoke:
         try:
-            scores[FULL_DATA] = _full_data(bench, catalog, reporter)
+            scores[FULL_DATA] = _full_data(bench)
         except Interrupted:
             raise
         except DdbenchError as error:
@@ -104,20 +101,16 @@ def _best_coreset(bench: Bench, catalog: Catalog, networks: int, reporter: Repor
     return {f"{BEST_CORESET} ({best[0]})": summarise(evaluation.scores[objective.primary])}
 
 
-def _full_data(bench: Bench, catalog: Catalog, reporter: Reporter) -> Score:
+def _full_data(bench: Bench) -> Score:
     """Test accuracy of networks trained on all that methods are given, by the recipe of pools, and kept as a pool.
 
     The upper bound that a distilled set is held against. Raises `MissingPrerequisite` where they would take long.
     """
-    spec, info = bench.spec, bench.train.info
-    # Pools of its own: what the run itself draws on stays apart.
-    pools = Pools(spec, catalog, bench.device, reporter)
-    pool = pools.open(0, FULL_NETWORKS, Recipe(), patience=PATIENCE)
+    spec, info, setting = bench.spec, bench.train.info, bench.setting
+    trained = setting.full_data(PATIENCE)
     assert spec.network is not None
     module = build(bench.parts.network, spec.network, info).to(bench.device)
-    stacked = pool.weights("evaluation", range(FULL_NETWORKS))
-    setting = bench.setting
-    each = [measure(module, weights, {}, setting.test, setting.objective) for weights in unstack(module, stacked)]
+    each = [measure(module, weights, {}, setting.test, setting.objective) for weights in trained]
     return summarise([found[setting.objective.primary] for found in each])
 
 

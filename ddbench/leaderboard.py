@@ -57,7 +57,7 @@ class Row(pydantic.BaseModel):
     images_per_class: int = Field(description="images per class in all (IPC)")
     steps: int = Field(description="gradient steps with images of their own")
     epochs: int = Field(description="times the steps are cycled through")
-    label_regime: str = Field(description="hard or stored soft; the two are never ranked together")
+    label_regime: str = Field(description="hard, stored soft or teacher online; never ranked together")
     protocol: str = Field(description="how the set was scored, with its version")
     selected_on: str = Field(description="what was chosen, and on which data")
     metric: str = Field(description="figure that ranks")
@@ -131,7 +131,7 @@ def row_of(result: RunResult, *, method_source: str, created: str) -> Row:
         images_per_class=spec.images_per_class or 0,
         steps=spec.steps or 0,
         epochs=spec.epochs,
-        label_regime="stored soft" if artifact.soft_labels else "hard",
+        label_regime=artifact.label_regime,
         protocol=spec.protocol,
         selected_on=result.selected,
         metric=result.primary,

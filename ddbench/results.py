@@ -39,7 +39,7 @@ class Artifact(_Frozen):
     sha256: str
     bytes: int
     images: int
-    soft_labels: bool
+    label_regime: str
 
 
 class Seconds(_Frozen):

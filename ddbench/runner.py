@@ -22,7 +22,7 @@ from ddbench.files import atomic_write, explained_os_errors, in_use
 from ddbench.leaderboard import Row
 from ddbench.loading import conversion
 from ddbench.loop import Run
-from ddbench.protocols import get_protocol
+from ddbench.protocols import get_protocol, label_regime
 from ddbench.reporter import Reporter, Silent
 from ddbench.results import Artifact, Origin, RunFolder, RunResult, Seconds, Status, artifact_path, curve_path, thinned
 from ddbench.spec import RunSpec
@@ -214,7 +214,7 @@ def _distil_and_score(
                 sha256=digest,
                 bytes=distilled.nbytes,
                 images=distilled.count,
-                soft_labels=distilled.soft,
+                label_regime=label_regime(spec.protocol, distilled),
             ),
             "seconds": Seconds(distill=round(distill_seconds, 3), evaluate=round(evaluate_seconds, 3)),
             "peak_memory_mb": round(peak_memory_mb(), 1),
@@ -278,7 +278,7 @@ def _described(distilled: DistilledSet, bench: Bench) -> DistilledSet:
         eval_init=(spec.eval_init or spec.init).name,
         objective=spec.objective.name,
         protocol=spec.protocol,
-        label_regime="stored soft" if distilled.soft else "hard",
+        label_regime=label_regime(spec.protocol, distilled),
         seed=spec.seed,
     )
 
@@ -328,6 +328,8 @@ def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
     reporter.say(
         f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
     )
+    if get_protocol(spec.protocol).teacher:
+        reporter.say("Labels   while students train, of networks trained on the full data; ranked apart")
     predicted = bench.peak_memory()
     if predicted is not None:
         peak, how = predicted

@@ -31,7 +31,7 @@ def test_names_of_each_kind(pressed):
     assert pressed("ddbench run -m unrolled_gd --dataset ") == [
         "cifar10", "cifar100", "digits", "fashion_mnist", "mnist", "svhn", "usps",
     ]  # fmt: skip
-    assert pressed("ddbench run --protocol train") == ["train/v1", "train-dsa/v1"]
+    assert pressed("ddbench run --protocol train") == ["train/v1", "train-dsa/v1", "train-teacher/v1"]
     assert "wang2018/mnist-fixed-1x3" in pressed("ddbench run --experiment wang2018/mnist-f")
     assert pressed("ddbench evaluate x --cross-network lenet,conv") == ["lenet,convnet"]
     assert pressed("ddbench run --method nothing_like_it") == []

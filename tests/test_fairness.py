@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ddbench
-from ddbench.companions import FULL_DATA, FULL_NETWORKS
+from ddbench.bench import FULL_NETWORKS
+from ddbench.companions import FULL_DATA
 from ddbench.environment import cache_dir
+from ddbench.errors import UsageError
 from ddbench.fairness import augmentation_robust_score, fairness, label_robust_score, of_row
 from ddbench.leaderboard import read
 from ddbench.pools import list_pools
@@ -53,6 +55,20 @@ def test_a_run_is_held_against_networks_trained_on_all_the_data(tmp_path: Path):
     assert result.pretrained == {}
     [row] = read(tmp_path / "boards")
     assert set(of_row(row, [row])) == {"IOR", "HLR", "LRS"}
+
+
+def test_labels_of_a_teacher_are_a_regime_of_their_own(tmp_path: Path):
+    spec = {**SPEC, "method": "random_subset", "protocol": "train-teacher/v1"}
+    ddbench.run(spec, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+    [row] = read(tmp_path / "boards")
+    assert row.label_regime == "teacher online"
+    # The networks that gave the labels are what the number came from.
+    [drawn] = json.loads(row.pretrained).values()
+    assert drawn["held_out"] == FULL_NETWORKS
+    # Hard-label recovery is of hard labels.
+    assert set(of_row(row, [row])) == set()
+    with pytest.raises(UsageError, match="classifier"):
+        ddbench.run({**spec, "objective": "poisoning"}, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
 
 
 def test_a_protocol_without_networks_is_not(tmp_path: Path):

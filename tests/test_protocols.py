@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -252,6 +253,24 @@ def test_training_is_the_same_on_any_number_of_workers(make_bench):
         results.append(protocol.evaluate([distilled], bench.setting, 3, Silent()))
     assert results[0] == results[1]
     assert len(set(results[0].scores["loss"])) == 3
+
+
+def test_students_learn_what_their_teachers_say_of_the_images(make_bench):
+    """One teacher sees classes rightly, the other each as the next; labels of the set itself are of no account."""
+    from ddbench.protocols.train import TRAIN_TEACHER_V1
+
+    bench = make_bench(images_per_class=10)
+    right = bench.setting.full_data(math.inf)[0]
+    wrong = {name: tensor.roll(1, 0) for name, tensor in right.items()}
+    setting = dataclasses.replace(bench.setting, full_data=lambda patience: [right, wrong])
+    protocol = dataclasses.replace(TRAIN_TEACHER_V1, epochs=150)
+    chosen = bench.train.random_subset(10, torch.Generator().manual_seed(0))
+    found = protocol.evaluate([DistilledSet(chosen.inputs[None], chosen.labels[None])], setting, 3, Silent())
+    first, second, third = found.scores["accuracy"]
+    assert first > 0.7 and third > 0.7 and second < 0.1
+    shuffled = chosen.labels[torch.randperm(100, generator=torch.Generator().manual_seed(1))]
+    again = protocol.evaluate([DistilledSet(chosen.inputs[None], shuffled[None])], setting, 3, Silent())
+    assert again == found
 
 
 def test_augmentation_keeps_what_it_must():

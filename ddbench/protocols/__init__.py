@@ -1,13 +1,16 @@
 """How a distilled set is scored. Protocols are versioned, not pluggable: every number names the one it came from."""
 
+from ddbench.data import DistilledSet
 from ddbench.errors import UsageError
 from ddbench.options import did_you_mean
 from ddbench.protocols.base import Evaluation, Protocol, Setting
 from ddbench.protocols.knn import KNN_V1
 from ddbench.protocols.replay import REPLAY_V1
-from ddbench.protocols.train import TRAIN_DSA_V1, TRAIN_V1
+from ddbench.protocols.train import TRAIN_DSA_V1, TRAIN_TEACHER_V1, TRAIN_V1
 
-PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (REPLAY_V1, TRAIN_V1, TRAIN_DSA_V1, KNN_V1)}
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol for protocol in (REPLAY_V1, TRAIN_V1, TRAIN_DSA_V1, TRAIN_TEACHER_V1, KNN_V1)
+}
 
 
 def get_protocol(name: str) -> Protocol:
@@ -19,4 +22,11 @@ def get_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-__all__ = ["PROTOCOLS", "Evaluation", "Protocol", "Setting", "get_protocol"]
+def label_regime(protocol: str, distilled: DistilledSet) -> str:
+    """What kind of labels networks are trained on when the set is scored; hard, stored soft or teacher online."""
+    if get_protocol(protocol).teacher:
+        return "teacher online"
+    return "stored soft" if distilled.soft else "hard"
+
+
+__all__ = ["PROTOCOLS", "Evaluation", "Protocol", "Setting", "get_protocol", "label_regime"]

@@ -25,7 +25,9 @@ BATCH = 1000
 class Setting:
     """Everything a protocol needs besides the set: data to select on and to score on, networks, objective, budget.
 
-    `networks(side, generator)` opens one side of the init distribution, drawn with `generator`.
+    `networks(side, generator)` opens one side of the init distribution, drawn with `generator`. `full_data(patience)`
+    are the weights of networks trained on all that methods are given; it raises `MissingPrerequisite` where that would
+    take longer than `patience` seconds.
     """
 
     module: nn.Module
@@ -34,6 +36,7 @@ class Setting:
     objective: Objective
     budget: Budget
     networks: Callable[[Side, torch.Generator], Networks]
+    full_data: Callable[[float], Sequence[dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Protocol(Structural):
     @property
     def summary(self) -> str:
         """One line for `ddbench list`."""
+        ...
+
+    @property
+    def teacher(self) -> bool:
+        """Whether labels come from networks trained on the full data, not from the set."""
         ...
 
     def networks_needed(self, networks: int) -> dict[Side, int]:

@@ -30,6 +30,7 @@ class Knn:
 
     name: str = "knn/v1"
     summary: str = "nearest neighbours in pixels, {l1, l2} x {1, 3} chosen on the validation slice; no network"
+    teacher: bool = False
 
     def networks_needed(self, networks: int) -> dict[Side, int]:
         """None."""

@@ -1,5 +1,6 @@
-"""train/v1, train-dsa/v1: train fresh networks from scratch on the flat set (the DC and DM lineage of evaluations)."""
+"""train/v1, train-dsa/v1, train-teacher/v1: fresh networks trained from scratch on the flat set (as DC and DM are)."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,12 +28,17 @@ class Train:
     belong to the protocol, and so are the order of the examples and the augmentation; each network is scored as the
     last epoch leaves it. Normalisation by batch statistics keeps running ones; dropout is
     off, whose random numbers workers would share.
+
+    With a `teacher` the set's labels play no part either: those of a batch are the softmax of what a network trained on
+    the full data gives for the images as augmented; student i learns from the i-th of them, and from the first again
+    after the last.
     """
 
     name: str
     summary: str
     epochs: int
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    teacher: bool = False
 
     def networks_needed(self, networks: int) -> dict[Side, int]:
         """See `Protocol.networks_needed`."""
@@ -42,10 +48,12 @@ class Train:
         """See `Protocol.evaluate`. Raises `DdbenchError` when the primary metric is not finite."""
         drawn = draw(self.name, setting, "evaluation", networks)
         buffers = dict(setting.module.named_buffers())
+        teachers = setting.full_data(math.inf) if self.teacher else [None]
 
         def train(own: nn.Module, chosen: int, weights: dict[str, Tensor], number: int) -> Trained:
             generator = torch.Generator().manual_seed(derive_seed(self.name, "order", number))
-            return self.train(own, sets[chosen], weights, buffers, setting, generator)
+            teacher = teachers[number % len(teachers)]
+            return self.train(own, sets[chosen], weights, buffers, setting, generator, teacher)
 
         return score_networks(len(sets), drawn, train, setting, "nothing", reporter)
 
@@ -57,8 +65,9 @@ class Train:
         buffers: dict[str, Tensor],
         setting: Setting,
         generator: torch.Generator,
+        teacher: dict[str, Tensor] | None = None,
     ) -> Trained:
-        """Weights and buffers of one network after the last epoch."""
+        """Weights and buffers of one network after the last epoch; `teacher` are the weights of another."""
         inputs, labels = distilled.flat()
         weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
         buffers = {name: tensor.detach().clone() for name, tensor in buffers.items()}
@@ -71,12 +80,15 @@ class Train:
                     optimizer.param_groups[0]["lr"] = RATE / 10
                 order = torch.randperm(len(labels), generator=generator).to(labels.device)
                 for batch in torch.split(order, BATCH):
-                    images = inputs[batch]
+                    images, wanted = inputs[batch], labels[batch]
                     if self.augment is not None:
                         images = self.augment(images, generator)
+                    if teacher is not None:
+                        with torch.no_grad():
+                            wanted = functional_call(network, teacher, (images,)).softmax(-1)
                     logits = functional_call(network, (weights, buffers), (images,))
                     grads = torch.autograd.grad(
-                        loss(logits, labels[batch]), parameters, allow_unused=True, materialize_grads=True
+                        loss(logits, wanted), parameters, allow_unused=True, materialize_grads=True
                     )
                     for parameter, grad in zip(parameters, grads, strict=True):
                         parameter.grad = grad
@@ -86,3 +98,6 @@ class Train:
 
 TRAIN_V1 = Train("train/v1", "fresh networks from scratch on the flat set: SGD, 300 epochs", 300)
 TRAIN_DSA_V1 = Train("train-dsa/v1", "as train/v1, 1000 epochs with differentiable siamese augmentation", 1000, siamese)
+TRAIN_TEACHER_V1 = Train(
+    "train-teacher/v1", "as train-dsa/v1, with labels by networks trained on the full data", 1000, siamese, teacher=True
+)

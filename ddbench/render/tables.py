@@ -101,7 +101,7 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
     from ddbench.fairness import fairness
 
     means = {name: score.mean for name, score in result.companions.items()}
-    fair = fairness(result.primary, result.score.mean, means, hard=not result.artifact.soft_labels)
+    fair = fairness(result.primary, result.score.mean, means, hard=result.artifact.label_regime == "hard")
     if "LRS" in fair:
         yield "  in fractions: " + ", ".join(f"{name} {value:.3f}" for name, value in fair.items())
     for name in ("accuracy", "accuracy_others"):

@@ -82,6 +82,7 @@ def setting(catalog: Catalog, tiny: Tiny) -> Setting:
         objective(catalog, tiny.objective, train),
         Budget(tiny.images_per_class, tiny.steps, tiny.epochs),
         lambda side, generator: _networks(catalog, tiny, train, side, generator),
+        lambda patience: [],
     )
 
 
