@@ -20,6 +20,7 @@ from ddbench.loading import build, check_network, info_from_facts, load_data, sp
 from ddbench.options import Component
 from ddbench.pools import Pools, sampler_arguments
 from ddbench.protocols import Setting, get_protocol
+from ddbench.protocols.base import FULL_NETWORKS
 from ddbench.reporter import Reporter
 from ddbench.results import DatasetRecord
 from ddbench.spec import Choice, RunSpec, default_steps
@@ -31,8 +32,6 @@ SMOKE_TRAIN, SMOKE_TEST = 50, 20
 """Examples of each class that a smoke run keeps."""
 SMOKE_STEPS = 3
 SMOKE_NETWORKS = 2
-FULL_NETWORKS = 5
-"""Networks trained on the full data that scores are held against, or that give labels."""
 
 
 @dataclass(frozen=True)

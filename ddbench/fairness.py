@@ -4,7 +4,7 @@ All in fractions, as DD-Ranking defines them.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ddbench.companions import BEST_CORESET, FULL_DATA, NO_ADAPTATION
 from ddbench.leaderboard import Row
@@ -57,6 +57,13 @@ def fairness(metric: str, mean: float, companions: Mapping[str, float], *, hard:
     if len(found) == 2:
         found["LRS"] = label_robust_score(found["IOR"], found["HLR"])
     return found
+
+
+def of_line(line: Sequence[Row], rows: Collection[Row]) -> dict[str, float]:
+    """The mean of each fairness score over rows that differ in their seed, as far as all of them have it."""
+    each = [of_row(row, rows) for row in line]
+    shared = [name for name in each[0] if all(name in found for found in each)]
+    return {name: math.fsum(found[name] for found in each) / len(each) for name in shared}
 
 
 def of_row(row: Row, rows: Iterable[Row]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from ddbench.spec import RunSpec
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA = 1
+SCHEMA = 2
 # A row holds the raw value of every network; the csv module's own limit is reached at some 7000 of them.
 csv.field_size_limit(2**31 - 1)
 
@@ -59,6 +59,7 @@ class Row(pydantic.BaseModel):
     epochs: int = Field(description="times the steps are cycled through")
     label_regime: str = Field(description="hard, stored soft or teacher online; never ranked together")
     protocol: str = Field(description="how the set was scored, with its version")
+    protocol_hash: str = Field(description="beginning of a SHA-256 over every number the protocol is made of")
     selected_on: str = Field(description="what was chosen, and on which data")
     metric: str = Field(description="figure that ranks")
     higher_is_better: bool = Field(description="whether more of it is better")
@@ -133,6 +134,7 @@ def row_of(result: RunResult, *, method_source: str, created: str) -> Row:
         epochs=spec.epochs,
         label_regime=artifact.label_regime,
         protocol=spec.protocol,
+        protocol_hash=result.protocol_hash,
         selected_on=result.selected,
         metric=result.primary,
         higher_is_better=result.higher_is_better,
@@ -230,7 +232,7 @@ def load_leaderboard(folder: str | Path = "leaderboards") -> "DataFrame":
     import pandas
 
     table = pandas.DataFrame([row.model_dump() for row in read(Path(folder))], columns=list(COLUMNS))
-    for column in _JSON:
+    for column in JSON_COLUMNS:
         try:
             table[column] = [json.loads(cell) for cell in table[column]]
         except ValueError as error:
@@ -250,8 +252,8 @@ class PublishedRow(pydantic.BaseModel):
     network: str
     setting: str
     metric: str
-    mean: float
-    std: float | None
+    mean: pydantic.FiniteFloat
+    std: pydantic.FiniteFloat | None
     source: str
 
 
@@ -285,12 +287,15 @@ def _read_text(path: Path) -> str:
 def _parse(path: Path, text: str) -> list[Row]:
     if not text:
         return []
+    if any(line.startswith(("<<<<<<<", ">>>>>>>")) for line in text.splitlines()):
+        raise _foreign(path, "it holds both sides of a merge that was not finished")
     try:
         lines = list(csv.reader(io.StringIO(text), strict=True))
     except csv.Error as error:
         raise _foreign(path, str(error)) from error
     if tuple(lines[0]) != COLUMNS:
-        raise _foreign(path, "its header is not ddbench's")
+        another = lines[0][:1] == ["schema_version"]
+        raise _foreign(path, "its columns are those of another version" if another else "its header is not ddbench's")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         if not line:
@@ -304,10 +309,14 @@ def _parse(path: Path, text: str) -> list[Row]:
 
 
 _OPTIONAL = {"std", "low", "high"}
-_JSON = (
-    "method_options", "dataset_options", "network_options", "init_options", "eval_init_options", "objective_options",
-    "target_options", "pretrained", "values", "metrics", "companions", "environment",
-)  # fmt: skip
+JSON_COLUMNS: dict[str, type] = {
+    **dict.fromkeys(
+        ("method_options", "dataset_options", "network_options", "init_options", "eval_init_options",
+         "objective_options", "target_options", "pretrained", "metrics", "companions", "environment"), dict,
+    ),
+    "values": list,
+}  # fmt: skip
+"""Columns whose cells are JSON, and what it holds."""
 
 
 def _foreign(path: Path, why: str) -> DdbenchError:

@@ -1,6 +1,7 @@
 """Which rows compare, as lines over seeds, and their ranks."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,14 @@ _RUN = (
     "metric",
     "n",
 )
+
+
+COMPARED = (
+    "dataset", "dataset_hash", "train_images", "network", "network_options", "eval_init", "eval_init_options",
+    "objective", "objective_options", "target", "metric", "images_per_class", "steps", "epochs", "protocol",
+    "label_regime",
+)  # fmt: skip
+"""Columns that rows of one ranking have in common; what they were distilled for is the method's own choice."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +63,10 @@ class Line:
 
 
 def groups(rows: Iterable[Row]) -> list[list[Line]]:
-    """Lines that may be ranked against one another, best first.
-
-    Only rows of the same objective, metric, target, data (by content), total IPC and steps, protocol, network, label
-    regime and init distribution of scoring compare; what they were distilled for is the method's own choice.
-    """
+    """Lines that may be ranked against one another, best first: those that are one in the columns `COMPARED`."""
     grouped: dict[tuple[str, ...], dict[tuple[str, ...], list[Row]]] = {}
     for row in rows:
-        budget = f"IPC {row.images_per_class}, {row.steps}x{row.epochs} steps"
-        data = (row.dataset, row.dataset_hash, str(row.train_images))
-        networks = (row.network, row.network_options, row.eval_init, row.eval_init_options)
-        aim = (row.objective, row.objective_options, row.target, row.metric)
-        group = grouped.setdefault((*data, *networks, *aim, budget, row.protocol, row.label_regime), {})
+        group = grouped.setdefault(tuple(str(getattr(row, column)) for column in COMPARED), {})
         group.setdefault(but_seed(row), []).append(row)
     found = []
     for group in grouped.values():
@@ -84,12 +85,14 @@ def _lines(same: Sequence[Row]) -> list[Line]:
 def ranks(group: Sequence[Line]) -> list[int]:
     """The rank of each line of a group: one more than the lines that are shown to be better.
 
-    A line is shown better than another when their 95 % intervals do not overlap (a single network counts as its figure
-    alone), so lines whose intervals overlap can share a rank.
+    A line is shown better than another when their 95 % intervals do not overlap, so lines whose intervals overlap can
+    share a rank. A single network supports no interval: nothing is shown of it.
     """
 
     def bounds(line: Line) -> tuple[float, float]:
-        low, high = (line.score.mean if bound is None else bound for bound in (line.score.low, line.score.high))
+        low, high = line.score.low, line.score.high
+        if low is None or high is None:
+            return -math.inf, math.inf
         return (low, high) if line.first.higher_is_better else (-high, -low)
 
     return [1 + sum(bounds(other)[0] > bounds(line)[1] for other in group) for line in group]

@@ -65,6 +65,7 @@ class RunResult(_Frozen):
     before: dict[str, Score] = {}
     companions: dict[str, Score] = {}
     selected: str = ""
+    protocol_hash: str = ""
     pretrained: dict[str, dict[str, Any]] = {}
     steps_done: int = 0
     stopped_by: str = ""

@@ -22,7 +22,7 @@ from ddbench.files import atomic_write, explained_os_errors, in_use
 from ddbench.leaderboard import Row
 from ddbench.loading import conversion
 from ddbench.loop import Run
-from ddbench.protocols import get_protocol, label_regime
+from ddbench.protocols import get_protocol, label_regime, protocol_hash
 from ddbench.reporter import Reporter, Silent
 from ddbench.results import Artifact, Origin, RunFolder, RunResult, Seconds, Status, artifact_path, curve_path, thinned
 from ddbench.spec import RunSpec
@@ -205,6 +205,7 @@ def _distil_and_score(
             "before": scores.before,
             "companions": scores.companions,
             "selected": scores.selected,
+            "protocol_hash": protocol_hash(spec.protocol),
             "pretrained": bench.pools.used,
             "steps_done": run.steps_done,
             "stopped_by": run.stopped_by,

@@ -92,13 +92,13 @@ class Difference(pydantic.BaseModel):
 def paired(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Difference:
     """The difference between two, each given as values per network for every distillation seed, in the same order.
 
-    Networks vary within a seed, seeds among each other: with two seeds or more, the mean over networks of each seed is
-    one observation, since networks of one distilled set share its luck. With one seed, networks are the observations.
+    With one seed, networks are the observations. With two or more, seeds and networks cross as in
+    `crossed`: networks of one set share its luck, and methods without luck are still seen on those networks alone.
     Raises `ValueError` where the two do not pair up.
     """
     if len(first) != len(second) or any(len(a) != len(b) for a, b in zip(first, second, strict=True)) or not first:
         raise ValueError("values do not pair up")
     each = [[a - b for a, b in zip(ours, theirs, strict=True)] for ours, theirs in zip(first, second, strict=True)]
-    many = len(each) > 1
-    score = summarise([math.fsum(gaps) / len(gaps) for gaps in each] if many else each[0])
-    return Difference(mean=score.mean, low=score.low, high=score.high, n=score.n, of="seeds" if many else "networks")
+    score, many = crossed(each), len(each) > 1
+    n, of = (len(each), f"seeds on {len(each[0])} networks") if many else (score.n, "networks")
+    return Difference(mean=score.mean, low=score.low, high=score.high, n=n, of=of)

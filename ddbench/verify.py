@@ -1,26 +1,34 @@
 """Rows held against themselves and against their artefacts: what could not have been written, what does not hold."""
 
+import contextlib
+import datetime
+import itertools
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ddbench import leaderboard
+from ddbench.bench import Bench
 from ddbench.catalog import Catalog
 from ddbench.data import DistilledSet
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 from ddbench.files import sha256
 from ddbench.leaderboard import Row
+from ddbench.protocols import PROTOCOLS, label_regime, protocol_hash
 from ddbench.ranking import but_seed
 from ddbench.reporter import Reporter
 from ddbench.results import artifact_path
-from ddbench.runner import evaluate
-from ddbench.spec import RunSpec
+from ddbench.runner import Scores, evaluate
+from ddbench.spec import PARTS, RunSpec
 from ddbench.stats import Score, summarise
 
-ROUNDING = 1e-3
-"""Relative difference of a figure up to which other machines' arithmetic is to blame."""
+MOVED = 0.02
+"""How far the values of the same networks may move, on average, for another machine's arithmetic to be to blame."""
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ def faults(folder: Path) -> list[str]:
     Raises `DdbenchError` for a file that is no leaderboard at all.
     """
     rows = leaderboard.read(folder)
+    leaderboard.published(folder)
     found = [f"{row.run_id}: {fault}" for row in rows for fault in _faults_of(row, folder)]
     seen: set[tuple[str, ...]] = set()
     for row in rows:
@@ -72,8 +81,9 @@ def verify(
 ) -> Verdict:
     """Evaluate a row's artefact again under the row's protocol, on as many networks, or on the first few of them.
 
-    The figure holds when all values are the same, when the two 95 % intervals of the mean overlap, or when the means
-    differ by no more than a thousandth. Raises `DdbenchError` for a row that is at fault, and `MissingPrerequisite`
+    Networks are the same, so values compare one by one. The figure holds when all are the same, or when they move by no
+    more than `MOVED` on average (of the value itself, where that is above 1) and the mean stays within the row's
+    interval. Raises `DdbenchError` for a row that is at fault, and `MissingPrerequisite`
     where artefact or data are not there.
     """
     for fault in _faults_of(row, folder):
@@ -81,7 +91,8 @@ def verify(
     path = artifact_path(folder, row.artifact_sha256)
     if not path.exists():
         raise MissingPrerequisite(
-            f"the artefact of {row.run_id} is not in {path.parent}.", "Artefacts over 1 MB stay away."
+            f"the artefact of {row.run_id} is not in {path.parent}.",
+            "It was never committed where it is over 1 MB; else the copy here is not whole.",
         )
     distilled = DistilledSet.load(path)
     spec = spec_of(distilled)
@@ -95,18 +106,44 @@ def verify(
             f"{bench.record.content_hash[:12]}, not {row.dataset_hash[:12]}.",
             "Get the same copy of the dataset.",
         )
+    for fault in _told_otherwise(row, bench, scores, all_networks=count == row.n):
+        raise DdbenchError(f"the row of {row.run_id} is at fault: {fault}.", "It was not written so by ddbench.")
     found, values = scores.after[row.metric], json.loads(row.values)[:count]
     if found.values == values:
         return Verdict(
             True, "reproduced exactly" + (f" on {count} of {row.n} networks" if count < row.n else ""), found
         )
-    written = summarise(values)
-    gap = abs(found.mean - written.mean)
-    reach = sum(score.mean - score.low for score in (found, written) if score.low is not None)
-    if gap <= max(reach, ROUNDING * abs(written.mean)):
-        why = "intervals overlap" if gap <= reach else "as far as another machine rounds otherwise"
-        return Verdict(True, f"holds: {found.mean:.4f} where {written.mean:.4f} was written, {why}", found)
-    return Verdict(False, f"does not hold: {found.mean:.4f} where {written.mean:.4f} was written", found)
+    moved = math.fsum(abs(ours - theirs) for ours, theirs in zip(found.values, values, strict=True)) / count
+    written = math.fsum(values) / count
+    near = moved <= MOVED * max(1.0, abs(written))
+    within = True
+    if count == row.n and row.low is not None and row.high is not None:
+        within = row.low - 1e-9 <= found.mean <= row.high + 1e-9
+    how = f"{found.mean:.4f} where {written:.4f} was written, values moved by {moved:.4f} on average"
+    if near and within:
+        return Verdict(True, f"holds: {how}", found)
+    return Verdict(False, f"does not hold: {how}" + ("" if within else ", out of the row's interval"), found)
+
+
+def _told_otherwise(row: Row, bench: Bench, scores: Scores, *, all_networks: bool) -> Iterator[str]:
+    """What a row says of data, metric and networks that evaluating it again contradicts."""
+    record, objective = bench.record, bench.setting.objective
+    told: dict[str, object] = {
+        "metric": objective.primary,
+        "higher_is_better": objective.higher_is_better,
+        "dataset": record.name,
+        "train_images": record.train,
+        "validation_images": record.validation,
+        "test_images": record.test,
+    }
+    if all_networks:
+        told |= {"n": scores.after[objective.primary].n, "selected_on": scores.selected}
+    for name, value in told.items():
+        if getattr(row, name) != value:
+            yield f"it says {name} {getattr(row, name)!r}, scoring again {value!r}"
+    before = scores.before[objective.primary].mean
+    if all_networks and abs(row.before - before) > MOVED * max(1.0, abs(before)):
+        yield f"it says {row.before:.4f} before training, scoring again {before:.4f}"
 
 
 def spec_of(distilled: DistilledSet) -> RunSpec:
@@ -114,7 +151,28 @@ def spec_of(distilled: DistilledSet) -> RunSpec:
     return RunSpec.parse(json.loads(distilled.metadata["spec"]))
 
 
+def spec_of_row(row: Row) -> RunSpec | None:
+    """The spec that a row tells of itself, where it tells all of it: what it does not tell is as by default."""
+    parts = {part: (getattr(row, part), getattr(row, f"{part}_options")) for part in PARTS}
+    fields: dict[str, Any] = {
+        part: {"name": name, "options": json.loads(options)} for part, (name, options) in parts.items() if name
+    }
+    fields |= {"dataset": {**fields["dataset"], "name": row.dataset.partition("@")[0]}}
+    fields |= {name: getattr(row, name) for name in ("images_per_class", "steps", "epochs", "protocol", "seed")}
+    shape = tuple(map(int, row.sample_shape.split("x")))
+    usual = RunSpec.model_fields["eval_networks"].default
+    for sample_shape, networks in itertools.product((None, shape), (row.n, usual)):
+        spec = RunSpec.parse({**fields, "sample_shape": sample_shape, "eval_networks": networks})
+        if spec.fingerprint == row.fingerprint:
+            return spec
+    return None
+
+
 def _faults_of(row: Row, folder: Path) -> Iterator[str]:
+    ill_formed = list(_form_at_fault(row))
+    yield from ill_formed
+    if ill_formed:
+        return
     yield from _figures_at_fault(row)
     path = artifact_path(folder, row.artifact_sha256)
     if not path.exists():
@@ -130,26 +188,68 @@ def _faults_of(row: Row, folder: Path) -> Iterator[str]:
         return
     if spec.fingerprint != row.fingerprint or distilled.metadata.get("fingerprint") != row.fingerprint:
         yield "its fingerprint is not that of its artefact"
-    told = {
-        "method": spec.method.name,
-        "network": spec.network.name if spec.network else "",
-        "init": spec.init.name,
-        "eval_init": (spec.eval_init or spec.init).name,
-        "objective": spec.objective.name,
-        "target": spec.target.name if spec.target else "",
+    told: dict[str, object] = {
         "images_per_class": spec.images_per_class,
         "steps": spec.steps,
         "epochs": spec.epochs,
         "protocol": spec.protocol,
         "seed": spec.seed,
-        "method_options": json.dumps(spec.method.options, sort_keys=True),
         "dataset_hash": distilled.metadata.get("dataset_hash"),
+        "label_regime": label_regime(spec.protocol, distilled),
+        "sample_shape": "x".join(map(str, distilled.inputs.shape[2:])),
         "images": distilled.count,
         "bytes": distilled.nbytes,
     }
+    for part in PARTS:
+        choice = getattr(spec, part) or (spec.init if part == "eval_init" else None)
+        told[part] = choice.name if choice else ""
+        told[f"{part}_options"] = json.dumps(choice.options if choice else {}, sort_keys=True)
+    told["dataset"] = distilled.metadata.get("dataset")
+    if not row.run_id.startswith(spec.run_id):
+        yield f"it says run_id {row.run_id!r}, its artefact {spec.run_id!r}"
     for name, value in told.items():
         if getattr(row, name) != value:
             yield f"it says {name} {getattr(row, name)!r}, its artefact {value!r}"
+
+
+def _form_at_fault(row: Row) -> Iterator[str]:
+    """Cells that are not of the kind the program writes; what they hold is another question."""
+    if row.schema_version != leaderboard.SCHEMA:
+        yield f"it is of schema {row.schema_version}, this is {leaderboard.SCHEMA}"
+    for name in ("artifact_sha256", "fingerprint", "dataset_hash"):
+        if not _SHA256.fullmatch(getattr(row, name)):
+            yield f"its {name} is no SHA-256"
+    if row.label_regime not in ("hard", "stored soft", "teacher online"):
+        yield f"its label regime {row.label_regime!r} is none"
+    if row.protocol not in PROTOCOLS:
+        yield f"its protocol {row.protocol!r} is none"
+    elif row.protocol_hash != protocol_hash(row.protocol):
+        yield f"its protocol_hash is not that of {row.protocol} as it is here"
+    try:
+        datetime.datetime.fromisoformat(row.created)
+    except ValueError:
+        yield f"it says created {row.created!r}, which is no time"
+    name, _, copy = row.dataset.partition("@")
+    if not name or not row.dataset_hash.startswith(copy):
+        yield f"its dataset {row.dataset!r} is not that of its hash"
+    for column, kind in leaderboard.JSON_COLUMNS.items():
+        try:
+            right = isinstance(json.loads(getattr(row, column)), kind)
+        except ValueError:
+            right = False
+        if not right:
+            yield f"its {column} is not a JSON {'list' if kind is list else 'object'}"
+    with contextlib.suppress(ValueError, AttributeError):
+        for companion, figures in json.loads(row.companions).items():
+            if not isinstance(figures, dict) or set(figures) != {"mean", "std", "n"}:
+                yield f"its companion {companion} has no mean, std and n"
+
+
+def _figures_of(row: Row) -> Iterator[float]:
+    """The numbers within the cells of companions and of other metrics."""
+    for figures in row.companion_scores().values():
+        yield from (float(value) for value in figures.values() if value is not None)
+    yield from map(float, json.loads(row.metrics).values())
 
 
 def _figures_at_fault(row: Row) -> Iterator[str]:
@@ -161,9 +261,12 @@ def _figures_at_fault(row: Row) -> Iterator[str]:
     if not values or len(values) != row.n:
         yield f"it holds {len(values)} values where n is {row.n}"
         return
-    if not all(map(math.isfinite, [*values, row.before, row.seconds_distill, row.seconds_evaluate])):
+    figures = [row.before, *_figures_of(row), row.seconds_distill, row.seconds_evaluate, row.peak_memory_mb]
+    if not all(map(math.isfinite, [*values, *figures])):
         yield "not all of its figures are finite"
         return
+    if min(figures[-3:]) < 0 or min(row.train_images, row.test_images, row.images, row.bytes) < 1:
+        yield "it counts less than nothing"
     wanted = summarise(values)
     for name in ("mean", "std", "low", "high"):
         there, right = getattr(row, name), getattr(wanted, name)

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ddbench
-from ddbench.bench import FULL_NETWORKS
 from ddbench.companions import FULL_DATA
 from ddbench.environment import cache_dir
 from ddbench.errors import UsageError
 from ddbench.fairness import augmentation_robust_score, fairness, label_robust_score, of_row
 from ddbench.leaderboard import read
 from ddbench.pools import list_pools
+from ddbench.protocols.base import FULL_NETWORKS
 from ddbench.protocols.replay import Replay
 
 SPEC = {"method": "herding", "network": "linear", "images_per_class": 1, "eval_networks": 2}

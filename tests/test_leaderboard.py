@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ddbench.errors import DdbenchError, UsageError
-from ddbench.leaderboard import _JSON, COLUMNS, append, comparison, path_for, read
+from ddbench.leaderboard import COLUMNS, JSON_COLUMNS, append, comparison, path_for, read
 from ddbench.spec import RunSpec
 from tests.rows import make_row
 
@@ -54,11 +54,12 @@ def test_two_processes_appending_at_once_lose_nothing(tmp_path: Path):
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda text: text.replace("fingerprint", "id", 1), "its header is not ddbench's"),
+        (lambda text: text.replace("fingerprint", "id", 1), "its columns are those of another version"),
+        (lambda text: text.replace("fingerprint,", "", 1), "its columns are those of another version"),
+        (lambda text: text + "<<<<<<< HEAD\n=======\n>>>>>>> other\n", "both sides of a merge"),
         (lambda text: "method,accuracy\nmine,99\n", "its header is not ddbench's"),
         (lambda text: text[: len(text) - 3], "row 2 is not a row ddbench wrote"),
         (lambda text: text.replace(",0.5,", ",high,", 1), "row 2 is not a row ddbench wrote"),
-        (lambda text: text + "<<<<<<< HEAD\n", "row 3 is not a row ddbench wrote"),
         (lambda text: text + 'x,"unclosed', "unexpected end of data"),
     ],
 )
@@ -133,4 +134,4 @@ def test_every_column_of_json_is_read_by_the_table():
         for name, cell in row.model_dump().items()
         if isinstance(cell, str) and cell[:1] in ("{", "[")
     }
-    assert found == set(_JSON)
+    assert found == set(JSON_COLUMNS)

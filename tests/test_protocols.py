@@ -273,6 +273,37 @@ def test_students_learn_what_their_teachers_say_of_the_images(make_bench):
     assert again == found
 
 
+def test_the_time_is_told_first(make_bench, monkeypatch):
+    from ddbench.protocols import train
+
+    monkeypatch.setattr(train, "TOLD_FROM", 0)
+    bench, told = make_bench(images_per_class=2, steps=2), []
+
+    class Reporter(Silent):
+        def say(self, message):
+            told.append(message)
+
+        def progress(self, done, total, values, seconds_left):
+            told.append(done)
+
+    dataclasses.replace(train.TRAIN_V1, epochs=5).evaluate([learned(bench)], bench.setting, 2, Reporter())
+    assert told[1:] == [1, 2]
+    assert told[0].startswith("Training 2 networks for 5 epochs each will take about 0 minutes")
+
+
+def test_a_number_of_a_protocol_does_not_change_without_its_version():
+    """Each protocol by the hash that rows carry: another hash under the same name would compare what does not."""
+    from ddbench.protocols import PROTOCOLS, protocol_hash
+
+    assert {name: protocol_hash(name) for name in PROTOCOLS} == {
+        "replay/v1": "98189d2bfea2",
+        "train/v1": "808b208e72a6",
+        "train-dsa/v1": "58a4bbb4a538",
+        "train-teacher/v1": "c1b45e3f5ea7",
+        "knn/v1": "002b431ea7bb",
+    }
+
+
 def test_augmentation_keeps_what_it_must():
     from ddbench.protocols import augment
 

@@ -53,5 +53,5 @@ def test_ranks_are_shared_where_intervals_overlap(higher: bool):
         low, high = (None, None) if half is None else (mean - half, mean + half)
         return Line.of([make_row(mean=mean, low=low, high=high, higher_is_better=higher)])
 
-    group = [line(0.9, 0.02), line(0.89, 0.02), line(0.85, 0.01), line(0.6, None)]
-    assert ranks(group) == [1, 1, 3, 4]
+    group = [line(0.9, 0.02), line(0.89, 0.02), line(0.85, 0.01), line(0.6, 0.01), line(0.5, None)]
+    assert ranks(group) == [1, 1, 3, 4, 1]

@@ -34,7 +34,7 @@ def test_one_network_supports_no_interval():
 
 
 def test_differences_in_pairs():
-    """Networks within a seed against scipy's paired test; with several seeds, seeds are what counts."""
+    """Networks within a seed against scipy's paired test; with several seeds, both cross."""
     from scipy import stats as theirs
 
     from ddbench.stats import paired
@@ -47,7 +47,11 @@ def test_differences_in_pairs():
     assert (found.n, found.of, found.shown) == (4, "networks", bool(wanted.pvalue < 0.05))
     seeds = paired([first, [0.6] * 4], [second, [0.59] * 4])
     assert seeds.mean == pytest.approx((sum(first) - sum(second)) / 8 + 0.005)
-    assert (seeds.n, seeds.of) == (2, "seeds")
+    assert (seeds.n, seeds.of) == (2, "seeds on 4 networks")
+    # Methods that make the same set whatever the seed: no more is known than on the networks of one.
+    same = paired([first] * 3, [second] * 3)
+    assert (same.low, same.high) == pytest.approx((found.low, found.high), abs=0.02)
+    assert not paired([[0.5, 0.7, 0.4]] * 3, [[0.6, 0.5, 0.42]] * 3).shown
     assert paired([[0.5]], [[0.4]]).low is None
     assert not paired([[0.5]], [[0.4]]).shown
     with pytest.raises(ValueError, match="pair up"):

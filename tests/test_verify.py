@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,17 @@ from ddbench.runner import run
 from ddbench.verify import faults, find, verify
 
 
-@pytest.fixture
-def boards(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
     fields = {"method": "random_subset", "network": "linear", "eval_networks": 4}
-    run(fields, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
-    return tmp_path / "boards"
+    run(fields, runs=folder / "runs", leaderboards=folder / "boards")
+    return folder / "boards"
+
+
+@pytest.fixture
+def boards(written: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(written, tmp_path / "boards")
 
 
 def changed(boards: Path, **cells: object) -> None:
@@ -46,13 +53,30 @@ def test_a_row_that_was_written_holds(boards, catalog: Catalog):
         ({"std": 0.001}, "std 0.001 is not that of its values"),
         ({"values": "[0.9, 0.9, 0.9, 0.9]"}, "is not that of its values, 0.9"),
         ({"values": "[0.9, 0.9]"}, "2 values where n is 4"),
-        ({"values": '"many"'}, "not a list of numbers"),
+        ({"values": '"many"'}, "values is not a JSON list"),
+        ({"values": '["a", "b", "c", "d"]'}, "not a list of numbers"),
         ({"values": "[NaN, 0.5, 0.5, 0.5]"}, "not all of its figures are finite"),
         ({"images_per_class": 50}, "says images_per_class 50, its artefact 1"),
         ({"method": "herding"}, "says method 'herding', its artefact 'random_subset'"),
         ({"bytes": 3}, "says bytes 3"),
         ({"fingerprint": "0" * 64}, "fingerprint is not that of its artefact"),
         ({"dataset_hash": "0" * 64}, "says dataset_hash"),
+        ({"dataset": "mnist"}, "says dataset 'mnist'"),
+        ({"dataset": "digits@12345678"}, "is not that of its hash"),
+        ({"network_options": '{"width": 3}'}, "says network_options"),
+        ({"sample_shape": "3x8x8"}, "says sample_shape '3x8x8'"),
+        ({"label_regime": "stored soft"}, "says label_regime"),
+        ({"run_id": "herding-digits-ipc1-000000"}, "says run_id"),
+        ({"protocol_hash": "0" * 12}, "not that of replay/v1"),
+        ({"schema_version": 1}, "is of schema 1"),
+        ({"created": "never"}, "is no time"),
+        ({"artifact_sha256": "../../../etc/passwd"}, "artifact_sha256 is no SHA-256"),
+        ({"companions": "[]"}, "companions is not a JSON object"),
+        ({"companions": '{"random_subset": {"mean": 0.1}}'}, "no mean, std and n"),
+        ({"companions": '{"full_data": {"mean": NaN, "std": 0.1, "n": 5}}'}, "not all of its figures are finite"),
+        ({"environment": "not JSON"}, "environment is not a JSON object"),
+        ({"peak_memory_mb": "nan"}, "not all of its figures are finite"),
+        ({"seconds_distill": -5}, "less than nothing"),
     ],
 )
 def test_tampered_rows(boards, catalog, cells, told):
@@ -75,17 +99,35 @@ def test_tampered_artefacts(boards, catalog):
     assert "fingerprint is not that of its artefact" in faults(boards)[0]
 
 
-def test_a_figure_that_does_not_hold(boards, catalog):
-    """A row consistent in itself, whose figures its artefact does not reach."""
+@pytest.mark.parametrize("values", [[0.95, 0.951, 0.952, 0.953], [0.99, 0.1, 0.9, 0.2]], ids=["narrow", "wide"])
+def test_a_figure_that_does_not_hold(boards, catalog, values):
+    """A row consistent in itself, whose figures its artefact does not reach, however wide the interval."""
     from ddbench.stats import summarise
 
-    made_up = summarise([0.95, 0.951, 0.952, 0.953])
+    made_up = summarise(values)
     cells = {name: getattr(made_up, name) for name in ("mean", "std", "low", "high")}
     changed(boards, values=json.dumps(made_up.values), **cells)
     assert faults(boards) == []
     verdict = verify(read(boards)[0], boards, catalog, Silent())
     assert not verdict.holds
     assert "does not hold" in verdict.how
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        ({"metric": "accuracy2"}, "says metric 'accuracy2', scoring again 'accuracy'"),
+        ({"higher_is_better": False}, "says higher_is_better False"),
+        ({"train_images": 99}, "says train_images 99"),
+        ({"selected_on": "test images"}, "says selected_on 'test images'"),
+        ({"before": 0.9}, "says 0.9000 before training"),
+    ],
+)
+def test_what_only_scoring_again_can_tell(boards, catalog, cells, told):
+    changed(boards, **cells)
+    assert faults(boards) == []
+    with pytest.raises(DdbenchError, match=told):
+        verify(read(boards)[0], boards, catalog, Silent())
 
 
 def test_rows_twice_and_names_of_none(boards):
@@ -172,7 +214,7 @@ def test_two_rows_are_compared_on_the_same_networks(ddbench, boards, tmp_path):
     herded = [made("herding", seed) for seed in (0, 1, 2)]
     random = find(boards, next(row.run_id for row in read(boards) if row.method == "random_subset"))
     found = ddbench("compare", random.run_id, herded[0], "--leaderboards", boards, "--json").json()
-    assert (found["n"], found["of"], found["seeds"]) == (3, "seeds", [0, 1, 2])
+    assert (found["n"], found["of"], found["seeds"]) == (3, "seeds on 4 networks", [0, 1, 2])
     rows = {row.run_id: row for row in read(boards)}
     gaps = [a.mean - b.mean for a in rows.values() for b in rows.values()
             if a.method == "random_subset" and b.method == "herding" and a.seed == b.seed]  # fmt: skip
@@ -183,7 +225,8 @@ def test_two_rows_are_compared_on_the_same_networks(ddbench, boards, tmp_path):
     assert "no difference shown" in same.out
     ddbench("run", "-m", "herding", "--network", "mlp", "--eval-networks", 4, "--leaderboards", boards)
     other = next(row.run_id for row in read(boards) if row.network == "mlp")
-    assert "do not share a ranking" in ddbench("compare", random.run_id, other, "--leaderboards", boards).told()
+    refused = ddbench("compare", random.run_id, other, "--leaderboards", boards).told()
+    assert "do not share a ranking: their rows say network 'linear' and 'mlp'" in " ".join(refused.split())
 
 
 def test_rows_that_cannot_be_verified_do_not_stop_the_others(ddbench, boards, tmp_path):

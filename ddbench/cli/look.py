@@ -242,18 +242,19 @@ def compare(
     """
     with failures_told(as_json=as_json, verbose=ctx.obj):
         from ddbench.leaderboard import read
-        from ddbench.ranking import groups, seeds_of
+        from ddbench.ranking import COMPARED, seeds_of
         from ddbench.render.tables import difference_line
         from ddbench.stats import paired
         from ddbench.verify import find
 
         rows = read(leaderboards)
         one, two = (find(leaderboards, name, of_any_seed=True) for name in (first, second))
-        together = [[row for line in group for row in line.rows] for group in groups(rows)]
-        if not any(one in group and two in group for group in together):
+        cells = [(name, getattr(one, name), getattr(two, name)) for name in COMPARED]
+        apart = [f"{name} {ours!r} and {theirs!r}" for name, ours, theirs in cells if ours != theirs]
+        if apart:
             raise UsageError(
-                f"{one.run_id} and {two.run_id} do not share a ranking.",
-                "Rows compare that have data, network, init of scoring, budget, objective and protocol in common.",
+                f"{one.run_id} and {two.run_id} do not share a ranking: their rows say {', '.join(apart)}.",
+                "Run both alike to compare them.",
             )
         ours, theirs = seeds_of(rows, one), seeds_of(rows, two)
         shared = sorted(ours.keys() & theirs.keys())

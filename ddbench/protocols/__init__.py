@@ -1,7 +1,10 @@
 """How a distilled set is scored. Protocols are versioned, not pluggable: every number names the one it came from."""
 
+import json
+
 from ddbench.data import DistilledSet
 from ddbench.errors import UsageError
+from ddbench.files import sha256
 from ddbench.options import did_you_mean
 from ddbench.protocols.base import Evaluation, Protocol, Setting
 from ddbench.protocols.knn import KNN_V1
@@ -22,6 +25,12 @@ def get_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def protocol_hash(name: str) -> str:
+    """The beginning of a SHA-256 over a protocol's name and definition: what a row's number was measured by."""
+    protocol = get_protocol(name)
+    return sha256(json.dumps([protocol.name, protocol.definition], sort_keys=True).encode())[:12]
+
+
 def label_regime(protocol: str, distilled: DistilledSet) -> str:
     """What kind of labels networks are trained on when the set is scored; hard, stored soft or teacher online."""
     if get_protocol(protocol).teacher:
@@ -29,4 +38,4 @@ def label_regime(protocol: str, distilled: DistilledSet) -> str:
     return "stored soft" if distilled.soft else "hard"
 
 
-__all__ = ["PROTOCOLS", "Evaluation", "Protocol", "Setting", "get_protocol", "label_regime"]
+__all__ = ["PROTOCOLS", "Evaluation", "Protocol", "Setting", "get_protocol", "label_regime", "protocol_hash"]

@@ -8,6 +8,10 @@ from torch.nn import functional as F
 
 ROTATION, SCALE, SHIFT, CUTOUT = 15.0, 1.2, 0.125, 0.5
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
+AMOUNTS = {
+    "rotation": ROTATION, "scale": SCALE, "shift": SHIFT, "cutout": CUTOUT, "brightness": BRIGHTNESS,
+    "saturation": SATURATION, "contrast": CONTRAST,
+}  # fmt: skip
 
 
 def siamese(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from typing import Protocol as Structural
 
 import torch
@@ -17,6 +18,8 @@ from ddbench.reporter import Pace, Reporter
 from ddbench.task import Budget, Networks, Objective, Side
 from ddbench.unroll import evaluation_mode, unstack
 
+FULL_NETWORKS = 5
+"""Networks trained on the full data that scores are held against, or that give labels."""
 BATCH = 1000
 """Examples per forward pass when a network is scored."""
 
@@ -59,6 +62,11 @@ class Protocol(Structural):
     @property
     def summary(self) -> str:
         """One line for `ddbench list`."""
+        ...
+
+    @property
+    def definition(self) -> Mapping[str, Any]:
+        """Every number and choice that the protocol is made of, as JSON takes it."""
         ...
 
     @property

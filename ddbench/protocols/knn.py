@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,11 @@ class Knn:
     name: str = "knn/v1"
     summary: str = "nearest neighbours in pixels, {l1, l2} x {1, 3} chosen on the validation slice; no network"
     teacher: bool = False
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """See `Protocol.definition`."""
+        return {"norms": NORMS, "neighbours": NEIGHBOURS}
 
     def networks_needed(self, networks: int) -> dict[Side, int]:
         """None."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,11 @@ class Replay:
     name: str = "replay/v1"
     summary: str = "the set's own gradient steps at its own rates (without rates: the best fixed rate), fresh networks"
     teacher: bool = False
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """See `Protocol.definition`."""
+        return {"rates": RATES, "selection_networks": SELECTION_NETWORKS}
 
     def networks_needed(self, networks: int) -> dict[Side, int]:
         """See `Protocol.networks_needed`."""

@@ -1,8 +1,10 @@
 """train/v1, train-dsa/v1, train-teacher/v1: fresh networks trained from scratch on the flat set (as DC and DM are)."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +14,16 @@ from ddbench.data import DistilledSet
 from ddbench.environment import derive_seed
 from ddbench.inner import inner_mode
 from ddbench.operators import FastOperators
-from ddbench.protocols.augment import siamese
-from ddbench.protocols.base import Evaluation, Setting, Trained, draw, score_networks
+from ddbench.parallel import for_each_network
+from ddbench.protocols.augment import AMOUNTS, siamese
+from ddbench.protocols.base import FULL_NETWORKS, Evaluation, Setting, Trained, draw, score_networks
 from ddbench.reporter import Reporter
 from ddbench.task import Side
+from ddbench.training import Recipe
 
 RATE, MOMENTUM, DECAY, BATCH = 0.01, 0.9, 5e-4, 256
+TOLD_FROM = 60
+"""Seconds from which on the time that scoring will take is told before it starts."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,13 @@ class Train:
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     teacher: bool = False
 
+    @property
+    def definition(self) -> dict[str, Any]:
+        """See `Protocol.definition`."""
+        sgd = {"rate": RATE, "momentum": MOMENTUM, "decay": DECAY, "batch": BATCH, "epochs": self.epochs}
+        teacher = {"networks": FULL_NETWORKS, **asdict(Recipe())} if self.teacher else None
+        return {**sgd, "augment": AMOUNTS if self.augment else None, "teacher": teacher}
+
     def networks_needed(self, networks: int) -> dict[Side, int]:
         """See `Protocol.networks_needed`."""
         return {"evaluation": networks}
@@ -55,7 +68,35 @@ class Train:
             teacher = teachers[number % len(teachers)]
             return self.train(own, sets[chosen], weights, buffers, setting, generator, teacher)
 
+        total = max(len(sets), len(drawn))
+        seconds = self.forecast(sets[0], drawn[0], buffers, setting, total, teachers[0])
+        if seconds > TOLD_FROM:
+            reporter.say(
+                f"Training {total} networks for {self.epochs} epochs each will take about {seconds / 60:.0f} minutes; "
+                "--eval-networks takes fewer."
+            )
         return score_networks(len(sets), drawn, train, setting, "nothing", reporter)
+
+    def forecast(
+        self,
+        distilled: DistilledSet,
+        weights: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        setting: Setting,
+        networks: int,
+        teacher: dict[str, Tensor] | None,
+    ) -> float:
+        """Seconds that training so many networks will take, from the time of one epoch of one on each worker."""
+        workers = min(networks, torch.get_num_threads()) if distilled.inputs.device.type == "cpu" else 1
+        once = replace(self, epochs=1)
+
+        def epoch(own: nn.Module, number: int) -> None:
+            once.train(own, distilled, weights, buffers, setting, torch.Generator().manual_seed(number), teacher)
+
+        for _ in range(2):  # the first one warms up
+            started = time.perf_counter()
+            for_each_network(epoch, setting.module, range(workers))
+        return (time.perf_counter() - started) * self.epochs * networks / workers
 
     def train(
         self,

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddbench.data import DistilledSet
-from ddbench.fairness import of_row
+from ddbench.fairness import of_line
 from ddbench.files import atomic_write
 from ddbench.leaderboard import PublishedRow, Row
 from ddbench.ranking import Line, groups, ranks
 from ddbench.render.pictures import contact_sheet
-from ddbench.render.tables import bounds, in_percent
+from ddbench.render.tables import bounds, in_percent, with_options
 from ddbench.results import artifact_path, curve_path
 from ddbench.spec import FLAGS, PARTS, Choice, RunSpec
-from ddbench.verify import spec_of
+from ddbench.verify import spec_of, spec_of_row
 
 if TYPE_CHECKING:
     from ddbench.catalog import Catalog
@@ -44,7 +44,7 @@ def write_site(
         [
             {
                 **_entry(line, rank, leaderboards, catalog),
-                "fairness": of_row(line.first.model_copy(update={"mean": line.score.mean}), rows),
+                "fairness": of_line(line.rows, rows),
             }
             for line, rank in zip(group, ranks(group), strict=True)
         ]
@@ -71,6 +71,7 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
     row = line.first
     artifact = artifact_path(leaderboards, row.artifact_sha256)
     distilled = DistilledSet.load(artifact) if artifact.exists() else None
+    spec = spec_of(distilled) if distilled else spec_of_row(row)
     curve = curve_path(leaderboards, row.artifact_sha256)
     return {
         **{name: getattr(row, name) for name in SHOWN},
@@ -78,6 +79,7 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
         "std": line.score.std,
         **dict(zip(("low", "high"), bounds(row.metric, line.score) or (None, None), strict=True)),
         "rank": rank,
+        "network_named": with_options(row.network, row.network_options),
         "seeds": [{"seed": one.seed, "mean": one.mean} for one in line.rows],
         "percent": in_percent(row.metric),
         "options": json.loads(row.method_options),
@@ -85,7 +87,7 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
         "companions": row.companion_scores(),
         "environment": json.loads(row.environment),
         "pretrained": json.loads(row.pretrained),
-        "command": _command(spec_of(distilled), row.method_source, catalog) if distilled else "",
+        "command": _command(spec, row.method_source, catalog) if spec is not None else "",
         "picture": _data_url(contact_sheet(distilled), "image/png") if distilled else "",
         "curve": json.loads(curve.read_text()) if curve.exists() else None,
     }

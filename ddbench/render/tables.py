@@ -261,10 +261,10 @@ def ranking(groups: Sequence[Sequence[Line]]) -> None:
         first = lines[0].first
         title = (
             f"{first.dataset}, {first.images_per_class} images per class, {first.steps} x {first.epochs} steps, "
-            f"{first.network} from {first.eval_init}, {first.protocol}"
+            f"{with_options(first.network, first.network_options)} from {first.eval_init}, {first.protocol}"
         )
         if first.objective != "classification":
-            title += f", {_shown(first.objective, first.objective_options)}"
+            title += f", {with_options(first.objective, first.objective_options)}"
         regime = "" if first.label_regime == "hard" else f", {first.label_regime} labels"
         console.print(Text(title + regime + (f", target {first.target}" if first.target else ""), style="bold"))
         table = Table(box=None, pad_edge=False)
@@ -305,7 +305,7 @@ def _names(lines: Sequence[Line]) -> list[str]:
     told = [
         {
             **json.loads(line.first.method_options),
-            "init": _shown(line.first.init, line.first.init_options),
+            "init": with_options(line.first.init, line.first.init_options),
             "from": line.first.method_source.rpartition("@")[2],
             "pools": line.first.pretrained,
         }
@@ -376,7 +376,8 @@ def sweep_table(sweep: Sweep, points: "Sequence[Point]", figure: str) -> None:
     console.print("(+- half of the 95 % interval of the mean)")
 
 
-def _shown(name: str, options: str) -> str:
+def with_options(name: str, options: str) -> str:
+    """A part with its options, from their JSON."""
     return named(Choice(name=name, options=json.loads(options)))
 
 
