@@ -1,34 +1,26 @@
-"""Rows held against themselves and against their artefacts: what could not have been written, what does not hold."""
+"""Rows held against their artefacts: each is scored again, to see whether its number holds."""
 
-import contextlib
-import datetime
-import itertools
 import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ddbench import leaderboard
 from ddbench.bench import Bench
 from ddbench.catalog import Catalog
 from ddbench.data import DistilledSet
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
-from ddbench.files import sha256
+from ddbench.faults import faults_of, spec_of
 from ddbench.leaderboard import Row
-from ddbench.protocols import PROTOCOLS, label_regime, protocol_hash
 from ddbench.ranking import but_seed
 from ddbench.reporter import Reporter
 from ddbench.results import artifact_path
 from ddbench.runner import Scores, evaluate
-from ddbench.spec import PARTS, RunSpec
-from ddbench.stats import Score, summarise
+from ddbench.stats import Score
 
 MOVED = 0.02
 """How far the values of the same networks may move, on average, for another machine's arithmetic to be to blame."""
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -38,22 +30,6 @@ class Verdict:
     holds: bool
     how: str
     found: Score
-
-
-def faults(folder: Path) -> list[str]:
-    """What is wrong with the rows of all leaderboards in `folder` and with their artefacts, a line each.
-
-    Raises `DdbenchError` for a file that is no leaderboard at all.
-    """
-    rows = leaderboard.read(folder)
-    leaderboard.published(folder)
-    found = [f"{row.run_id}: {fault}" for row in rows for fault in _faults_of(row, folder)]
-    seen: set[tuple[str, ...]] = set()
-    for row in rows:
-        if leaderboard.identity(row) in seen:
-            found.append(f"{row.run_id}: stands there twice")
-        seen.add(leaderboard.identity(row))
-    return found
 
 
 def find(folder: Path, name: str, *, of_any_seed: bool = False) -> Row:
@@ -86,7 +62,7 @@ def verify(
     interval. Raises `DdbenchError` for a row that is at fault, and `MissingPrerequisite`
     where artefact or data are not there.
     """
-    for fault in _faults_of(row, folder):
+    for fault in faults_of(row, folder):
         raise DdbenchError(f"the row of {row.run_id} is at fault: {fault}.", "It was not written so by ddbench.")
     path = artifact_path(folder, row.artifact_sha256)
     if not path.exists():
@@ -144,131 +120,3 @@ def _told_otherwise(row: Row, bench: Bench, scores: Scores, *, all_networks: boo
     before = scores.before[objective.primary].mean
     if all_networks and abs(row.before - before) > MOVED * max(1.0, abs(before)):
         yield f"it says {row.before:.4f} before training, scoring again {before:.4f}"
-
-
-def spec_of(distilled: DistilledSet) -> RunSpec:
-    """The spec that a set was made by, as its file tells. Raises `KeyError` or `ValueError` where it tells none."""
-    return RunSpec.parse(json.loads(distilled.metadata["spec"]))
-
-
-def spec_of_row(row: Row) -> RunSpec | None:
-    """The spec that a row tells of itself, where it tells all of it: what it does not tell is as by default."""
-    parts = {part: (getattr(row, part), getattr(row, f"{part}_options")) for part in PARTS}
-    fields: dict[str, Any] = {
-        part: {"name": name, "options": json.loads(options)} for part, (name, options) in parts.items() if name
-    }
-    fields |= {"dataset": {**fields["dataset"], "name": row.dataset.partition("@")[0]}}
-    fields |= {name: getattr(row, name) for name in ("images_per_class", "steps", "epochs", "protocol", "seed")}
-    shape = tuple(map(int, row.sample_shape.split("x")))
-    usual = RunSpec.model_fields["eval_networks"].default
-    for sample_shape, networks in itertools.product((None, shape), (row.n, usual)):
-        spec = RunSpec.parse({**fields, "sample_shape": sample_shape, "eval_networks": networks})
-        if spec.fingerprint == row.fingerprint:
-            return spec
-    return None
-
-
-def _faults_of(row: Row, folder: Path) -> Iterator[str]:
-    ill_formed = list(_form_at_fault(row))
-    yield from ill_formed
-    if ill_formed:
-        return
-    yield from _figures_at_fault(row)
-    path = artifact_path(folder, row.artifact_sha256)
-    if not path.exists():
-        return
-    if sha256(path.read_bytes()) != row.artifact_sha256:
-        yield "its artefact is another file than the one that was scored"
-        return
-    try:
-        distilled = DistilledSet.load(path)
-        spec = spec_of(distilled)
-    except (UsageError, KeyError, ValueError) as error:
-        yield f"its artefact cannot be read ({error})"
-        return
-    if spec.fingerprint != row.fingerprint or distilled.metadata.get("fingerprint") != row.fingerprint:
-        yield "its fingerprint is not that of its artefact"
-    told: dict[str, object] = {
-        "images_per_class": spec.images_per_class,
-        "steps": spec.steps,
-        "epochs": spec.epochs,
-        "protocol": spec.protocol,
-        "seed": spec.seed,
-        "dataset_hash": distilled.metadata.get("dataset_hash"),
-        "label_regime": label_regime(spec.protocol, distilled),
-        "sample_shape": "x".join(map(str, distilled.inputs.shape[2:])),
-        "images": distilled.count,
-        "bytes": distilled.nbytes,
-    }
-    for part in PARTS:
-        choice = getattr(spec, part) or (spec.init if part == "eval_init" else None)
-        told[part] = choice.name if choice else ""
-        told[f"{part}_options"] = json.dumps(choice.options if choice else {}, sort_keys=True)
-    told["dataset"] = distilled.metadata.get("dataset")
-    if not row.run_id.startswith(spec.run_id):
-        yield f"it says run_id {row.run_id!r}, its artefact {spec.run_id!r}"
-    for name, value in told.items():
-        if getattr(row, name) != value:
-            yield f"it says {name} {getattr(row, name)!r}, its artefact {value!r}"
-
-
-def _form_at_fault(row: Row) -> Iterator[str]:
-    """Cells that are not of the kind the program writes; what they hold is another question."""
-    if row.schema_version != leaderboard.SCHEMA:
-        yield f"it is of schema {row.schema_version}, this is {leaderboard.SCHEMA}"
-    for name in ("artifact_sha256", "fingerprint", "dataset_hash"):
-        if not _SHA256.fullmatch(getattr(row, name)):
-            yield f"its {name} is no SHA-256"
-    if row.label_regime not in ("hard", "stored soft", "teacher online"):
-        yield f"its label regime {row.label_regime!r} is none"
-    if row.protocol not in PROTOCOLS:
-        yield f"its protocol {row.protocol!r} is none"
-    elif row.protocol_hash != protocol_hash(row.protocol):
-        yield f"its protocol_hash is not that of {row.protocol} as it is here"
-    try:
-        datetime.datetime.fromisoformat(row.created)
-    except ValueError:
-        yield f"it says created {row.created!r}, which is no time"
-    name, _, copy = row.dataset.partition("@")
-    if not name or not row.dataset_hash.startswith(copy):
-        yield f"its dataset {row.dataset!r} is not that of its hash"
-    for column, kind in leaderboard.JSON_COLUMNS.items():
-        try:
-            right = isinstance(json.loads(getattr(row, column)), kind)
-        except ValueError:
-            right = False
-        if not right:
-            yield f"its {column} is not a JSON {'list' if kind is list else 'object'}"
-    with contextlib.suppress(ValueError, AttributeError):
-        for companion, figures in json.loads(row.companions).items():
-            if not isinstance(figures, dict) or set(figures) != {"mean", "std", "n"}:
-                yield f"its companion {companion} has no mean, std and n"
-
-
-def _figures_of(row: Row) -> Iterator[float]:
-    """The numbers within the cells of companions and of other metrics."""
-    for figures in row.companion_scores().values():
-        yield from (float(value) for value in figures.values() if value is not None)
-    yield from map(float, json.loads(row.metrics).values())
-
-
-def _figures_at_fault(row: Row) -> Iterator[str]:
-    try:
-        values = [float(value) for value in json.loads(row.values)]
-    except (TypeError, ValueError):
-        yield "its values are not a list of numbers"
-        return
-    if not values or len(values) != row.n:
-        yield f"it holds {len(values)} values where n is {row.n}"
-        return
-    figures = [row.before, *_figures_of(row), row.seconds_distill, row.seconds_evaluate, row.peak_memory_mb]
-    if not all(map(math.isfinite, [*values, *figures])):
-        yield "not all of its figures are finite"
-        return
-    if min(figures[-3:]) < 0 or min(row.train_images, row.test_images, row.images, row.bytes) < 1:
-        yield "it counts less than nothing"
-    wanted = summarise(values)
-    for name in ("mean", "std", "low", "high"):
-        there, right = getattr(row, name), getattr(wanted, name)
-        if (there is None) != (right is None) or (right is not None and not math.isclose(there, right, abs_tol=1e-9)):
-            yield f"its {name} {there} is not that of its values, {right}"

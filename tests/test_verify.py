@@ -8,11 +8,12 @@ import pytest
 from ddbench.catalog import Catalog
 from ddbench.data import DistilledSet
 from ddbench.errors import DdbenchError, UsageError
+from ddbench.faults import faults
 from ddbench.leaderboard import Row, read
 from ddbench.reporter import Silent
 from ddbench.results import artifact_path
 from ddbench.runner import run
-from ddbench.verify import faults, find, verify
+from ddbench.verify import find, verify
 
 
 @pytest.fixture(scope="module")

@@ -153,8 +153,8 @@ def leaderboard(
 
 
 def _check(leaderboards: Path, as_json: bool) -> None:
+    from ddbench.faults import faults
     from ddbench.leaderboard import read
-    from ddbench.verify import faults
 
     found, count = faults(leaderboards), len(read(leaderboards))
     if as_json:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.data import DistilledSet
 from ddbench.fairness import of_line
+from ddbench.faults import spec_of, spec_of_row
 from ddbench.files import atomic_write
 from ddbench.leaderboard import PublishedRow, Row
 from ddbench.ranking import Line, groups, ranks
@@ -16,7 +17,6 @@ from ddbench.render.pictures import contact_sheet
 from ddbench.render.tables import bounds, in_percent, with_options
 from ddbench.results import artifact_path, curve_path
 from ddbench.spec import FLAGS, PARTS, Choice, RunSpec
-from ddbench.verify import spec_of, spec_of_row
 
 if TYPE_CHECKING:
     from ddbench.catalog import Catalog
