@@ -1,7 +1,7 @@
 """Real data as a method sees it (`ExampleSet`), and distilled data as it is scored and shared (`DistilledSet`)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddbench.errors import DdbenchError, PluginError, UsageError
+from ddbench.errors import PluginError, UsageError
 from ddbench.files import atomic_write, sha256
 
 if TYPE_CHECKING:
@@ -72,6 +72,47 @@ class ImageSplits:
             parts.append(f"{tensor.dtype}{tuple(tensor.shape)}{sha256(tensor.contiguous().numpy().tobytes())}")
         return sha256("".join(parts).encode())
 
+    def validate(self, who: str, classes: int, sample_shape: tuple[int, ...] | None = None) -> None:
+        """Check types, shapes and labels; raises `PluginError` naming the plugin (`who`) and the first fault.
+
+        `sample_shape` is the one that was declared; without it the images of both splits must have one shape.
+        """
+        for fault, remedy in self._faults(classes, sample_shape):
+            raise PluginError(f"{who} gives {fault}.", remedy)
+
+    def _faults(self, classes: int, sample_shape: tuple[int, ...] | None) -> Iterator[tuple[str, str]]:
+        for split, images, labels in (
+            ("training", self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
+        ):
+            if _kind(images) != (torch.uint8, 4):
+                remedy = "Give a uint8 tensor [n, channels, height, width], pixels from 0 to 255."
+                yield f"{split} images {_described(images)}", remedy
+            if _kind(labels) != (torch.int64, 1):
+                remedy = "Give the number of its class for each image: an int64 tensor [n]."
+                yield f"{split} labels {_described(labels)}", remedy
+            if len(images) != len(labels) or not len(images):
+                remedy = "Give images in both splits, with one label each; check the files of the dataset."
+                yield f"{len(images)} {split} images and {len(labels)} labels", remedy
+            shape = tuple(images.shape[1:])
+            sample_shape = sample_shape or shape
+            if shape != sample_shape:
+                remedy = "Give all images of both splits one shape, and declare it as sample_shape."
+                yield f"{split} images of shape {list(shape)} where {list(sample_shape)} is expected", remedy
+            if not 0 <= labels.min() <= labels.max() < classes:
+                remedy = f"Number the classes from 0 as the dataset declares them; it declares {classes}."
+                yield f"{split} labels outside 0 .. {classes - 1}", remedy
+
+
+def _kind(thing: object) -> tuple[torch.dtype, int] | None:
+    return (thing.dtype, thing.dim()) if isinstance(thing, Tensor) else None
+
+
+def _described(thing: object) -> str:
+    if isinstance(thing, Tensor):
+        return f"of type {thing.dtype} and shape {list(thing.shape)}"
+    return f"of type {type(thing).__name__}"
+
 
 @dataclass(frozen=True)
 class ExampleSet:
@@ -92,9 +133,21 @@ class ExampleSet:
         """The same examples on `device`."""
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
 
-    def of_class(self, label: int) -> Tensor:
-        """Indices of the examples of one class, in their order."""
-        return torch.nonzero(self.labels == label).flatten()
+    def of_class(self, label: int, at_least: int = 0) -> Tensor:
+        """Indices of the examples of one class, in their order. Raises `UsageError` where it has too few."""
+        members = torch.nonzero(self.labels == label).flatten()
+        if len(members) < at_least:
+            name = self.info.classes[label]
+            if not len(members):
+                raise UsageError(
+                    f"class {name!r} of {self.info.label} is empty: it has no training images.",
+                    "Give it some, or take it out of the classes of the dataset.",
+                )
+            raise UsageError(
+                f"class {name!r} of {self.info.label} has {len(members)} training images, fewer than {at_least}.",
+                f"Ask for at most --ipc {len(members)}.",
+            )
+        return members
 
     def minibatch(self, size: int, generator: torch.Generator) -> Self:
         """`size` examples drawn without replacement (all of them, shuffled, where there are fewer)."""
@@ -123,13 +176,8 @@ class ExampleSet:
         if not balanced:
             return self.minibatch(per_class * len(self.info.classes), generator)
         chosen = []
-        for label, name in enumerate(self.info.classes):
-            members = self.of_class(label)
-            if len(members) < per_class:
-                raise UsageError(
-                    f"class {name!r} of {self.info.label} has {len(members)} training images, fewer than {per_class}.",
-                    f"Ask for at most --ipc {len(members)}.",
-                )
+        for label in range(len(self.info.classes)):
+            members = self.of_class(label, per_class)
             chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class].to(members.device)])
         return self[torch.cat(chosen)]
 
@@ -287,21 +335,7 @@ def _canonical(raw: bytes) -> bytes:
 
 
 def normalise(name: str, splits: ImageSplits, classes: tuple[str, ...], modality: str) -> tuple[ExampleSet, ExampleSet]:
-    """Train and test examples with zero mean and unit variance per channel over the training images.
-
-    Raises `DdbenchError` for data no network could be trained on: an empty split, or labels outside the classes.
-    """
-    for split, images, labels in (
-        ("training", splits.train_images, splits.train_labels),
-        ("test", splits.test_images, splits.test_labels),
-    ):
-        if len(images) != len(labels) or not len(images):
-            raise DdbenchError(
-                f"the {split} split of {name} has {len(images)} images and {len(labels)} labels.",
-                "Check the files of the dataset.",
-            )
-        if not 0 <= labels.min() <= labels.max() < len(classes):
-            raise DdbenchError(f"the {split} split of {name} has labels outside 0 .. {len(classes) - 1}.")
+    """Train and test examples with zero mean and unit variance per channel over the training images."""
     train = splits.train_images.float() / 255
     mean, std = train.mean((0, 2, 3)), train.std((0, 2, 3)).clamp_min(1e-6)
     info = DatasetInfo(
@@ -317,6 +351,6 @@ def normalise(name: str, splits: ImageSplits, classes: tuple[str, ...], modality
 
     def prepared(images: Tensor, labels: Tensor) -> ExampleSet:
         centred = images.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
-        return ExampleSet(centred, labels.long(), info)
+        return ExampleSet(centred, labels, info)
 
     return prepared(train, splits.train_labels), prepared(splits.test_images.float() / 255, splits.test_labels)

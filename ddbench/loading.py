@@ -36,15 +36,21 @@ def load_data(
 ) -> tuple[ExampleSet, ExampleSet]:
     """Train and test examples of a dataset, converted to `sample_shape` where one is given, and normalised.
 
-    Raises `PluginError` when the dataset's plugin fails, `UsageError` for a shape that images cannot be converted to.
+    Raises `PluginError` when the dataset's plugin fails or gives what is no data, `UsageError` for a shape that images
+    cannot be converted to.
     """
     splits = dataset.call(choice.options, data_dir(), download)
     if not isinstance(splits, ImageSplits):
-        raise PluginError(f"{dataset.who} returned {type(splits).__name__}, not ImageSplits.")
+        raise PluginError(
+            f"{dataset.who} returned {type(splits).__name__}, not ImageSplits.", "Return a ddbench.ImageSplits."
+        )
+    classes = tuple(dataset.facts["classes"])
+    # What is declared holds for the default options; others, such as a size, may change it.
+    plain = dataset.validated(choice.options) == dataset.validated({})
+    splits.validate(dataset.who, len(classes), tuple(dataset.facts["sample_shape"]) if plain else None)
     if sample_shape is not None:
         _check_memory(dataset.name, splits, sample_shape)
         splits = converted(splits, sample_shape)
-    classes = tuple(dataset.facts["classes"])
     return normalise(dataset.facts.get("label", dataset.name), splits, classes, dataset.facts.get("modality", "image"))
 
 
@@ -120,7 +126,7 @@ def build(component: Component, choice: Choice, info: DatasetInfo) -> nn.Module:
 def check_network(module: object, who: str, info: DatasetInfo) -> None:
     """Raise `PluginError` unless `module` maps examples of the dataset to one number for each class."""
     if not isinstance(module, nn.Module):
-        raise PluginError(f"{who} returned {type(module).__name__}, not an nn.Module.")
+        raise PluginError(f"{who} returned {type(module).__name__}, not an nn.Module.", "Return a torch.nn.Module.")
     try:
         with torch.no_grad(), evaluation_mode(module):
             shape = tuple(module(torch.zeros(2, *info.sample_shape)).shape)
@@ -130,4 +136,6 @@ def check_network(module: object, who: str, info: DatasetInfo) -> None:
             "Choose another with --network; `ddbench list networks` names them.",
         ) from error
     if shape != (2, len(info.classes)):
-        raise PluginError(f"{who} gives outputs {list(shape[1:])} for {len(info.classes)} classes.")
+        raise PluginError(
+            f"{who} gives outputs {list(shape[1:])} for {len(info.classes)} classes.", "Give one number for each class."
+        )

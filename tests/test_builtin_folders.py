@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from ddbench.bench import complete, prepare
+from ddbench.builtin.folders import _held_out
 from ddbench.catalog import Catalog
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.spec import RunSpec
@@ -78,6 +79,31 @@ def test_folders_that_hold_no_dataset(catalog: Catalog, tmp_path: Path, flat: Pa
     assert "PATH/train/CLASS" in error.value.hint
     (flat / "dark" / "broken.png").write_bytes(b"no image")
     with pytest.raises(DdbenchError, match=r"broken\.png cannot be read as an image"):
+        load(catalog, flat)
+
+
+def test_class_folders_without_images_are_named(catalog: Catalog, tmp_path: Path, flat: Path):
+    (flat / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"set/empty holds no images") as error:
+        load(catalog, flat)
+    assert ".png" in error.value.hint
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            draw(tmp_path / "split" / split / name / "1.png", 10)
+    draw(tmp_path / "split" / "test" / "c" / "1.png", 10)
+    with pytest.raises(UsageError, match=r"classes without training images: \['c'\]") as error:
+        load(catalog, tmp_path / "split")
+    assert "split/train" in error.value.hint
+    (tmp_path / "split" / "train" / "c").mkdir()
+    with pytest.raises(UsageError, match=r"split/train/c holds no images"):
+        load(catalog, tmp_path / "split")
+
+
+def test_a_class_that_is_all_held_out_is_named(catalog: Catalog, flat: Path):
+    (flat / "few").mkdir()
+    name = next(f"{i}.png" for i in range(100) if _held_out(flat / "few" / f"{i}.png"))
+    draw(flat / "few" / name, 9)
+    with pytest.raises(UsageError, match=r"every image of .*set/few falls into the fifth"):
         load(catalog, flat)
 
 

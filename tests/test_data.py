@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddbench.data import DatasetInfo, DistilledSet, ExampleSet, ImageSplits, normalise
-from ddbench.errors import DdbenchError, PluginError, UsageError
+from ddbench.errors import PluginError, UsageError
 from ddbench.task import Budget, Objective, Task
 
 INFO = DatasetInfo("toy", ("a", "b"), (1, 2, 2), (0.5,), (0.25,), "image", "c0ffee" * 10, False)
@@ -138,19 +138,39 @@ def test_a_partial_copy_is_named_by_its_content():
     assert splits(1).content_hash() != splits(0).content_hash() == splits(0).content_hash()
 
 
-def test_data_that_cannot_be_used():
-    good = splits()
-    with pytest.raises(DdbenchError, match="labels outside 0 .. 0"):
-        normalise("toy", good, ("a",), "image")
-    with pytest.raises(DdbenchError, match="0 images"):
-        normalise(
-            "toy",
-            dataclasses.replace(good, test_images=good.test_images[:0], test_labels=good.test_labels[:0]),
-            ("a", "b"),
-            "image",
-        )
-    with pytest.raises(DdbenchError, match="20 images and 6 labels"):
-        normalise("toy", dataclasses.replace(good, train_labels=good.test_labels), ("a", "b"), "image")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(train_labels=torch.eye(2)[torch.arange(20) % 2]), "training labels of type torch.float32 and shape [20, 2]"),
+        (dict(test_labels=torch.arange(6) % 2 + 0.3), "test labels of type torch.float32 and shape [6]"),
+        (dict(train_labels=None), "training labels of type NoneType"),
+        (dict(train_labels=torch.arange(6) % 2), "20 training images and 6 labels"),
+        (dict(test_images=splits().test_images[:0], test_labels=torch.arange(0)), "0 test images and 0 labels"),
+        (dict(train_labels=torch.arange(20) % 3), "training labels outside 0 .. 1"),
+        (dict(test_labels=torch.arange(6) % 2 - 1), "test labels outside 0 .. 1"),
+        (dict(train_images=splits().train_images.numpy()), "training images of type ndarray"),
+        (dict(test_images=splits().test_images[:, 0]), "test images of type torch.uint8 and shape [6, 4, 4]"),
+        (dict(train_images=torch.full((20, 3, 4, 4), torch.nan)), "training images of type torch.float32"),
+        (dict(test_images=splits().test_images[:, :, :3]), "test images of shape [3, 3, 4] where [3, 4, 4] is expected"),
+    ],
+)  # fmt: skip
+def test_data_that_cannot_be_used(change, told):
+    splits().validate("dataset 'toy'", 2)
+    splits().validate("dataset 'toy'", 2, (3, 4, 4))
+    with pytest.raises(PluginError) as error:
+        dataclasses.replace(splits(), **change).validate("dataset 'toy'", 2)
+    assert error.value.message.startswith(f"dataset 'toy' gives {told}") and error.value.hint
+    with pytest.raises(PluginError, match=r"training images of shape \[3, 4, 4\] where \[3, 5, 4\]"):
+        splits().validate("dataset 'toy'", 2, (3, 5, 4))
+
+
+def test_an_empty_class_is_said_to_be_empty():
+    one = dataclasses.replace(splits(), train_labels=torch.zeros(20, dtype=torch.int64))
+    train, _ = normalise("toy", one, ("a", "b"), "image")
+    with pytest.raises(UsageError, match="class 'b' of toy is empty") as error:
+        train.random_subset(1, torch.Generator())
+    assert "--ipc" not in error.value.hint
+    assert len(train.of_class(1)) == 0
 
 
 def test_subsets_are_balanced_and_repeatable():

@@ -1,9 +1,14 @@
+from typing import Annotated
+
+import pydantic
 import pytest
 import torch
 
+import ddbench
 from ddbench.data import ImageSplits
-from ddbench.errors import UsageError
-from ddbench.loading import conversion, converted
+from ddbench.errors import PluginError, UsageError
+from ddbench.loading import conversion, converted, load_data
+from ddbench.spec import Choice
 
 
 def splits(*shape: int) -> ImageSplits:
@@ -33,6 +38,31 @@ def test_resizing_keeps_flat_areas_and_means():
 def test_what_cannot_be_converted():
     with pytest.raises(UsageError, match="2 channels cannot be converted to 3"):
         converted(splits(2, 4, 4), (3, 4, 4))
+
+
+def test_what_a_plugin_loads_must_be_what_it_declares():
+    @ddbench.dataset(classes=("a", "b"), sample_shape=(1, 6, 6), network="linear")
+    def toy(
+        root: object, download: bool, *, size: Annotated[int, pydantic.Field(description="pixels a side")] = 6
+    ) -> ImageSplits:
+        """Images that are made up."""
+        return splits(1, size, size)
+
+    def loaded(toy: object, **options: int) -> tuple[int, ...]:
+        component = ddbench.component_of(toy, "dataset")
+        return load_data(component, Choice(name="toy", options=options), None, download=False)[0].info.sample_shape
+
+    assert loaded(toy) == loaded(toy, size=6) == (1, 6, 6)
+    # An option may give images another shape than the one that is declared without it.
+    assert loaded(toy, size=8) == (1, 8, 8)
+
+    @ddbench.dataset(classes=("a", "b"), sample_shape=(1, 6, 6), network="linear")
+    def wrong(root: object, download: bool) -> ImageSplits:
+        """Images of another height than declared."""
+        return splits(1, 5, 6)
+
+    with pytest.raises(PluginError, match=r"dataset 'wrong' .*\[1, 5, 6\] where \[1, 6, 6\] is expected"):
+        loaded(wrong)
 
 
 def test_conversion_in_words():

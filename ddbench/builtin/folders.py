@@ -66,19 +66,33 @@ def _listings(path: Path) -> tuple[Listing, Listing]:
     train_folder = next((folders[name] for name in TRAIN_NAMES if name in folders), None)
     test_folder = next((folders[name] for name in TEST_NAMES if name in folders), None)
     if train_folder and test_folder:
-        train, test = _by_class(train_folder), _by_class(test_folder)
+        parent, test = train_folder, _by_class(test_folder)
+        given = train = _by_class(parent)
     else:
-        both = _by_class(path)
-        train = {name: [f for f in files if not _held_out(f)] for name, files in both.items()}
-        test = {name: [f for f in files if _held_out(f)] for name, files in both.items()}
-    if len(train) < 2 or not all(train.values()) or not any(test.values()):
+        parent, given = path, _by_class(path)
+        train = {name: [f for f in files if not _held_out(f)] for name, files in given.items()}
+        test = {name: [f for f in files if _held_out(f)] for name, files in given.items()}
+    for name, files in given.items() if len(given) > 1 else ():
+        if not files:
+            raise UsageError(
+                f"the class folder {parent / name} holds no images.",
+                f"Put some into it ({', '.join(sorted(SUFFIXES))}), or remove it.",
+            )
+        if not train[name]:
+            raise UsageError(
+                f"every image of {parent / name} falls into the fifth that is held out for testing.",
+                "Add more, or lay it out as PATH/train/CLASS/*.png and PATH/test/CLASS/*.png.",
+            )
+    if len(given) < 2 or not any(test.values()):
         raise UsageError(
             f"{path} does not hold at least two class folders with training and test images.",
             "Lay it out as PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png.",
         )
-    if set(test) - set(train):
+    untrained = sorted(name for name, files in test.items() if files and name not in train)
+    if untrained:
         raise UsageError(
-            f"{path} has test images of classes without training images: {sorted(set(test) - set(train))}."
+            f"{path} has test images of classes without training images: {untrained}.",
+            f"Add training images of them to {parent}, or remove their test folders.",
         )
     return train, {name: test.get(name, []) for name in train}
 

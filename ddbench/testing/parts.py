@@ -137,14 +137,10 @@ def _load(subject: Subject) -> ImageSplits:
 def loads_what_it_declares(subject: Subject) -> None:
     """uint8 images and int64 labels of the declared shape and classes, every class in both splits."""
     loaded, facts = _load(subject), subject.component.facts
-    shape, classes = tuple(facts["sample_shape"]), len(facts["classes"])
-    for split in ("train", "test"):
-        images, labels = getattr(loaded, f"{split}_images"), getattr(loaded, f"{split}_labels")
-        if images.dtype != torch.uint8 or labels.dtype != torch.int64 or len(images) != len(labels):
-            raise Failed(f"the {split} split is {images.dtype} and {labels.dtype}.", "Give uint8 images, int64 labels.")
-        if tuple(images.shape[1:]) != shape:
-            raise Failed(f"{split} images are {list(images.shape[1:])}, declared {list(shape)}.", "Mend sample_shape.")
-        there = set(labels.unique().tolist())
+    classes = len(facts["classes"])
+    loaded.validate("it", classes, tuple(facts["sample_shape"]))
+    for split, labels in (("train", loaded.train_labels), ("test", loaded.test_labels)):
+        there = set(labels.tolist())
         if there != set(range(classes)):
             raise Failed(f"the {split} split has the labels {sorted(there)} of {classes} classes.", "Mend the classes.")
 

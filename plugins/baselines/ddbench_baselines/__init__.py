@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 import ddbench
-from ddbench import DdbenchError, DistilledSet, ExampleSet, Run, Task, UsageError
+from ddbench import DdbenchError, DistilledSet, ExampleSet, Run, Task
 from ddbench.parallel import for_each_network
 from ddbench.unroll import evaluation_mode, train, unstack
 
@@ -21,7 +21,8 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 @ddbench.method
 def average_real(task: Task, run: Run) -> DistilledSet:
     """The mean image of each class, taken in every step: one image per class, whatever the budget."""
-    means = [task.train.inputs[task.train.of_class(label)].mean(0) for label in range(len(task.info.classes))]
+    train, classes = task.train, len(task.info.classes)
+    means = [train.inputs[train.of_class(label, at_least=1)].mean(0) for label in range(classes)]
     labels = torch.arange(len(means), device=run.device)
     return DistilledSet(torch.stack(means)[None], task.objective.relabel(labels)[None])
 
@@ -35,18 +36,14 @@ def k_means(
 ) -> DistilledSet:
     """Per class, the centroids of k-means in normalised pixels, spread over the steps.
 
-    Seeded by k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's iterations.
+    Seeded by k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's iterations. A centroid is itself the image, so it
+    lies in pixels: in no other features would it be one.
     """
     from sklearn.cluster import KMeans
 
     count, centroids = task.budget.images_per_class, []
-    for label, name in enumerate(task.info.classes):
-        images = task.train.inputs[task.train.of_class(label)].flatten(1).cpu().double().numpy()
-        if len(images) < count:
-            raise UsageError(
-                f"class {name!r} of {task.info.label} has {len(images)} training images, fewer than {count}.",
-                f"Ask for at most --ipc {len(images)}.",
-            )
+    for label in range(len(task.info.classes)):
+        images = task.train.inputs[task.train.of_class(label, count)].flatten(1).cpu().double().numpy()
         seed = int(torch.randint(2**31, (), generator=run.generator))
         found = KMeans(count, init="k-means++", n_init=1, max_iter=iterations, random_state=seed).fit(images)
         centroids.append(torch.from_numpy(found.cluster_centers_).float().view(count, *task.info.sample_shape))

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ddbench.bench import complete, prepare
 from ddbench.catalog import Catalog
+from ddbench.errors import UsageError
 from ddbench.loop import Run
 from ddbench.spec import RunSpec
 
@@ -28,6 +31,16 @@ def test_average_real(catalog, tmp_path):
     assert found.labels.tolist() == [list(range(10))]
     sevens = bench.train.inputs[bench.train.labels == 7]
     torch.testing.assert_close(found.inputs[0, 7], sum(sevens) / len(sevens))
+
+
+@pytest.mark.parametrize("method", ["average_real", "k_means"])
+def test_an_empty_class_is_named(catalog, tmp_path, method):
+    spec, parts = complete(RunSpec.parse({"method": method, "network": "linear"}), catalog)
+    run = Run(tmp_path)
+    task = prepare(spec, parts).task(run.generator)
+    without = replace(task, train=task.train[task.train.labels.ne(7).nonzero().flatten()])
+    with pytest.raises(UsageError, match="class '7' of digits is empty"):
+        parts.method.call(spec.method.options, without, run)
 
 
 def test_k_means_finds_the_clusters(catalog, tmp_path):

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ddbench import DdbenchError, DistilledSet, Run, Task, UsageError
+from ddbench.environment import free_memory
 from ddbench.unroll import unstack
 from ddbench_coreset.trace import TRACED, one_network, penultimate, trace
 
@@ -37,14 +38,24 @@ def features_of(task: Task, run: Run, kind: str, epochs: int) -> Tensor:
         else:
             weights, buffers = next(unstack(module, task.networks.sample(1))), dict(module.named_buffers())
         found, _ = penultimate(module, weights, buffers, task.train.inputs)
-    return finite(found)
+    return finite(found, "features", "Choose other --set features, or another --network or --init.")
 
 
-def finite(values: Tensor) -> Tensor:
+def finite(values: Tensor, what: str = "scores", remedy: str = "Choose another --network, --init or --seed.") -> Tensor:
     """The same, or a `DdbenchError` where a value is not finite."""
     if not torch.isfinite(values).all():
-        raise DdbenchError("features or scores of the training images are not finite.", "Use other --set features.")
+        raise DdbenchError(f"{what} of the training images are not finite.", remedy)
     return values
+
+
+def check_memory(what: str, images: int, numbers: int, device: torch.device) -> None:
+    """Raise `DdbenchError` where so many numbers of double precision cannot fit."""
+    needed, free = 8 * numbers, free_memory(device)
+    if needed > free:
+        raise DdbenchError(
+            f"{what} of {images} images take {needed / 1e9:.0f} GB; {free / 1e9:.0f} GB are free.",
+            "Choose class by class (--set per_class=true), or a rule that needs less, such as herding.",
+        )
 
 
 def chosen(task: Task, rule: Rule, *, per_class: bool = True) -> DistilledSet:
@@ -52,19 +63,17 @@ def chosen(task: Task, rule: Rule, *, per_class: bool = True) -> DistilledSet:
 
     Raises `UsageError` where there are too few.
     """
-    count, classes = task.budget.images_per_class, task.info.classes
-    groups = [(name, task.train.of_class(label), count) for label, name in enumerate(classes)]
-    if not per_class:
-        everything = torch.arange(len(task.train), device=task.train.labels.device)
-        groups = [("all", everything, count * len(classes))]
-    picked = []
-    for name, members, wanted in groups:
-        if len(members) < wanted:
+    train, count, classes = task.train, task.budget.images_per_class, len(task.info.classes)
+    if per_class:
+        groups = [train.of_class(label, count) for label in range(classes)]
+    else:
+        groups, count = [torch.arange(len(train), device=train.labels.device)], count * classes
+        if len(train) < count:
             raise UsageError(
-                f"class {name!r} of {task.info.label} has {len(members)} training images, fewer than {wanted}.",
-                f"Ask for at most --ipc {len(members) // (1 if per_class else len(classes))}.",
+                f"{task.info.label} has {len(train)} training images, fewer than {count}.",
+                "Lower --ipc, or give the dataset more of them.",
             )
-        picked.append(members[rule(members, wanted).to(members.device)])
+    picked = [members[rule(members, count).to(members.device)] for members in groups]
     inputs, labels = task.train[torch.cat(picked)].in_steps(task.budget.steps)
     return DistilledSet(inputs, task.objective.relabel(labels))
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import ddbench
 from ddbench import DistilledSet, Run, Task
 from ddbench_coreset import selection
-from ddbench_coreset.choosing import Epochs, Features, PerClass, chosen, features_of
+from ddbench_coreset.choosing import Epochs, Features, PerClass, check_memory, chosen, features_of
 
 Seeding = Annotated[
     Literal["mean", "random", "farthest"],
@@ -67,8 +67,9 @@ def k_medoids(
     features: Features = "pixels",
     epochs: Epochs = 10,
     iterations: Annotated[int, Field(ge=0, description="Voronoi iterations at most")] = 100,
+    per_class: PerClass = True,
 ) -> DistilledSet:
-    """Per class, the real images that make the sum of distances to the nearest of them small.
+    """Keep the images that make the sum of distances to the nearest of them small.
 
     Greedy start (BUILD of Kaufman and Rousseeuw 1990), then Voronoi iteration (Park and Jun 2009), Euclidean distance.
     """
@@ -77,14 +78,16 @@ def k_medoids(
     def rule(members: Tensor, count: int) -> Tensor:
         return selection.k_medoids(_distances(space[members]), count, iterations)
 
-    return chosen(task, rule)
+    return chosen(task, rule, per_class=per_class)
 
 
 @ddbench.method(coreset=True)
-def facility_location(task: Task, run: Run, *, features: Features = "pixels", epochs: Epochs = 10) -> DistilledSet:
-    """Per class, the images that every image has a similar one among: facility location (Cornuejols et al. 1977).
+def facility_location(
+    task: Task, run: Run, *, features: Features = "pixels", epochs: Epochs = 10, per_class: PerClass = True
+) -> DistilledSet:
+    """Keep the images that every image has a similar one among: facility location (Cornuejols et al. 1977).
 
-    Maximised by lazy greedy choice. Similarity is the largest distance within the class less the distance.
+    Maximised by lazy greedy choice. Similarity is the largest distance between any two less the distance.
     """
     space = features_of(task, run, features, epochs)
 
@@ -92,7 +95,7 @@ def facility_location(task: Task, run: Run, *, features: Features = "pixels", ep
         distances = _distances(space[members])
         return selection.facility_location(distances.max() - distances, count)
 
-    return chosen(task, rule)
+    return chosen(task, rule, per_class=per_class)
 
 
 @ddbench.method(coreset=True)
@@ -115,6 +118,8 @@ def graph_cut(
 
 def _distances(features: Tensor) -> Tensor:
     """Euclidean, `[n, n]`, exactly symmetric and zero on the diagonal."""
+    # The matrix, its mirror image and their mean.
+    check_memory("distances", len(features), 3 * len(features) ** 2, features.device)
     distances = torch.cdist(features.double(), features.double())
     distances = (distances + distances.T) / 2
     return distances.fill_diagonal_(0.0)

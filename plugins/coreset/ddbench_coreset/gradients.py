@@ -10,13 +10,13 @@ from torch.nn import functional as F
 import ddbench
 from ddbench import DistilledSet, Run, Task, UsageError
 from ddbench_coreset import selection
-from ddbench_coreset.choosing import Epochs, PerClass, chosen, finite, highest
+from ddbench_coreset.choosing import Epochs, PerClass, check_memory, chosen, finite, highest
 from ddbench_coreset.trace import TRACED, one_network, penultimate, trace
 
 
 @ddbench.method(coreset=True)
-def craig(task: Task, run: Run, *, epochs: Epochs = 10) -> DistilledSet:
-    """Per class, the examples that every example's gradient has a close one among (Mirzasoleiman et al. 2020, CRAIG).
+def craig(task: Task, run: Run, *, epochs: Epochs = 10, per_class: PerClass = True) -> DistilledSet:
+    """Keep the examples that every example's gradient has a close one among (Mirzasoleiman et al. 2020, CRAIG).
 
     Lazy greedy facility location on the distances of last-layer gradients, after `epochs` epochs; the weights that the
     paper gives the chosen are left out, as a distilled set has none.
@@ -27,7 +27,7 @@ def craig(task: Task, run: Run, *, epochs: Epochs = 10) -> DistilledSet:
         distances = _gradient_distances(errors[members], features[members])
         return selection.facility_location(distances.max() - distances, count)
 
-    return chosen(task, rule)
+    return chosen(task, rule, per_class=per_class)
 
 
 @ddbench.method(coreset=True)
@@ -37,8 +37,9 @@ def grad_match(
     *,
     epochs: Epochs = 10,
     ridge: Annotated[float, Field(ge=0, description="weight of the squares of the fitted weights")] = 0.5,
+    per_class: PerClass = True,
 ) -> DistilledSet:
-    """Per class, the examples whose weighted gradients give the mean gradient (Killamsetty et al. 2021, GRAD-MATCH).
+    """Keep the examples whose weighted gradients give the mean gradient (Killamsetty et al. 2021, GRAD-MATCH).
 
     Orthogonal matching pursuit on last-layer gradients after `epochs` epochs; the fitted weights serve the choice and
     are left out after it, as a distilled set has none.
@@ -46,10 +47,13 @@ def grad_match(
     errors, features = _last_layer(task, run, epochs)
 
     def rule(members: Tensor, count: int) -> Tensor:
+        # Once as they are, once more while they are looked through.
+        numbers = 2 * len(members) * errors.shape[1] * features.shape[1]
+        check_memory("gradients", len(members), numbers, errors.device)
         gradients = (errors[members][:, :, None] * features[members][:, None, :]).flatten(1)
         return selection.matching_pursuit(gradients, gradients.mean(0), count, ridge)
 
-    return chosen(task, rule)
+    return chosen(task, rule, per_class=per_class)
 
 
 @ddbench.method(coreset=True)
@@ -101,6 +105,7 @@ def _last_layer(task: Task, run: Run, epochs: int) -> tuple[Tensor, Tensor]:
 
 def _gradient_distances(errors: Tensor, features: Tensor) -> Tensor:
     """Euclidean distances of a_i h_i', `[n, n]`, from <a_i h_i', a_j h_j'> = <a_i, a_j> <h_i, h_j>."""
+    check_memory("distances", len(errors), 3 * len(errors) ** 2, errors.device)
     products = (errors @ errors.T) * (features @ features.T)
     squares = products.diagonal()
     return (squares[:, None] + squares[None, :] - 2 * products).clamp(min=0).sqrt().fill_diagonal_(0.0)

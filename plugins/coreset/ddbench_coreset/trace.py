@@ -18,6 +18,7 @@ from ddbench.files import atomic_write, sha256
 from ddbench.inner import inner_mode
 from ddbench.operators import FastOperators
 from ddbench.parallel import for_each_network
+from ddbench.snapshots import finite
 from ddbench.unroll import evaluation_mode, unstack
 
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.05, 0.9, 5e-4
@@ -25,6 +26,10 @@ TRACED = 2
 """Networks of the training that serves all methods where nothing else is said."""
 CHUNK = 500
 """Examples per forward pass when all are looked at."""
+FORMAT = 2
+"""Of the files in the cache: those of another format are not found. Raise it with what is kept, or how it is made."""
+KINDS = {"weights": "w.", "buffers": "b.", "early": "ew.", "early_buffers": "eb."}
+"""What the names of a trace's weights and buffers begin with where all are in one mapping."""
 PER_EXAMPLE = 128
 """Examples whose gradients are taken apart at a time."""
 
@@ -34,16 +39,17 @@ class Trace:
     """Of every network and every epoch, as the epoch left the network: margins and errors of all training examples.
 
     `margins [nets, epochs, n]`: the logit of an example's own class less the largest other; positive where it is
-    classified rightly. `errors [nets, epochs, n]`: |softmax - one-hot|_2. `weights`, `early`: `{name: [nets, *shape]}`
-    after the last epoch and after the one that `early_epoch` names; `buffers` likewise, after the last.
+    classified rightly. `errors [nets, epochs, n]`: |softmax - one-hot|_2. `weights` and `buffers` after the last epoch,
+    `early` and `early_buffers` after the one that `early_epoch` names: `{name: [nets, *shape]}`.
     """
 
     margins: Tensor
     errors: Tensor
-    weights: dict[str, Tensor]
-    early: dict[str, Tensor]
-    buffers: dict[str, Tensor]
     early_epoch: int
+    weights: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    early: dict[str, Tensor]
+    early_buffers: dict[str, Tensor]
 
 
 def trace(task: Task, run: Run, networks: int, epochs: int) -> Trace:
@@ -51,22 +57,23 @@ def trace(task: Task, run: Run, networks: int, epochs: int) -> Trace:
 
     SGD, batches of 128, momentum .9, weight decay 5e-4, rate .05 falling linearly to zero. Kept in the cache folder:
     one training serves every method and budget. The early epoch, for scores that are about the beginning, is a fifth
-    of the way.
+    of the way. Raises `DdbenchError` where the training diverges.
     """
     starts = task.networks.sample(networks)
     module, examples = task.networks.module, task.train
     early_epoch = max(0, epochs // 5 - 1)
     path = cache_dir() / "traces" / f"{_key(module, starts, examples, run.seed, epochs)}.safetensors"
-    kept = _read(path, run.device)
+    kept = _read(path, run.device, early_epoch)
     if kept is not None:
-        return Trace(*kept, early_epoch)
+        return kept
 
     count = len(next(iter(starts.values())))
     state = {f"w.{name}": tensor.clone() for name, tensor in starts.items()}
     state |= {f"m.{name}": torch.zeros_like(tensor) for name, tensor in starts.items()}
-    state |= {f"e.{name}": tensor.clone() for name, tensor in starts.items()}
+    state |= {f"ew.{name}": tensor.clone() for name, tensor in starts.items()}
     for name, buffer in module.named_buffers():
-        state[f"b.{name}"] = buffer[None].expand(count, *buffer.shape).clone()
+        for kind in ("b.", "eb."):
+            state[f"{kind}{name}"] = buffer[None].expand(count, *buffer.shape).clone()
     margins = torch.zeros(count, epochs, len(examples), device=run.device)
     errors, done = torch.zeros_like(margins), torch.zeros((), dtype=torch.long)
     for epoch in run.loop(epochs, {**state, "margins": margins, "errors": errors, "done": done}):
@@ -79,15 +86,22 @@ def trace(task: Task, run: Run, networks: int, epochs: int) -> Trace:
 
         for net, (mine, margin, error) in enumerate(for_each_network(one, module, range(count))):
             for name, tensor in mine.items():
-                state[name][net] = tensor
-                if name.startswith("w.") and epoch == early_epoch:
-                    state[f"e.{name[2:]}"][net] = tensor
+                if name.startswith(("w.", "b.", "m.")):
+                    state[name][net] = tensor
+                # Up to the early epoch: a training that ends before it has its last one there.
+                if name.startswith(("w.", "b.")) and epoch <= early_epoch:
+                    state[f"e{name}"][net] = tensor
             margins[net, epoch], errors[net, epoch] = margin, error
+            # A roll-back would be of no use: the same seed trains the same way again.
+            if not finite({**mine, "margin": margin, "error": error}):
+                raise DdbenchError(
+                    f"the training that scores and features come from diverged in epoch {epoch + 1} of {epochs}.",
+                    "Choose another --network, --init or --seed.",
+                )
         done.fill_(epoch + 1)
         run.log(trained_accuracy=(margins[:, epoch] > 0).float().mean())
     seen = max(1, int(done))
-    groups = (_of(state, "w."), _of(state, "e."), _of(state, "b."))
-    found = Trace(margins[:, :seen], errors[:, :seen], *groups, min(early_epoch, seen - 1))
+    found = Trace(margins[:, :seen], errors[:, :seen], min(early_epoch, seen - 1), **_groups(state))
     if seen == epochs:
         _write(path, found)
     return found
@@ -115,7 +129,7 @@ def gradient_norms(task: Task, found: Trace) -> Tensor:
     each = vmap(grad(loss), (None, None, 0, 0))
     norms = []
     with evaluation_mode(module):
-        for weights, buffers in _networks(module, found.early, found.buffers):
+        for weights, buffers in _networks(module, found.early, found.early_buffers):
             parts = []
             for x, y in zip(
                 torch.split(examples.inputs, PER_EXAMPLE), torch.split(examples.labels, PER_EXAMPLE), strict=True
@@ -199,30 +213,32 @@ def _of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
+def _groups(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    return {field: _of(state, prefix) for field, prefix in KINDS.items()}
+
+
 def _key(module: nn.Module, starts: dict[str, Tensor], examples: ExampleSet, seed: int, epochs: int) -> str:
     """Everything the trace depends on: network, initial weights, data, order of the examples, length."""
     weights = b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in starts.values())
-    recipe = (epochs, BATCH, RATE, MOMENTUM, DECAY)
+    recipe = (FORMAT, epochs, BATCH, RATE, MOMENTUM, DECAY)
     facts = [repr(module), sha256(weights), examples.info.content_hash, len(examples), seed, recipe]
     return sha256("\n".join(map(str, [*facts, torch.__version__, examples.inputs.device])).encode())
 
 
 def _write(path: Path, found: Trace) -> None:
     tensors = {"margins": found.margins, "errors": found.errors}
-    for prefix, group in (("w.", found.weights), ("e.", found.early), ("b.", found.buffers)):
-        tensors |= {f"{prefix}{name}": tensor for name, tensor in group.items()}
+    for field, prefix in KINDS.items():
+        tensors |= {f"{prefix}{name}": tensor for name, tensor in getattr(found, field).items()}
     # A cache that cannot be written costs time, not the run.
     with contextlib.suppress(DdbenchError):
         atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in tensors.items()}))
 
 
-def _read(
-    path: Path, device: torch.device
-) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]] | None:
+def _read(path: Path, device: torch.device, early_epoch: int) -> Trace | None:
     if not path.exists():
         return None
     try:
         state = {name: tensor.to(device) for name, tensor in safetensors.torch.load_file(path).items()}
     except (safetensors.SafetensorError, OSError) as error:
         raise UsageError(f"{path} is damaged: {error}.", "Remove it; it is made again when it is needed.") from error
-    return state["margins"], state["errors"], _of(state, "w."), _of(state, "e."), _of(state, "b.")
+    return Trace(state["margins"], state["errors"], early_epoch, **_groups(state))

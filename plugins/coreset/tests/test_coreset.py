@@ -2,20 +2,23 @@ import itertools
 
 import pytest
 import torch
+from ddbench_coreset import choosing, gradients
 from ddbench_coreset.selection import greedy_k_center, herd
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import nnls
 
 import ddbench
 from ddbench.catalog import Catalog
+from ddbench.data import DatasetInfo, ExampleSet
 from ddbench.loop import Run
 from ddbench.task import Budget, Objective, Task
 
 
 @st.composite
-def features(draw) -> torch.Tensor:
+def features(draw, least: int = 1) -> torch.Tensor:
     """Small integers, so that ties and duplicates are common."""
-    n, d = draw(st.integers(1, 7)), draw(st.integers(1, 3))
+    n, d = draw(st.integers(least, 7)), draw(st.integers(1, 3))
     values = draw(st.lists(st.integers(-3, 3), min_size=n * d, max_size=n * d))
     return torch.tensor(values, dtype=torch.float64).view(n, d)
 
@@ -94,6 +97,91 @@ def test_real_images_of_each_class(catalog, tmp_path, method):
     real = {image.numpy().tobytes(): int(label) for image, label in zip(train.inputs, train.labels, strict=True)}
     for image, label in zip(*made.flat(), strict=True):
         assert real[image.numpy().tobytes()] == int(label)
+
+
+def from_all_classes(catalog: Catalog, method: str, matrix: torch.Tensor, count: int, **options) -> list[int]:
+    """Which rows `method` chooses, `count` for each of two classes, from both together."""
+    info = DatasetInfo("toy", ("a", "b"), (1, 1, matrix.shape[1]), (0.0,), (1.0,), "image", "", False)
+    train = ExampleSet(matrix.float()[:, None, None], torch.arange(len(matrix)) % 2, info)
+    task = Task(train, Objective(None, None, ""), None, Budget(count, 1, 1), info)
+    component = catalog.get("method", method)
+    made = component.call(component.validated({"per_class": False, **options}), task, None)
+    left = list(range(len(matrix)))
+    for image, label in zip(*made.flat(), strict=True):
+        left.remove(next(i for i in left if torch.equal(train.inputs[i], image) and train.labels[i] == label))
+    return [i for i in range(len(matrix)) if i not in left]
+
+
+def greedy(chosen: list[int], n: int, value, before: tuple[int, ...] = ()) -> bool:
+    """Whether there is an order of `chosen` that takes, one after the other, one of the best of all n."""
+    values = {i: value([*before, i]) for i in range(n) if i not in before}
+    best = max(values.values(), default=0) - 1e-6
+    return len(before) == len(chosen) or any(
+        values[i] >= best and greedy(chosen, n, value, (*before, i)) for i in chosen if i not in before
+    )
+
+
+def coverage(matrix: torch.Tensor):
+    distances = torch.cdist(matrix, matrix)
+    return lambda subset: float((distances.max() - distances[:, subset]).amax(1).sum())
+
+
+def cost(matrix: torch.Tensor, subset: list[int]) -> float:
+    return float(torch.cdist(matrix, matrix)[:, subset].amin(1).sum())
+
+
+@settings(deadline=None, max_examples=50)
+@given(features(least=2), st.data())
+def test_k_medoids_of_all_classes_together(catalog, matrix, data):
+    count = data.draw(st.integers(1, len(matrix) // 2))
+    start = from_all_classes(catalog, "k_medoids", matrix, count, iterations=0)
+    assert len(start) == 2 * count
+    assert greedy(start, len(matrix), lambda subset: -cost(matrix, subset))
+    assert cost(matrix, from_all_classes(catalog, "k_medoids", matrix, count)) <= cost(matrix, start) + 1e-6
+
+
+@settings(deadline=None, max_examples=50)
+@given(features(least=2), st.data())
+def test_facility_location_over_all_classes_together(catalog, matrix, data):
+    count = data.draw(st.integers(1, len(matrix) // 2))
+    chosen = from_all_classes(catalog, "facility_location", matrix, count)
+    assert len(chosen) == 2 * count
+    assert greedy(chosen, len(matrix), coverage(matrix))
+
+
+@pytest.mark.parametrize("method", ["craig", "grad_match"])
+@settings(deadline=None, max_examples=50)
+@given(features(least=2), st.data())
+def test_gradients_of_all_classes_together(catalog, method, matrix, data):
+    n, count = len(matrix), data.draw(st.integers(1, len(matrix) // 2))
+    errors = torch.tensor(data.draw(st.lists(st.integers(-2, 2), min_size=2 * n, max_size=2 * n))).double().view(n, 2)
+    products = (errors[:, :, None] * matrix[:, None, :]).flatten(1)
+
+    def product_with_what_is_left(subset: list[int]) -> float:
+        *before, last = subset
+        columns, target = products[before].T, products.mean(0)
+        weights = torch.from_numpy(nnls(columns.numpy(), target.numpy())[0]) if before else torch.zeros(0).double()
+        return float(products[last] @ (target - columns @ weights))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradients, "_last_layer", lambda *arguments: (errors, matrix))
+        options = {"ridge": 0.0} if method == "grad_match" else {}
+        chosen = from_all_classes(catalog, method, torch.arange(n)[:, None], count, **options)
+    assert len(chosen) == 2 * count
+    assert greedy(chosen, n, product_with_what_is_left if method == "grad_match" else coverage(products))
+
+
+def test_distances_that_do_not_fit_in_memory(catalog, monkeypatch):
+    monkeypatch.setattr(choosing, "free_memory", lambda device: 1000)
+    assert len(from_all_classes(catalog, "k_medoids", torch.eye(6), 1)) == 2
+    with pytest.raises(ddbench.DdbenchError, match="distances of 8 images") as error:
+        from_all_classes(catalog, "k_medoids", torch.eye(8), 1)
+    assert "per_class=true" in error.value.hint
+
+
+def test_too_few_in_all(catalog):
+    with pytest.raises(ddbench.UsageError, match="toy has 3 training images, fewer than 4"):
+        from_all_classes(catalog, "herding", torch.eye(3), 2)
 
 
 def test_herding_starts_near_the_mean_and_k_center_spreads(catalog, tmp_path):

@@ -1,5 +1,6 @@
 """Scores of one shared training, against what autograd and the definitions say."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from ddbench_coreset import dynamics, gradients
 from ddbench_coreset import trace as tracing
 from ddbench_coreset.choosing import features_of
+from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -16,6 +18,7 @@ from ddbench.catalog import Catalog
 from ddbench.environment import cache_dir
 from ddbench.loop import Run
 from ddbench.spec import RunSpec
+from ddbench.task import Networks
 
 EPOCHS = 6
 SCORED = ["forgetting", "el2n", "grand", "aum", "uncertainty", "ccs", "craig", "grad_match", "example_value"]
@@ -124,7 +127,7 @@ def test_forgetting_counts_events(catalog, cache, tmp_path, monkeypatch):
     margins[0, [1, 3], first[1]] = -1  # twice
     margins[0, :, first[2]] = -1  # never learned
     margins[0, 0, first[3]] = -1  # learned late, and kept
-    made_up = tracing.Trace(margins, margins, {}, {}, {}, 0)
+    made_up = tracing.Trace(margins, margins, 0, {}, {}, {}, {})
     monkeypatch.setattr(dynamics, "trace", lambda *arguments: made_up)
     _, made = distilled(catalog, tmp_path / "counted", "forgetting", 3, epochs=4)
     assert [i for i in places(task, made) if int(task.train.labels[i]) == 0] == [first[2], first[1], first[0]]
@@ -189,6 +192,59 @@ def test_running_statistics_are_each_networks_own(catalog, cache, tmp_path):
     found = tracing.trace(task, run, 2, 2)
     means = found.buffers["bn1.running_mean"]
     assert means.shape[0] == 2 and not torch.equal(means[0], means[1])
+
+
+def with_batch_norm(catalog: Catalog, run: Run) -> ddbench.Task:
+    task = bench_of(catalog).task(run.generator)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+
+    def draw(module, info, n, generator, side):
+        return {name: 0.2 * torch.randn((n, *p.shape), generator=generator) for name, p in module.named_parameters()}
+
+    networks = Networks(module, draw, task.info, run.generator, "train")
+    return dataclasses.replace(task, networks=networks)
+
+
+def test_early_in_training_weights_go_with_the_running_statistics_of_that_epoch(catalog, cache, tmp_path):
+    epochs = 10
+    run = Run(tmp_path)
+    task = with_batch_norm(catalog, run)
+    made = tracing.trace(task, run, 2, epochs)
+    again = Run(tmp_path / "again")
+    found = tracing.trace(with_batch_norm(catalog, again), again, 2, epochs)
+    assert again.steps_done == 0 and found.early_epoch == 1
+    module, examples = task.networks.module.eval(), task.train
+    norms = tracing.gradient_norms(task, found)
+    expected = torch.zeros(2, 2)
+    for net in range(2):
+        weights = {name: tensor[net].requires_grad_() for name, tensor in found.early.items()}
+        buffers = {name: tensor[net] for name, tensor in found.early_buffers.items()}
+        assert not torch.equal(buffers["2.running_var"], found.buffers["2.running_var"][net])
+        assert torch.equal(buffers["2.running_var"], made.early_buffers["2.running_var"][net])
+        logits = functional_call(module, (weights, buffers), (examples.inputs,))
+        own = logits.gather(1, examples.labels[:, None])
+        others = logits.scatter(1, examples.labels[:, None], -torch.inf).amax(1)
+        torch.testing.assert_close(found.margins[net, 1], own[:, 0] - others)
+        for place, i in enumerate((0, 500)):
+            loss = F.cross_entropy(logits[i : i + 1], examples.labels[i : i + 1])
+            grads = torch.autograd.grad(loss, list(weights.values()), retain_graph=True)
+            expected[net, place] = torch.cat([g.flatten() for g in grads]).norm()
+    torch.testing.assert_close(norms[[0, 500]], expected.mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_a_trace_of_another_format_is_not_used(catalog, cache, tmp_path, monkeypatch):
+    distilled(catalog, tmp_path / "now", "aum", epochs=1)
+    monkeypatch.setattr(tracing, "FORMAT", tracing.FORMAT + 1)
+    distilled(catalog, tmp_path / "later", "aum", epochs=1)
+    assert len(list((cache / "traces").iterdir())) == 2
+
+
+def test_a_training_that_diverges_says_what_can_be_changed(catalog, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracing, "RATE", 1e30)
+    with pytest.raises(ddbench.DdbenchError, match="diverged in epoch 1 of 6") as error:
+        distilled(catalog, tmp_path / "run", "aum", epochs=EPOCHS)
+    assert error.value.hint == "Choose another --network, --init or --seed."
+    assert not (cache / "traces").exists()
 
 
 def test_whole_set_choice_takes_the_best_of_all_classes(catalog, cache, tmp_path):
