@@ -2,6 +2,8 @@
 
 import json
 import re
+from enum import StrEnum
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +15,20 @@ from ddbench.errors import UsageError
 from ddbench.options import parse_assignments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from ddbench.bench import Bench
     from ddbench.catalog import Catalog
     from ddbench.data import DistilledSet, ExampleSet
     from ddbench.runner import Scores
+    from ddbench.spec import RunSpec
+
+
+class FileLabels(StrEnum):
+    """What soft labels of a foreign file are."""
+
+    PROBABILITIES = "probabilities"
+    LOGITS = "logits"
 
 
 def evaluate(
@@ -38,7 +48,9 @@ def evaluate(
         str | None, named("network", "Score on these architectures too.", metavar="NAME,NAME,...")
     ] = None,
     also_on: Annotated[str | None, named("dataset", "Score on these datasets too.", metavar="NAME,NAME,...")] = None,
-    repetition: Annotated[int, typer.Option(min=0, help="Which set of a .pt file that holds several.")] = 0,
+    repetition: Annotated[
+        int | None, typer.Option(min=0, help="Which set of a .pt file that holds several. [0]")
+    ] = None,
     file_mean: Annotated[
         str | None,
         typer.Option(help="What a foreign file's images were normalised by. [the dataset's own]", metavar="R,G,B"),
@@ -47,6 +59,9 @@ def evaluate(
     file_zca: Annotated[
         bool, typer.Option("--file-zca", help="A foreign file's images are ZCA-whitened, as MTT's of CIFAR are.")
     ] = False,
+    file_labels: Annotated[
+        FileLabels | None, typer.Option(help="What a foreign file's soft labels are. [probabilities]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
     assignments: Sets = None,
     plugin: Plugins = None,
@@ -55,7 +70,8 @@ def evaluate(
     """Score a distilled set again, under its own setting or another; writes nothing.
 
     Released files: a `.pt` whose `data` lists [images, labels] (DC, DSA, DM), a folder with `images_best.pt` and
-    `labels_best.pt` (MTT, DATM), an `.npz` with `images` and `labels` (KIP). No code of theirs is run.
+    `labels_best.pt` (MTT, DATM), an `.npz` with `images` and `labels` (KIP). No code of theirs is run. Soft labels must
+    be probabilities; where they are logits of a teacher (DATM), say `--file-labels logits`.
 
     Examples:
 
@@ -76,77 +92,155 @@ def evaluate(
     with failures_told(as_json=as_json, verbose=ctx.obj):
         from ddbench import runner
         from ddbench.catalog import Catalog
+        from ddbench.errors import DdbenchError, Interrupted
         from ddbench.files import sha256
+        from ddbench.protocols import label_regime
         from ddbench.render.live import live
-        from ddbench.render.tables import score_lines
 
-        normalised_by = (_triple("--file-mean", file_mean), _triple("--file-std", file_std))
-        if file_zca and any(normalised_by):
+        about_file = {
+            "--repetition": repetition,
+            "--file-mean": _triple("--file-mean", file_mean),
+            "--file-std": _triple("--file-std", file_std),
+            "--file-zca": file_zca or None,
+            "--file-labels": file_labels,
+        }
+        if file_zca and (about_file["--file-mean"] or about_file["--file-std"]):
             raise UsageError("--file-zca goes without --file-mean and --file-std.", "Whitened images have neither.")
         catalog = Catalog(plugin or [])
         warn_of_plugins(catalog, plugin)
-        path, distilled, made_for = _opened(file, dataset, repetition, normalised_by, file_zca, catalog)
+        path, distilled, made_for, notes = _opened(file, dataset, about_file, catalog)
         # Networks that score are what an option of the init is about here.
         settings = {re.sub(r"^init\.", "eval_init.", k): v for k, v in parse_assignments(assignments or []).items()}
         spec = merged(made_for, flags, settings, set())
-        own = spec.network.name if spec.network else ""
-        places: list[dict[str, str]] = [{}]
-        places += [{"network": name} for name in _names(cross_network) if name != own]
-        places += [{"dataset": name} for name in _names(also_on) if name != spec.dataset.name]
-        found = []
+        places = _places(path, distilled, spec, _names(cross_network), _names(also_on), catalog)
+        found, passed_over = [], []
         with live() as reporter:
-            for place in places:
-                one = merged(spec.model_dump(exclude_unset=True), place, {}, set())
+            for note in notes:
+                reporter.say(note)
+            for place, one in places:
+                made: list[DistilledSet] = []
                 try:
-                    found.append(runner.evaluate(distilled, one, catalog=catalog, reporter=reporter))
-                except UsageError as error:
+                    bench, scores = runner.evaluate(_noting(distilled, made), one, catalog=catalog, reporter=reporter)
+                    found.append((bench, scores, label_regime(bench.spec.protocol, made[0])))
+                except Interrupted:
+                    raise
+                except DdbenchError as error:
                     # What was scored already is not lost to a network or dataset that does not fit.
                     if not found:
                         raise
+                    passed_over.append({**place, "reason": error.message})
                     reporter.say(f"Passed over {', '.join(place.values())}: {error.message}")
-        bench = found[0][0]
         if as_json:
             digest = sha256(path.read_bytes()) if path.is_file() else None
-            others = [_document(*one) for one in found[1:]]
-            print_json({**_document(*found[0]), "artifact": {"path": str(path), "sha256": digest}, "others": others})
+            print_json(
+                {
+                    **_document(*found[0]),
+                    "artifact": {"path": str(path), "sha256": digest},
+                    "others": [_document(*one) for one in found[1:]],
+                    "passed_over": passed_over,
+                }
+            )
             return
-        primary, higher = bench.setting.objective.primary, bench.setting.objective.higher_is_better
-        for its_bench, scores in found:
+        for bench, scores, regime in found:
             if len(found) > 1:
-                named = its_bench.spec.network.name if its_bench.spec.network else ""
-                typer.echo(f"{named} on {its_bench.record.name}, {its_bench.spec.protocol}")
-            lines = score_lines(primary, scores.after[primary], scores.before[primary], scores.companions, higher)
-            typer.echo("\n".join(lines))
+                named = bench.spec.network.name if bench.spec.network else ""
+                typer.echo(f"{named} on {bench.record.name}, {bench.spec.protocol}")
+            typer.echo("\n".join(_lines(bench, scores, regime)))
+
+
+def _noting(
+    distilled: "DistilledSet | Callable[[ExampleSet], DistilledSet]", made: "list[DistilledSet]"
+) -> "DistilledSet | Callable[[ExampleSet], DistilledSet]":
+    """The same, leaving the set in `made` as soon as it is there."""
+    if not callable(distilled):
+        made.append(distilled)
+        return distilled
+
+    def note(train: "ExampleSet") -> "DistilledSet":
+        made.append(distilled(train))
+        return made[0]
+
+    return note
+
+
+def _places(
+    path: Path,
+    distilled: "DistilledSet | Callable[[ExampleSet], DistilledSet]",
+    spec: "RunSpec",
+    networks: list[str],
+    datasets: list[str],
+    catalog: "Catalog",
+) -> "list[tuple[dict[str, str], RunSpec]]":
+    """What to score the set on, as it differs from `spec`, and the whole spec of each; every one once.
+
+    Raises `UsageError`, before anything is scored, for a name that does not exist, and for a dataset of other classes
+    than the set says it was made for.
+    """
+    from ddbench.bench import complete
+    from ddbench.data import DistilledSet
+
+    its_classes = distilled.metadata.get("classes") if isinstance(distilled, DistilledSet) else None
+    places: list[dict[str, str]] = [{}, *({"network": name} for name in networks), *({"dataset": d} for d in datasets)]
+    found, met = [], set()
+    for place in places:
+        one = merged(spec.model_dump(exclude_unset=True), place, {}, set())
+        completed, parts = complete(one, catalog, with_method=False)
+        if its_classes is not None:
+            _check_classes(path, its_classes, completed.dataset.name, parts.dataset.facts["classes"])
+        # The usual network of a dataset may have options, so names alone do not tell.
+        if completed.canonical() not in met:
+            met.add(completed.canonical())
+            found.append((place, one))
+    return found
+
+
+def _check_classes(path: Path, told: str, dataset: str, classes: "Sequence[object]") -> None:
+    """Raise `UsageError` where a set's labels stand for other classes than the dataset's."""
+    try:
+        own = [str(name) for name in json.loads(told)]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UsageError(f"{path} does not say what its classes are.", "Take a file as ddbench wrote it.") from error
+    for label, (name, other) in enumerate(zip_longest(own, map(str, classes))):
+        if name != other:
+            its, theirs = ("no class" if n is None else repr(n) for n in (name, other))
+            raise UsageError(
+                f"label {label} is {its} in {path} and {theirs} in {dataset}.",
+                "Score it on a dataset with the same classes in the same order.",
+            )
 
 
 def _opened(
-    file: Path,
-    dataset: str | None,
-    repetition: int,
-    normalised_by: tuple[tuple[float, ...] | None, ...],
-    whitened: bool,
-    catalog: "Catalog",
-) -> "tuple[Path, DistilledSet | Callable[[ExampleSet], DistilledSet], dict[str, Any]]":
-    """The set's path, the set (or what makes it of the training examples), and the fields of its spec."""
+    file: Path, dataset: str | None, about_file: dict[str, Any], catalog: "Catalog"
+) -> "tuple[Path, DistilledSet | Callable[[ExampleSet], DistilledSet], dict[str, Any], tuple[str, ...]]":
+    """The set's path, the set (or what makes it of the training examples), the fields of its spec, and what to tell.
+
+    `about_file` are the options that say how to read a foreign file, None where they were not given.
+    """
     from ddbench.data import DistilledSet
 
     path = file / "distilled.safetensors" if (file / "distilled.safetensors").exists() else file
     if path.suffix == ".safetensors":
+        for option, value in about_file.items():
+            if value is not None:
+                raise UsageError(
+                    f"{option} is about files that others made; {path} is ddbench's own.", f"Leave out {option}."
+                )
         own = DistilledSet.load(path)
         made_for = _made_for(own.metadata.get("spec"), path)
         target = made_for.get("target")
         if target and made_for.get("eval_init") == target:
             # Scoring draws from the target, whatever its options are now.
             del made_for["eval_init"]
-        return path, own, made_for
+        return path, own, made_for, ()
     if not path.exists():
         raise UsageError(f"there is no file {path}.", "Give the path of a distilled set.")
     if dataset is None:
         raise UsageError(f"{path} does not say what it was made for.", "Name its dataset: --dataset cifar10")
     from ddbench.foreign import read
 
-    foreign = read(path, repetition)
-    mean, std = normalised_by
+    foreign = read(path, about_file["--repetition"] or 0)
+    mean, std, whitened = (about_file[f"--file-{what}"] for what in ("mean", "std", "zca"))
+    logits = about_file["--file-labels"] == FileLabels.LOGITS
     count, classes = len(foreign.images), len(catalog.get("dataset", dataset).facts["classes"])
     if count % classes:
         raise UsageError(
@@ -154,13 +248,37 @@ def _opened(
         )
 
     def for_dataset(train: "ExampleSet") -> DistilledSet:
-        return foreign.as_set(train.info, mean, std, train.info.pixels(train.inputs) if whitened else None)
+        return foreign.as_set(train.info, mean, std, train.info.pixels(train.inputs) if whitened else None, logits)
 
     fields = {"method": "foreign", "dataset": dataset, "protocol": "train/v1", "steps": 1}
-    return path, for_dataset, {**fields, "images_per_class": count // classes}
+    return path, for_dataset, {**fields, "images_per_class": count // classes}, foreign.told
 
 
-def _document(bench: "Bench", scores: "Scores") -> dict[str, Any]:
+def _lines(bench: "Bench", scores: "Scores", regime: str) -> "Iterator[str]":
+    """A score in its context, and what kind of labels it was reached with."""
+    from ddbench.render.tables import score_lines
+
+    objective, primary = bench.setting.objective, bench.setting.objective.primary
+    yield from score_lines(
+        primary, scores.after[primary], scores.before[primary], scores.companions, objective.higher_is_better
+    )
+    beside = "; companions have hard labels" if regime == "stored soft" and scores.companions else ""
+    width = max(map(len, (primary, "before training", *scores.companions)))
+    yield f"{'labels':<{width}}  {regime}{beside}"
+    fair = _fairness(bench, scores, regime)
+    if "LRS" in fair:
+        yield "in fractions: " + ", ".join(f"{name} {value:.3f}" for name, value in fair.items())
+
+
+def _fairness(bench: "Bench", scores: "Scores", regime: str) -> dict[str, float]:
+    from ddbench.fairness import fairness
+
+    primary = bench.setting.objective.primary
+    means = {name: score.mean for name, score in scores.companions.items()}
+    return fairness(primary, scores.after[primary].mean, means, hard=regime == "hard")
+
+
+def _document(bench: "Bench", scores: "Scores", regime: str) -> dict[str, Any]:
     primary = bench.setting.objective.primary
     return {
         "status": "ok",
@@ -172,6 +290,8 @@ def _document(bench: "Bench", scores: "Scores") -> dict[str, Any]:
         "before": {name: score.model_dump() for name, score in scores.before.items()},
         "companions": {name: score.model_dump() for name, score in scores.companions.items()},
         "selected": scores.selected,
+        "label_regime": regime,
+        "fairness": _fairness(bench, scores, regime),
     }
 
 
