@@ -123,6 +123,11 @@ def test_what_was_published_stands_apart(page):
 def test_on_a_phone_and_in_the_dark(page, tmp_path):
     page.set_viewport_size({"width": 380, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
+    # What a row is about is seen without scrolling sideways, and so is all of its detail.
+    beyond = "[...document.querySelectorAll('#tables .scroll')].map(box => box.scrollWidth - box.clientWidth)"
+    assert max(page.evaluate(beyond)) <= 60
+    page.locator("details > summary").first.click()
+    assert page.locator(".detail").first.bounding_box()["width"] <= 380
     ground = "getComputedStyle(document.body).backgroundColor"
     before = page.evaluate(ground)
     page.click("#theme")
