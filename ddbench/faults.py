@@ -1,6 +1,5 @@
 """What is wrong with rows: cells, figures and artefacts that the program could not have written so."""
 
-import contextlib
 import datetime
 import itertools
 import json
@@ -104,40 +103,16 @@ def _form_at_fault(row: Row) -> Iterator[str]:
     name, _, copy = row.dataset.partition("@")
     if not name or not row.dataset_hash.startswith(copy):
         yield f"its dataset {row.dataset!r} is not that of its hash"
-    for column, kind in leaderboard.JSON_COLUMNS.items():
-        try:
-            right = isinstance(json.loads(getattr(row, column)), kind)
-        except ValueError:
-            right = False
-        if not right:
-            yield f"its {column} is not a JSON {'list' if kind is list else 'object'}"
-    with contextlib.suppress(ValueError, AttributeError):
-        for companion, figures in json.loads(row.companions).items():
-            if not isinstance(figures, dict) or set(figures) != {"mean", "std", "n"}:
-                yield f"its companion {companion} has no mean, std and n"
-
-
-def _figures_of(row: Row) -> Iterator[float]:
-    """The numbers within the cells of companions and of other metrics."""
-    for figures in row.companion_scores().values():
-        yield from (float(value) for value in figures.values() if value is not None)
-    yield from map(float, json.loads(row.metrics).values())
+    yield from leaderboard.cell_faults(row)
 
 
 def _figures_at_fault(row: Row) -> Iterator[str]:
-    try:
-        values = [float(value) for value in json.loads(row.values)]
-    except (TypeError, ValueError):
-        yield "its values are not a list of numbers"
-        return
-    if not values or len(values) != row.n:
+    values = json.loads(row.values)
+    if len(values) != row.n:
         yield f"it holds {len(values)} values where n is {row.n}"
         return
-    figures = [row.before, *_figures_of(row), row.seconds_distill, row.seconds_evaluate, row.peak_memory_mb]
-    if not all(map(math.isfinite, [*values, *figures])):
-        yield "not all of its figures are finite"
-        return
-    if min(figures[-3:]) < 0 or min(row.train_images, row.test_images, row.images, row.bytes) < 1:
+    took = (row.seconds_distill, row.seconds_evaluate, row.peak_memory_mb)
+    if min(took) < 0 or min(row.train_images, row.test_images, row.images, row.bytes) < 1:
         yield "it counts less than nothing"
     wanted = summarise(values)
     for name in ("mean", "std", "low", "high"):

@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,6 +224,45 @@ def read(folder: Path) -> list[Row]:
         if path.name != "published.csv":
             rows += _parse(path, _read_text(path))
     return rows
+
+
+def read_sound(folder: Path) -> list[Row]:
+    """All rows, for who looks into their cells. Raises `DdbenchError` naming the first that holds what it cannot."""
+    rows = read(folder)
+    for row in rows:
+        for fault in cell_faults(row):
+            raise DdbenchError(f"the row of {row.run_id} cannot be used: {fault}.", "See: ddbench leaderboard --check")
+    return rows
+
+
+def cell_faults(row: Row) -> Iterator[str]:
+    """What is wrong with cells whatever they say: JSON of another kind than the column's, numbers that are none."""
+    cells: dict[str, Any] = {}
+    for column, kind in JSON_COLUMNS.items():
+        try:
+            cells[column] = json.loads(getattr(row, column))
+        except ValueError:
+            cells[column] = None
+        if not isinstance(cells[column], kind):
+            yield f"its {column} is not a JSON {'list' if kind is list else 'object'}"
+            return
+    if not cells["values"] or not all(map(_is_number, cells["values"])):
+        yield "its values are not a list of numbers"
+    figures: list[Any] = [row.mean, row.before, row.seconds_distill, row.seconds_evaluate, row.peak_memory_mb]
+    for name, its in cells["companions"].items():
+        if not isinstance(its, dict) or set(its) != {"mean", "std", "n"}:
+            yield f"its companion {name} has no mean, std and n"
+            return
+        figures += [its["mean"], its["n"], *([] if its["std"] is None else [its["std"]])]
+    figures += cells["metrics"].values()
+    if not all(_is_number(v) and math.isfinite(v) for v in [*figures, *cells["values"]]):
+        yield "not all of its figures are finite"
+    if not re.fullmatch(r"\d+(x\d+)*", row.sample_shape):
+        yield f"its sample_shape {row.sample_shape!r} is none"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def load_leaderboard(folder: str | Path = "leaderboards") -> "DataFrame":

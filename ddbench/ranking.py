@@ -31,7 +31,7 @@ _RUN = (
 COMPARED = (
     "dataset", "dataset_hash", "train_images", "network", "network_options", "eval_init", "eval_init_options",
     "objective", "objective_options", "target", "metric", "images_per_class", "steps", "epochs", "protocol",
-    "label_regime",
+    "protocol_hash", "label_regime",
 )  # fmt: skip
 """Columns that rows of one ranking have in common; what they were distilled for is the method's own choice."""
 

@@ -40,6 +40,7 @@ class Scores:
     before: dict[str, Score]
     companions: dict[str, Score]
     selected: str
+    label_regime: str
 
 
 def run(
@@ -215,7 +216,7 @@ def _distil_and_score(
                 sha256=digest,
                 bytes=distilled.nbytes,
                 images=distilled.count,
-                label_regime=label_regime(spec.protocol, distilled),
+                label_regime=scores.label_regime,
             ),
             "seconds": Seconds(distill=round(distill_seconds, 3), evaluate=round(evaluate_seconds, 3)),
             "peak_memory_mb": round(peak_memory_mb(), 1),
@@ -257,6 +258,7 @@ def _score(
         before=before,
         companions=beside,
         selected=evaluation.selected,
+        label_regime=label_regime(spec.protocol, distilled),
     )
 
 

@@ -21,7 +21,8 @@ from ddbench.errors import Interrupted, PluginError
 from ddbench.leaderboard import Row, read
 from ddbench.options import KINDS, Component
 from ddbench.ranking import Line, groups
-from ddbench.render.tables import in_percent, option_rows
+from ddbench.render.cards import option_rows
+from ddbench.render.tables import in_percent
 from ddbench.spec import FLAGS, Choice, RunSpec
 from ddbench.stats import Score
 from ddbench.task import Networks, Sources

@@ -8,7 +8,7 @@ from tests.rows import make_row
 
 COMPARED = (
     "dataset", "dataset_hash", "network", "network_options", "eval_init", "eval_init_options",
-    "protocol", "label_regime", "metric", "objective", "objective_options", "target",
+    "protocol", "protocol_hash", "label_regime", "metric", "objective", "objective_options", "target",
 )  # fmt: skip
 
 

@@ -157,6 +157,17 @@ def test_the_commands(ddbench, boards, tmp_path):
     assert "is at fault" in ddbench("verify", row.run_id, *folder).told()
 
 
+@pytest.mark.parametrize("cells", [{"companions": "[]"}, {"metrics": '{"loss": "much"}'}, {"sample_shape": "wide"}])
+def test_rows_that_cannot_be_shown_are_named(ddbench, boards, cells, tmp_path):
+    changed(boards, **cells)
+    [row] = read(boards)
+    assert faults(boards)
+    for how in ([], ["--json"], ["--html", tmp_path / "page"]):
+        done = ddbench("leaderboard", "--leaderboards", boards, *how)
+        assert done.code == 1
+        assert f"the row of {row.run_id} cannot be used" in done.told()
+
+
 COMMITTED = Path(__file__).parents[1] / "leaderboards"
 
 

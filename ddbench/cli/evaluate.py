@@ -94,7 +94,6 @@ def evaluate(
         from ddbench.catalog import Catalog
         from ddbench.errors import DdbenchError, Interrupted
         from ddbench.files import sha256
-        from ddbench.protocols import label_regime
         from ddbench.render.live import live
 
         about_file = {
@@ -118,10 +117,8 @@ def evaluate(
             for note in notes:
                 reporter.say(note)
             for place, one in places:
-                made: list[DistilledSet] = []
                 try:
-                    bench, scores = runner.evaluate(_noting(distilled, made), one, catalog=catalog, reporter=reporter)
-                    found.append((bench, scores, label_regime(bench.spec.protocol, made[0])))
+                    found.append(runner.evaluate(distilled, one, catalog=catalog, reporter=reporter))
                 except Interrupted:
                     raise
                 except DdbenchError as error:
@@ -141,26 +138,11 @@ def evaluate(
                 }
             )
             return
-        for bench, scores, regime in found:
+        for bench, scores in found:
             if len(found) > 1:
                 named = bench.spec.network.name if bench.spec.network else ""
                 typer.echo(f"{named} on {bench.record.name}, {bench.spec.protocol}")
-            typer.echo("\n".join(_lines(bench, scores, regime)))
-
-
-def _noting(
-    distilled: "DistilledSet | Callable[[ExampleSet], DistilledSet]", made: "list[DistilledSet]"
-) -> "DistilledSet | Callable[[ExampleSet], DistilledSet]":
-    """The same, leaving the set in `made` as soon as it is there."""
-    if not callable(distilled):
-        made.append(distilled)
-        return distilled
-
-    def note(train: "ExampleSet") -> "DistilledSet":
-        made.append(distilled(train))
-        return made[0]
-
-    return note
+            typer.echo("\n".join(_lines(bench, scores)))
 
 
 def _places(
@@ -254,31 +236,29 @@ def _opened(
     return path, for_dataset, {**fields, "images_per_class": count // classes}, foreign.told
 
 
-def _lines(bench: "Bench", scores: "Scores", regime: str) -> "Iterator[str]":
+def _lines(bench: "Bench", scores: "Scores") -> "Iterator[str]":
     """A score in its context, and what kind of labels it was reached with."""
-    from ddbench.render.tables import score_lines
+    from ddbench.render.tables import fairness_lines, score_lines
 
     objective, primary = bench.setting.objective, bench.setting.objective.primary
     yield from score_lines(
         primary, scores.after[primary], scores.before[primary], scores.companions, objective.higher_is_better
     )
-    beside = "; companions have hard labels" if regime == "stored soft" and scores.companions else ""
+    beside = "; companions have hard labels" if scores.label_regime == "stored soft" and scores.companions else ""
     width = max(map(len, (primary, "before training", *scores.companions)))
-    yield f"{'labels':<{width}}  {regime}{beside}"
-    fair = _fairness(bench, scores, regime)
-    if "LRS" in fair:
-        yield "in fractions: " + ", ".join(f"{name} {value:.3f}" for name, value in fair.items())
+    yield f"{'labels':<{width}}  {scores.label_regime}{beside}"
+    yield from fairness_lines(_fairness(bench, scores))
 
 
-def _fairness(bench: "Bench", scores: "Scores", regime: str) -> dict[str, float]:
+def _fairness(bench: "Bench", scores: "Scores") -> dict[str, float]:
     from ddbench.fairness import fairness
 
     primary = bench.setting.objective.primary
     means = {name: score.mean for name, score in scores.companions.items()}
-    return fairness(primary, scores.after[primary].mean, means, hard=regime == "hard")
+    return fairness(primary, scores.after[primary].mean, means, hard=scores.label_regime == "hard")
 
 
-def _document(bench: "Bench", scores: "Scores", regime: str) -> dict[str, Any]:
+def _document(bench: "Bench", scores: "Scores") -> dict[str, Any]:
     primary = bench.setting.objective.primary
     return {
         "status": "ok",
@@ -290,8 +270,8 @@ def _document(bench: "Bench", scores: "Scores", regime: str) -> dict[str, Any]:
         "before": {name: score.model_dump() for name, score in scores.before.items()},
         "companions": {name: score.model_dump() for name, score in scores.companions.items()},
         "selected": scores.selected,
-        "label_regime": regime,
-        "fairness": _fairness(bench, scores, regime),
+        "label_regime": scores.label_regime,
+        "fairness": _fairness(bench, scores),
     }
 
 

@@ -35,7 +35,7 @@ def list_(
     """
     with failures_told(as_json=as_json, verbose=ctx.obj):
         from ddbench.catalog import Catalog
-        from ddbench.render.tables import listing
+        from ddbench.render.cards import listing
 
         wanted = [kind if kind in LISTED else f"{kind}s"] if kind else list(LISTED)
         if wanted[0] not in LISTED:
@@ -70,7 +70,7 @@ def show(
             _show_run(folder, as_json)
             return
         from ddbench.catalog import Catalog
-        from ddbench.render.tables import card
+        from ddbench.render.cards import card
 
         catalog = Catalog(plugin or [])
         warn_of_plugins(catalog)
@@ -113,13 +113,13 @@ def leaderboard(
         if check:
             _check(leaderboards, as_json)
             return
-        from ddbench.leaderboard import published, read
+        from ddbench.leaderboard import published, read_sound
         from ddbench.ranking import groups
         from ddbench.render.tables import published_table, ranking
 
         rows = [
             row
-            for row in read(leaderboards)
+            for row in read_sound(leaderboards)
             if (dataset is None or row.dataset.split("@")[0] == dataset.split("@")[0]) and method in (None, row.method)
         ]
         apart = [p for p in published(leaderboards) if dataset in (None, p.dataset) and method in (None, p.method)]
@@ -241,13 +241,13 @@ def compare(
     Example: `ddbench compare unrolled_gd-mnist-ipc10-958f79 herding-mnist-ipc10-1f0c22`
     """
     with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench.leaderboard import read
+        from ddbench.leaderboard import read_sound
         from ddbench.ranking import COMPARED, seeds_of
         from ddbench.render.tables import difference_line
         from ddbench.stats import paired
         from ddbench.verify import find
 
-        rows = read(leaderboards)
+        rows = read_sound(leaderboards)
         one, two = (find(leaderboards, name, of_any_seed=True) for name in (first, second))
         cells = [(name, getattr(one, name), getattr(two, name)) for name in COMPARED]
         apart = [f"{name} {ours!r} and {theirs!r}" for name, ours, theirs in cells if ours != theirs]

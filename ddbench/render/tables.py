@@ -4,10 +4,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +20,6 @@ from ddbench.stats import Difference, Score
 
 if TYPE_CHECKING:
     from ddbench.catalog import Experiment
-    from ddbench.options import Component
     from ddbench.pools import Pool
     from ddbench.sweep import Point
 
@@ -73,6 +71,12 @@ def score_lines(
     yield f"{'before training':<{width}}  {number(metric, before.mean)}"
 
 
+def fairness_lines(scores: Mapping[str, float]) -> Iterator[str]:
+    """IOR, HLR and LRS, where all three apply."""
+    if "LRS" in scores:
+        yield "in fractions: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+
+
 def _gap(metric: str, score: Score, companion: Score, higher_is_better: bool) -> str:
     gap = score.mean - companion.mean
     size = f"{100 * abs(gap):.1f} points" if in_percent(metric) else f"{abs(gap):.4g}"
@@ -102,8 +106,8 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
 
     means = {name: score.mean for name, score in result.companions.items()}
     fair = fairness(result.primary, result.score.mean, means, hard=result.artifact.label_regime == "hard")
-    if "LRS" in fair:
-        yield "  in fractions: " + ", ".join(f"{name} {value:.3f}" for name, value in fair.items())
+    for line in fairness_lines(fair):
+        yield f"  {line}"
     for name in ("accuracy", "accuracy_others"):
         if name in result.scores and name != result.primary:
             yield f"  {name}  {score_text(name, result.scores[name])}"
@@ -199,57 +203,6 @@ def plan_lines(spec: RunSpec, data: str, memory: str, run_dir: str, leaderboard:
         "fingerprint": spec.fingerprint,
     }.items():
         yield f"  {key:<12} {value}"
-
-
-def listing(entries: Mapping[str, Sequence[Mapping[str, str]]], broken: Sequence[str]) -> None:
-    """Print what there is, kind by kind."""
-    console = Console(highlight=False)
-    for plural, rows in entries.items():
-        if not rows:
-            console.print(f"[bold]{plural}[/]: none\n")
-            continue
-        table = Table(
-            title=plural, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False
-        )
-        table.add_column("name", no_wrap=True, style="cyan")
-        table.add_column("summary")
-        table.add_column("source", style="dim", no_wrap=True)
-        for row in rows:
-            table.add_row(Text(row["name"]), Text(row["summary"]), Text(row["source"]))
-        console.print(table)
-        console.print()
-    for line in broken:
-        console.print(Text(f"Warning: {line}", style="yellow"))
-
-
-def card(component: "Component") -> None:
-    """Print one component's help, facts and options."""
-    console = Console(highlight=False)
-    console.print(Text(f"{component.name}  ({component.kind}, {component.distribution})", style="bold"))
-    console.print()
-    console.print(Markdown(component.help))
-    for key, value in component.shown_facts.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
-        console.print(Text(f"  {key}: {shown}"))
-    rows = option_rows(component)
-    if not rows:
-        console.print("\nNo options.")
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("option", "type", "default", "meaning"):
-        table.add_column(heading, no_wrap=heading == "option")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print()
-    console.print(table)
-
-
-def option_rows(component: "Component") -> list[tuple[str, str, str, str]]:
-    """Name, type, default and meaning of each option of a component."""
-    fields = component.options.model_json_schema().get("properties", {})
-    return [
-        (name, _type(field), str(field.get("default")), field.get("description", "")) for name, field in fields.items()
-    ]
 
 
 def ranking(groups: Sequence[Sequence[Line]]) -> None:
@@ -386,16 +339,3 @@ def _interval(metric: str, score: Score) -> str:
     if interval is None:
         return "-"
     return f"{number(metric, interval[0]).removesuffix(' %')} to {number(metric, interval[1])}"
-
-
-def _type(field: Mapping[str, Any]) -> str:
-    """A JSON schema type with its bounds, for people."""
-    if "enum" in field:
-        return " | ".join(map(str, field["enum"]))
-    if "anyOf" in field:
-        return " | ".join(_type(option) for option in field["anyOf"])
-    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {json.dumps(field[key])}" for key, sign in bounds.items() if key in field]
-    name = {"integer": "int", "number": "float", "string": "text", "boolean": "bool", "null": "none"}
-    kind = str(field.get("type", "any"))
-    return " ".join([name.get(kind, kind), *limits])
