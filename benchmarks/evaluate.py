@@ -24,11 +24,11 @@ from ddbench import DatasetInfo, DistilledSet, ExampleSet
 from ddbench.builtin import networks
 from ddbench.builtin.inits import random
 from ddbench.builtin.objectives import classification
-from ddbench.environment import describe, keep_freed_memory
+from ddbench.contract.observer import Silent
+from ddbench.contract.task import Budget, Networks
+from ddbench.machine.environment import describe, keep_freed_memory
 from ddbench.protocols.base import Setting
 from ddbench.protocols.train import BATCH, DECAY, MOMENTUM, RATE, Train
-from ddbench.reporter import Silent
-from ddbench.task import Budget, Networks
 
 PER_CLASS = 10
 

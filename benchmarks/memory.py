@@ -24,9 +24,9 @@ def measure(network: str, classes: int, total: int, memory: str) -> dict[str, fl
 
     from ddbench import DatasetInfo
     from ddbench.builtin import networks
-    from ddbench.environment import keep_freed_memory
-    from ddbench.footprint import fitting_memory
-    from ddbench.unroll import meta_gradient
+    from ddbench.engine.memory import fitting_memory
+    from ddbench.engine.meta_gradient import meta_gradient
+    from ddbench.machine.environment import keep_freed_memory
 
     keep_freed_memory()
     shape = (1, 28, 28) if network == "lenet" else (3, 32, 32)
@@ -46,7 +46,7 @@ def measure(network: str, classes: int, total: int, memory: str) -> dict[str, fl
 
 def held() -> int:
     """Peak bytes of this process so far."""
-    from ddbench.environment import peak_memory_mb
+    from ddbench.machine.environment import peak_memory_mb
 
     return round(peak_memory_mb() * 1e6)
 

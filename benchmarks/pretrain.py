@@ -18,11 +18,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from ddbench.catalog import Catalog
-from ddbench.environment import describe, keep_freed_memory
-from ddbench.loading import build, load_data, split_validation
-from ddbench.spec import Choice
-from ddbench.training import Recipe, train_each
+from ddbench.contract.spec import Choice
+from ddbench.discovery.catalog import Catalog
+from ddbench.engine.fit import Recipe, train_each
+from ddbench.machine.environment import describe, keep_freed_memory
+from ddbench.pipeline.data import build, load_data, split_validation
 
 
 def textbook(module: nn.Module, examples, recipe: Recipe) -> float:

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from ddbench import DatasetInfo
 from ddbench.builtin import networks
-from ddbench.environment import keep_freed_memory
-from ddbench.unroll import meta_gradient
+from ddbench.engine.meta_gradient import meta_gradient
+from ddbench.machine.environment import keep_freed_memory
 
 STEPS, EPOCHS, PER_STEP, REAL = 10, 3, 10, 1024
 

@@ -4,66 +4,66 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddbench.catalog import Catalog as Catalog
-    from ddbench.data import DatasetInfo as DatasetInfo
-    from ddbench.data import DistilledSet as DistilledSet
-    from ddbench.data import ExampleSet as ExampleSet
-    from ddbench.data import ImageSplits as ImageSplits
-    from ddbench.environment import data_dir as data_dir
+    from ddbench.contract.component import Component as Component
+    from ddbench.contract.component import component_of as component_of
+    from ddbench.contract.component import dataset as dataset
+    from ddbench.contract.component import did_you_mean as did_you_mean
+    from ddbench.contract.component import init as init
+    from ddbench.contract.component import method as method
+    from ddbench.contract.component import network as network
+    from ddbench.contract.component import objective as objective
+    from ddbench.contract.component import target as target
+    from ddbench.contract.hookspecs import hookimpl as hookimpl
+    from ddbench.contract.run import Run as Run
+    from ddbench.contract.sets import DatasetInfo as DatasetInfo
+    from ddbench.contract.sets import DistilledSet as DistilledSet
+    from ddbench.contract.sets import ExampleSet as ExampleSet
+    from ddbench.contract.sets import ImageSplits as ImageSplits
+    from ddbench.contract.spec import RunSpec as RunSpec
+    from ddbench.contract.task import AdaptationTarget as AdaptationTarget
+    from ddbench.contract.task import Budget as Budget
+    from ddbench.contract.task import Objective as Objective
+    from ddbench.contract.task import Task as Task
+    from ddbench.discovery.catalog import Catalog as Catalog
     from ddbench.errors import DdbenchError as DdbenchError
     from ddbench.errors import MissingPrerequisite as MissingPrerequisite
     from ddbench.errors import Unsupported as Unsupported
     from ddbench.errors import UsageError as UsageError
-    from ddbench.hookspecs import hookimpl as hookimpl
-    from ddbench.leaderboard import load_leaderboard as load_leaderboard
-    from ddbench.loop import Run as Run
-    from ddbench.options import Component as Component
-    from ddbench.options import component_of as component_of
-    from ddbench.options import dataset as dataset
-    from ddbench.options import did_you_mean as did_you_mean
-    from ddbench.options import init as init
-    from ddbench.options import method as method
-    from ddbench.options import network as network
-    from ddbench.options import objective as objective
-    from ddbench.options import target as target
-    from ddbench.results import RunResult as RunResult
-    from ddbench.runner import run as run
-    from ddbench.spec import RunSpec as RunSpec
-    from ddbench.task import AdaptationTarget as AdaptationTarget
-    from ddbench.task import Budget as Budget
-    from ddbench.task import Objective as Objective
-    from ddbench.task import Task as Task
+    from ddbench.machine.folders import data_dir as data_dir
+    from ddbench.pipeline.runner import run as run
+    from ddbench.records.leaderboard import load_leaderboard as load_leaderboard
+    from ddbench.records.result import RunResult as RunResult
 
 _HOME_OF = {
-    "Catalog": "catalog",
-    "DatasetInfo": "data",
-    "DistilledSet": "data",
-    "ExampleSet": "data",
-    "ImageSplits": "data",
-    "data_dir": "environment",
+    "Catalog": "discovery.catalog",
+    "DatasetInfo": "contract.sets",
+    "DistilledSet": "contract.sets",
+    "ExampleSet": "contract.sets",
+    "ImageSplits": "contract.sets",
+    "data_dir": "machine.folders",
     "DdbenchError": "errors",
     "MissingPrerequisite": "errors",
     "Unsupported": "errors",
     "UsageError": "errors",
-    "hookimpl": "hookspecs",
-    "load_leaderboard": "leaderboard",
-    "Run": "loop",
-    "Component": "options",
-    "component_of": "options",
-    "dataset": "options",
-    "did_you_mean": "options",
-    "init": "options",
-    "method": "options",
-    "network": "options",
-    "objective": "options",
-    "target": "options",
-    "RunResult": "results",
-    "run": "runner",
-    "RunSpec": "spec",
-    "AdaptationTarget": "task",
-    "Budget": "task",
-    "Objective": "task",
-    "Task": "task",
+    "hookimpl": "contract.hookspecs",
+    "load_leaderboard": "records.leaderboard",
+    "Run": "contract.run",
+    "Component": "contract.component",
+    "component_of": "contract.component",
+    "dataset": "contract.component",
+    "did_you_mean": "contract.component",
+    "init": "contract.component",
+    "method": "contract.component",
+    "network": "contract.component",
+    "objective": "contract.component",
+    "target": "contract.component",
+    "RunResult": "records.result",
+    "run": "pipeline.runner",
+    "RunSpec": "contract.spec",
+    "AdaptationTarget": "contract.task",
+    "Budget": "contract.task",
+    "Objective": "contract.task",
+    "Task": "contract.task",
 }
 
 __all__ = list(_HOME_OF)

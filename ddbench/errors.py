@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ddbench.results import RunResult
+    from ddbench.records.result import RunResult
 
 
 class DdbenchError(Exception):

@@ -14,19 +14,20 @@ import typer
 from sphinx.application import Sphinx
 
 import ddbench
-from ddbench import hookspecs, testing
-from ddbench.catalog import Catalog
+from ddbench import testing
 from ddbench.cli.app import app
+from ddbench.contract import hookspecs
+from ddbench.contract.component import KINDS, Component
+from ddbench.contract.spec import FLAGS, Choice, RunSpec
+from ddbench.contract.task import Networks, Sources
+from ddbench.discovery.catalog import Catalog
+from ddbench.engine.meta_gradient import MetaGradient, meta_gradient
 from ddbench.errors import Interrupted, PluginError
-from ddbench.leaderboard import Row, read
-from ddbench.options import KINDS, Component
-from ddbench.ranking import Line, groups
+from ddbench.records.leaderboard import Row, read
+from ddbench.records.ranking import Line, groups
+from ddbench.records.stats import Score
 from ddbench.render.cards import option_rows
 from ddbench.render.tables import in_percent
-from ddbench.spec import FLAGS, Choice, RunSpec
-from ddbench.stats import Score
-from ddbench.task import Networks, Sources
-from ddbench.unroll import MetaGradient, meta_gradient
 
 LONG = 70
 """Characters from which a signature is broken into lines."""

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddbench.bench import Bench, complete, prepare
-from ddbench.catalog import Catalog
-from ddbench.spec import RunSpec
+from ddbench.contract.spec import RunSpec
+from ddbench.discovery.catalog import Catalog
+from ddbench.pipeline.prepare import Bench, complete, prepare
 from tests.forked import forked
 
 DDBENCH = Path(sys.executable).with_name("ddbench")

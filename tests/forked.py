@@ -7,7 +7,14 @@ from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["torch", "scipy.stats", "sklearn.datasets", "matplotlib.backends.backend_agg", "ddbench.cli", "ddbench.runner"]
+    [
+        "torch",
+        "scipy.stats",
+        "sklearn.datasets",
+        "matplotlib.backends.backend_agg",
+        "ddbench.cli",
+        "ddbench.pipeline.runner",
+    ]
 )
 TIMEOUT = 120
 

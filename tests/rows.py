@@ -1,6 +1,6 @@
 """Rows made up for tests."""
 
-from ddbench.leaderboard import JSON_COLUMNS, Row
+from ddbench.records.leaderboard import JSON_COLUMNS, Row
 
 
 def make_row(**changes: object) -> Row:

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddbench.bench import complete, prepare
-from ddbench.catalog import Catalog
+from ddbench.contract.spec import RunSpec
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, MissingPrerequisite, PluginError, UsageError
-from ddbench.loading import split_validation
-from ddbench.spec import RunSpec
+from ddbench.pipeline.data import split_validation
+from ddbench.pipeline.prepare import complete, prepare
 
 PLUGIN = '''
 """Parts that fail, and a target."""
@@ -171,7 +171,7 @@ def test_networks_that_do_not_fit_the_images(catalog: Catalog):
 
 
 def test_devices():
-    from ddbench.environment import resolve_device
+    from ddbench.machine.environment import resolve_device
 
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
     if not torch.cuda.is_available():

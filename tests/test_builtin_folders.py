@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddbench.bench import complete, prepare
 from ddbench.builtin.folders import _held_out
-from ddbench.catalog import Catalog
+from ddbench.contract.spec import RunSpec
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, UsageError
-from ddbench.spec import RunSpec
+from ddbench.pipeline.prepare import complete, prepare
 
 
 def draw(path: Path, shade: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddbench.catalog import Catalog
-from ddbench.data import DatasetInfo
+from ddbench.contract.sets import DatasetInfo
+from ddbench.discovery.catalog import Catalog
 
 INFO = DatasetInfo("x", ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "image", "", False)
 

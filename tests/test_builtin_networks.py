@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ddbench.catalog import Catalog
-from ddbench.data import DatasetInfo
+from ddbench.contract.sets import DatasetInfo
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ddbench.catalog import Catalog
-from ddbench.data import DatasetInfo
+from ddbench.contract.sets import DatasetInfo
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
 
 INFO = DatasetInfo("x", ("cat", "dog", "hen"), (1, 2, 2), (0.0,), (1.0,), "image", "", False)

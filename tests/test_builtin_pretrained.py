@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from ddbench.bench import complete, prepare
 from ddbench.errors import PluginError, UsageError
-from ddbench.runner import run
+from ddbench.pipeline.prepare import complete, prepare
+from ddbench.pipeline.runner import run
 
 QUICK = {"steps": 40, "lr": 0.01}
 
@@ -69,7 +69,7 @@ def test_scored_on_another_distribution_than_it_was_made_for(catalog, tmp_path):
     assert result.row["n"] == 3
     assert result.before["accuracy"].mean < 0.4
 
-    from ddbench.spec import RunSpec
+    from ddbench.contract.spec import RunSpec
 
     bench = prepare(*complete(RunSpec.parse(fields), catalog))
     task = bench.task(torch.Generator())

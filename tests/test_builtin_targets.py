@@ -6,11 +6,11 @@ import safetensors.torch
 import torch
 from torch.nn import functional as F
 
-from ddbench.bench import complete, prepare
 from ddbench.builtin.networks import resnet20
-from ddbench.data import DatasetInfo
+from ddbench.contract.sets import DatasetInfo
+from ddbench.contract.spec import RunSpec
 from ddbench.errors import MissingPrerequisite, UsageError
-from ddbench.spec import RunSpec
+from ddbench.pipeline.prepare import complete, prepare
 
 INFO = DatasetInfo("x", ("a", "b", "c"), (3, 32, 32), (0.5, 0.4, 0.3), (0.2, 0.3, 0.1), "image", "", False)
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from ddbench.catalog import Catalog
+from ddbench.contract.spec import Choice
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import PluginError, UsageError
-from ddbench.spec import Choice
 
 GOOD = '''
 """A plugin."""

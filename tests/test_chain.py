@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from ddbench.chain import Chain, chain
-from ddbench.unroll import meta_gradient
+from ddbench.engine.cpu import Chain, chain
+from ddbench.engine.meta_gradient import meta_gradient
 
 CHAINS = {
     "pool after relu": lambda: nn.Sequential(

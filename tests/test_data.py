@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddbench.data import DatasetInfo, DistilledSet, ExampleSet, ImageSplits, normalise
+from ddbench.contract.sets import DatasetInfo, DistilledSet, ExampleSet, ImageSplits
+from ddbench.contract.task import Budget, Objective, Task
 from ddbench.errors import PluginError, UsageError
-from ddbench.task import Budget, Objective, Task
+from ddbench.modalities.image import normalise
 
 INFO = DatasetInfo("toy", ("a", "b"), (1, 2, 2), (0.5,), (0.25,), "image", "c0ffee" * 10, False)
 

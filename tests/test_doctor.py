@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from ddbench.catalog import Catalog
-from ddbench.doctor import examine
+from ddbench.discovery.catalog import Catalog
+from ddbench.pipeline.doctor import examine
 
 
 def test_a_sound_installation(ddbench, tmp_path):

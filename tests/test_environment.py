@@ -5,7 +5,9 @@ import sys
 import numpy as np
 import torch
 
-from ddbench.environment import cache_dir, data_dir, derive_seed, describe, peak_memory_mb, seed_everything
+from ddbench.machine.environment import describe, peak_memory_mb
+from ddbench.machine.folders import cache_dir, data_dir
+from ddbench.machine.seeds import derive_seed, seed_everything
 
 
 def test_derived_seeds_never_change():
@@ -13,7 +15,7 @@ def test_derived_seeds_never_change():
     assert derive_seed("replay/v1", "evaluation") == 2057868179906139526
     assert derive_seed("a", 1) != derive_seed("a", 2)
     assert derive_seed("a/b") == derive_seed("a", "b")
-    code = "from ddbench.environment import derive_seed; print(derive_seed('x', 3))"
+    code = "from ddbench.machine.seeds import derive_seed; print(derive_seed('x', 3))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(other) == derive_seed("x", 3) < 2**63
 

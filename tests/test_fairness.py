@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ddbench
-from ddbench.companions import FULL_DATA
-from ddbench.environment import cache_dir
 from ddbench.errors import UsageError
-from ddbench.fairness import augmentation_robust_score, fairness, label_robust_score, of_row
-from ddbench.leaderboard import read
-from ddbench.pools import list_pools
+from ddbench.machine.folders import cache_dir
+from ddbench.pipeline.pools import list_pools
 from ddbench.protocols.base import FULL_NETWORKS
 from ddbench.protocols.replay import Replay
+from ddbench.records.dd_ranking import augmentation_robust_score, fairness, label_robust_score, of_row
+from ddbench.records.leaderboard import read
+from ddbench.records.result import FULL_DATA
 
 SPEC = {"method": "herding", "network": "linear", "images_per_class": 1, "eval_networks": 2}
 
@@ -105,11 +105,11 @@ def _run_command(ddbench):
 def test_what_would_take_long_is_left_to_be_trained_beforehand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command
 ):
-    monkeypatch.setattr("ddbench.companions.PATIENCE", 0.0)
+    monkeypatch.setattr("ddbench.pipeline.baselines.PATIENCE", 0.0)
     monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "cache"))
     said: list[str] = []
 
-    class Listening(ddbench.reporter.Silent):
+    class Listening(ddbench.contract.observer.Silent):
         def say(self, text: str) -> None:
             said.append(text)
 
@@ -120,7 +120,7 @@ def test_what_would_take_long_is_left_to_be_trained_beforehand(
     # The command that is told trains the very pool that was missing.
     done = run_command(*command.split())
     assert done.code == 0, done.err
-    monkeypatch.setattr("ddbench.companions.PATIENCE", 0.0)
+    monkeypatch.setattr("ddbench.pipeline.baselines.PATIENCE", 0.0)
     again = ddbench.run({**spec, "seed": 1}, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
     assert again.companions[FULL_DATA].n == FULL_NETWORKS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ddbench.errors import DdbenchError
-from ddbench.files import atomic_write, locked
+from ddbench.machine.files import atomic_write, locked
 
 
 def test_replaces_the_whole_file_and_honours_the_umask(tmp_path: Path):
@@ -31,7 +31,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypat
         os.close(handle)
         return real_fdopen(os.open("/dev/full", os.O_WRONLY), mode)
 
-    monkeypatch.setattr("ddbench.files.os.fdopen", full)
+    monkeypatch.setattr("ddbench.machine.files.os.fdopen", full)
     with pytest.raises(DdbenchError, match="no space left on device") as error:
         atomic_write(path, "new")
     assert "Free some space" in error.value.hint
@@ -47,7 +47,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path):
 
 def test_a_lock_keeps_other_processes_out(tmp_path: Path):
     path = tmp_path / "board.csv"
-    code = f"from pathlib import Path; from ddbench.files import locked\nwith locked(Path({str(path)!r}), timeout=0.2): pass"
+    code = f"from pathlib import Path; from ddbench.machine.files import locked\nwith locked(Path({str(path)!r}), timeout=0.2): pass"
     with locked(path):
         held = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     free = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from ddbench.footprint import fitting_memory
+from ddbench.engine.memory import fitting_memory
 
 MEASURE = """
 import json, sys
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ddbench.environment import peak_memory_mb
-from ddbench.footprint import fitting_memory
-from ddbench.unroll import meta_gradient
+from ddbench.machine.environment import peak_memory_mb
+from ddbench.engine.memory import fitting_memory
+from ddbench.engine.meta_gradient import meta_gradient
 
 memory, steps = sys.argv[1], [int(t) for t in sys.argv[2:]]
 torch.set_num_threads(1)

@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ddbench.data import DistilledSet
+from ddbench.contract.sets import DistilledSet
 from ddbench.errors import UsageError
-from ddbench.foreign import read
+from ddbench.formats.released import read
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
-from ddbench import files, loop, runner
-from ddbench.catalog import Catalog
+from ddbench.machine import files
+from ddbench.contract import run as loop
+from ddbench.pipeline import runner
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError
-from ddbench.leaderboard import read
-from ddbench.results import RunFolder
+from ddbench.records.leaderboard import read
+from ddbench.records.result import RunFolder
 
 torch.set_num_threads(1)
 folder, seed = Path(sys.argv[1]), int(sys.argv[2])

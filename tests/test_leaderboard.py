@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from ddbench.contract.spec import RunSpec
 from ddbench.errors import DdbenchError, UsageError
-from ddbench.leaderboard import COLUMNS, JSON_COLUMNS, append, comparison, path_for, read
-from ddbench.spec import RunSpec
+from ddbench.records.leaderboard import COLUMNS, JSON_COLUMNS, append, comparison, path_for, read
 from tests.rows import make_row
 
 

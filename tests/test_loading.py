@@ -5,10 +5,11 @@ import pytest
 import torch
 
 import ddbench
-from ddbench.data import ImageSplits
+from ddbench.contract.sets import ImageSplits
+from ddbench.contract.spec import Choice
 from ddbench.errors import PluginError, UsageError
-from ddbench.loading import conversion, converted, load_data
-from ddbench.spec import Choice
+from ddbench.modalities.image import conversion, converted
+from ddbench.pipeline.data import load_data
 
 
 def splits(*shape: int) -> ImageSplits:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddbench.contract.observer import Pace
+from ddbench.contract.run import MAX_ROLLBACKS, Run
 from ddbench.errors import DdbenchError, Interrupted, PluginError
-from ddbench.loop import MAX_ROLLBACKS, Run
-from ddbench.reporter import Pace
 
 
 def descend(run: Run, steps: int, *, stop_at: int | None = None) -> torch.Tensor:

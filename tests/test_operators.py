@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ddbench import operators
-from ddbench.operators import FastOperators
+from ddbench.engine.cpu import operators
+from ddbench.engine.cpu.operators import FastOperators
 
 
 @pytest.fixture(autouse=True)

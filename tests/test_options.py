@@ -4,8 +4,8 @@ import pytest
 from pydantic import Field
 
 import ddbench
+from ddbench.contract.component import component, component_of, did_you_mean, parse_assignments
 from ddbench.errors import PluginError, UsageError
-from ddbench.options import component, component_of, did_you_mean, parse_assignments
 
 
 @ddbench.method(companion=True)

@@ -84,7 +84,7 @@ def test_no_code_of_the_harness_names_a_method():
     """Examples in help texts aside: nothing the program compares, looks up or branches on."""
     import ast
 
-    from ddbench.catalog import Catalog
+    from ddbench.discovery.catalog import Catalog
 
     names = {component.name for component in Catalog().components("method")}
     for path in (ROOT / "ddbench").rglob("*.py"):

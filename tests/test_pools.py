@@ -4,11 +4,11 @@ import shutil
 import pytest
 import torch
 
-from ddbench.bench import complete
+from ddbench.contract.spec import RunSpec
+from ddbench.engine.fit import Recipe
 from ddbench.errors import DdbenchError, UsageError
-from ddbench.pools import Pools, list_pools
-from ddbench.spec import RunSpec
-from ddbench.training import Recipe
+from ddbench.pipeline.pools import Pools, list_pools
+from ddbench.pipeline.prepare import complete
 
 QUICK = Recipe(steps=60, lr=0.01)
 
@@ -116,7 +116,7 @@ def test_pretrain_and_list(ddbench):
 
 def test_a_fixed_network_is_never_one_that_is_held_out(catalog):
     """Distilled for one network of a pool, scored on those held out from the same pool."""
-    from ddbench.bench import prepare
+    from ddbench.pipeline.prepare import prepare
 
     options = {"steps": 60, "lr": 0.01}
     fields = {
@@ -158,7 +158,7 @@ def test_rates_that_are_none(ddbench):
 
 
 def test_a_network_that_diverged_is_not_kept(pools_of, monkeypatch):
-    from ddbench import pools
+    from ddbench.pipeline import pools
 
     def diverge(network, starts, seeds, examples, recipe, done):
         done({name: torch.full_like(tensor, torch.nan) for name, tensor in starts[0].items()})

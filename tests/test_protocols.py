@@ -6,13 +6,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ddbench.data import DistilledSet
+from ddbench.contract.observer import Silent
+from ddbench.contract.sets import DistilledSet
+from ddbench.contract.task import Objective
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.protocols import get_protocol
 from ddbench.protocols.base import better, measure
 from ddbench.protocols.replay import RATES
-from ddbench.reporter import Silent
-from ddbench.task import Objective
 
 REPLAY = get_protocol("replay/v1")
 
@@ -44,7 +44,7 @@ def test_replays_the_sets_own_steps_and_rates(make_bench):
     distilled = learned(bench)
     found = REPLAY.evaluate([distilled], bench.setting, 3, Silent())
 
-    from ddbench.environment import derive_seed
+    from ddbench.machine.seeds import derive_seed
 
     generator = torch.Generator().manual_seed(derive_seed("replay/v1", "evaluation"))
     network = bench.setting.module
@@ -194,7 +194,7 @@ def test_nearest_neighbours_are_chosen_on_validation_and_test_is_read_once_a_set
 
 def with_batch_norm(bench):
     """The bench's setting with a network that keeps running statistics, from one fixed start."""
-    from ddbench.task import Networks
+    from ddbench.contract.task import Networks
 
     torch.manual_seed(3)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.BatchNorm1d(20), nn.Dropout(), nn.Linear(20, 10))
@@ -213,7 +213,7 @@ def test_training_from_scratch(make_bench):
     statistics, and dropout off."""
     import copy
 
-    from ddbench.environment import derive_seed
+    from ddbench.machine.seeds import derive_seed
     from ddbench.protocols.train import TRAIN_V1
 
     bench = make_bench(images_per_class=2)

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from ddbench.ranking import Line, groups, ranks, seeds_of
-from ddbench.stats import crossed
+from ddbench.records.ranking import Line, groups, ranks, seeds_of
+from ddbench.records.stats import crossed
 from tests.rows import make_row
 
 COMPARED = (

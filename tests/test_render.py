@@ -9,11 +9,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from ddbench.data import DistilledSet
+from ddbench.contract.sets import DistilledSet
+from ddbench.records.stats import summarise
 from ddbench.render.live import Bar, Plain, duration, live
 from ddbench.render.pictures import contact_sheet, draw_curve, draw_images
 from ddbench.render.tables import number, score_lines, score_text
-from ddbench.stats import summarise
 
 
 def shaded(soft: bool = False) -> DistilledSet:
@@ -63,7 +63,7 @@ def test_a_contact_sheet_of_many_colour_images_is_cut():
 
 
 def test_lines_of_one_method_are_told_apart(capsys, monkeypatch):
-    from ddbench.ranking import groups
+    from ddbench.records.ranking import groups
     from ddbench.render.tables import ranking
     from tests.rows import make_row
 

@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from ddbench.bench import complete
-from ddbench.catalog import Catalog
-from ddbench.leaderboard import Row
+from ddbench.contract.spec import RunSpec
+from ddbench.discovery.catalog import Catalog
+from ddbench.pipeline.prepare import complete
+from ddbench.records.leaderboard import Row
 from ddbench.render.reproduction import page
-from ddbench.spec import RunSpec
 
 
 def row_of(catalog: Catalog, name: str, mean: float, **changes: object) -> Row:
@@ -75,8 +75,8 @@ def test_whether_a_figure_is_within(catalog, mean):
 def test_the_committed_leaderboards_can_be_read():
     from pathlib import Path
 
-    from ddbench.leaderboard import read
-    from ddbench.runner import ARTIFACT_LIMIT
+    from ddbench.pipeline.runner import ARTIFACT_LIMIT
+    from ddbench.records.leaderboard import read
 
     folder = Path(__file__).parents[1] / "leaderboards"
     for row in read(folder):

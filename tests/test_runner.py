@@ -5,13 +5,13 @@ import pytest
 import torch
 
 import ddbench
-from ddbench import runner
-from ddbench.catalog import Catalog
-from ddbench.data import DistilledSet
+from ddbench.contract.observer import Silent
+from ddbench.contract.sets import DistilledSet
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, Interrupted, PluginError
-from ddbench.leaderboard import read
-from ddbench.reporter import Silent
-from ddbench.results import RunFolder
+from ddbench.pipeline import runner
+from ddbench.records.leaderboard import read
+from ddbench.records.result import RunFolder
 
 METHODS = '''
 """Methods that end in every way a method can."""
@@ -175,7 +175,7 @@ def test_companions_are_computed_once(tmp_path: Path, monkeypatch: pytest.Monkey
     def not_again(*arguments):
         raise AssertionError("computed twice")
 
-    monkeypatch.setattr("ddbench.companions._score", not_again)
+    monkeypatch.setattr("ddbench.pipeline.baselines._score", not_again)
     second, _ = start(tmp_path, **UNROLLED, seed=1)
     assert second.companions == first.companions
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ddbench.catalog import Catalog
+from ddbench.contract.component import KINDS
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
-from ddbench.options import KINDS
 from ddbench.scaffold import new_plugin
 from ddbench.testing import conform
 

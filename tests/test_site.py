@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ddbench.catalog import Catalog
-from ddbench.leaderboard import published, read
+from ddbench.discovery.catalog import Catalog
+from ddbench.pipeline.runner import run
+from ddbench.records.leaderboard import published, read
 from ddbench.render.site import write_site
-from ddbench.runner import run
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -183,9 +183,9 @@ def test_commands_make_the_same_spec(ddbench, site):
     ],
 )
 def test_commands_spell_out_what_is_not_by_default(ddbench, catalog, fields):
-    from ddbench.bench import complete
+    from ddbench.contract.spec import RunSpec
+    from ddbench.pipeline.prepare import complete
     from ddbench.render.site import _command
-    from ddbench.spec import RunSpec
 
     spec, _ = complete(RunSpec.parse({"method": "herding", **fields}), catalog)
     command = _command(spec, "ddbench 0.1.0", catalog)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ddbench.contract.spec import RunSpec, default_steps, parse_duration, place_assignments
 from ddbench.errors import UsageError
-from ddbench.spec import RunSpec, default_steps, parse_duration, place_assignments
 
 
 def test_names_stand_for_choices_and_defaults_are_filled():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ddbench.stats import crossed, summarise
+from ddbench.records.stats import crossed, summarise
 
 
 def test_agrees_with_scipy():
@@ -37,7 +37,7 @@ def test_differences_in_pairs():
     """Networks within a seed against scipy's paired test; with several seeds, both cross."""
     from scipy import stats as theirs
 
-    from ddbench.stats import paired
+    from ddbench.records.stats import paired
 
     first, second = [0.8, 0.7, 0.9, 0.85], [0.7, 0.72, 0.8, 0.7]
     found = paired([first], [second])

@@ -3,9 +3,9 @@ import io
 
 import pytest
 
+from ddbench.contract.spec import Axis, Sweep
 from ddbench.errors import UsageError
-from ddbench.spec import Axis, Sweep
-from ddbench.sweep import parse_axes
+from ddbench.pipeline.sweep import parse_axes
 
 
 def test_axes():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddbench.catalog import Catalog
+from ddbench.discovery.catalog import Catalog
 from ddbench.testing import CHECKS, DatasetTests, InitTests, MethodTests, NetworkTests, ObjectiveTests, conform
 from ddbench.testing.checks import Subject, outcome, title
 

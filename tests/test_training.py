@@ -3,7 +3,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ddbench.training import Recipe, train_each
+from ddbench.engine.fit import Recipe, train_each
 
 
 def starts(network: nn.Module, count: int):

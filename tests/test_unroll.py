@@ -10,9 +10,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-import ddbench.unroll
-from ddbench.inner import inner_mode
-from ddbench.unroll import evaluation_mode, meta_gradient, train
+import ddbench.engine.meta_gradient
+from ddbench.engine.inner_steps import inner_mode
+from ddbench.engine.meta_gradient import evaluation_mode, meta_gradient, train
 
 GOLDEN = Path(__file__).parent / "golden"
 MODES = ("store", "recompute", "checkpoint")
@@ -224,8 +224,8 @@ def test_modes_are_put_back():
 
 def test_shapes_that_do_not_belong_together():
     # Without the shape checks that tests switch on: what a user meets.
-    meta_gradient = ddbench.unroll.meta_gradient.__wrapped__
-    unstack = ddbench.unroll.unstack.__wrapped__
+    meta_gradient = ddbench.engine.meta_gradient.meta_gradient.__wrapped__
+    unstack = ddbench.engine.meta_gradient.unstack.__wrapped__
     network, params, inputs, labels, lrs, *rest = problem(5, 2, 2, 2, 2, soft=False)
     with pytest.raises(ValueError, match="lrs"):
         meta_gradient(network, params, inputs, labels, lrs[:, :1], *rest)

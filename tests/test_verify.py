@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from ddbench.catalog import Catalog
-from ddbench.data import DistilledSet
+from ddbench.contract.observer import Silent
+from ddbench.contract.sets import DistilledSet
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, UsageError
-from ddbench.faults import faults
-from ddbench.leaderboard import Row, read
-from ddbench.reporter import Silent
-from ddbench.results import artifact_path
-from ddbench.runner import run
-from ddbench.verify import find, verify
+from ddbench.pipeline.runner import run
+from ddbench.pipeline.verify import find, verify
+from ddbench.records.audit import faults
+from ddbench.records.leaderboard import Row, read
+from ddbench.records.result import artifact_path
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_tampered_artefacts(boards, catalog):
 @pytest.mark.parametrize("values", [[0.95, 0.951, 0.952, 0.953], [0.99, 0.1, 0.9, 0.2]], ids=["narrow", "wide"])
 def test_a_figure_that_does_not_hold(boards, catalog, values):
     """A row consistent in itself, whose figures its artefact does not reach, however wide the interval."""
-    from ddbench.stats import summarise
+    from ddbench.records.stats import summarise
 
     made_up = summarise(values)
     cells = {name: getattr(made_up, name) for name in ("mean", "std", "low", "high")}

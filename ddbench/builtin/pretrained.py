@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import ddbench
 from ddbench import DatasetInfo, UsageError
-from ddbench.task import Side, Sources
-from ddbench.training import POOL_RATE, POOL_STEPS
+from ddbench.contract.task import Side, Sources
+from ddbench.engine.fit import POOL_RATE, POOL_STEPS
 
 Count = Annotated[int, Field(ge=1, le=100_000, description="networks to train on")]
 HeldOut = Annotated[int, Field(ge=1, le=100_000, description="other networks, to score on")]

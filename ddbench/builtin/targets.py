@@ -14,9 +14,9 @@ import ddbench
 from ddbench import AdaptationTarget, Component, DatasetInfo, MissingPrerequisite, UsageError
 from ddbench.builtin.networks import AsTrained
 from ddbench.builtin.pretrained import Count, HeldOut, Rate, Steps
-from ddbench.files import load_tensors
-from ddbench.task import Side, Sources
-from ddbench.training import POOL_RATE, POOL_STEPS
+from ddbench.contract.task import Side, Sources
+from ddbench.engine.fit import POOL_RATE, POOL_STEPS
+from ddbench.machine.files import load_tensors
 
 Shape = tuple[int, int, int]
 GREY_28: Shape = (1, 28, 28)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ddbench.cli import authors, evaluate, installation, look, pretrain, run
+from ddbench.cli import authors, boards, evaluate, installation, listing, pretrain, run
 from ddbench.cli.output import failures_told
 
 
@@ -18,7 +18,7 @@ class _WithPluginCommands(TyperGroup):
         if own is not None:
             return own
         with failures_told():
-            from ddbench.catalog import Catalog
+            from ddbench.discovery.catalog import Catalog
 
             extra = typer.Typer()
             extra.command("_", hidden=True)(lambda: None)
@@ -68,7 +68,7 @@ def ddbench(
     ctx.obj = verbose
 
 
-for module in (run, evaluate, pretrain, look, authors, installation):
+for module in (run, evaluate, pretrain, listing, boards, authors, installation):
     module.register(app)
 
 

@@ -9,8 +9,8 @@ import typer
 from ddbench.cli import completion
 from ddbench.cli.output import failures_told, print_json
 from ddbench.cli.shared import Json, Plugins, warn_of_plugins
+from ddbench.contract.component import KINDS
 from ddbench.errors import UsageError
-from ddbench.options import KINDS
 
 
 def check(
@@ -30,7 +30,7 @@ def check(
     Example: `ddbench check my_method --plugin my_method.py`
     """
     with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench.catalog import Catalog
+        from ddbench.discovery.catalog import Catalog
         from ddbench.render.installation import status_line
         from ddbench.testing import conform
 

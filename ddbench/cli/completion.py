@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ddbench.catalog import Catalog
+    from ddbench.discovery.catalog import Catalog
 
 Names = dict[str, dict[str, dict[str, Any]]]
 """By kind and name: `summary` and `options`."""
@@ -32,7 +32,7 @@ def names(kind: str) -> Callable[[str], list[tuple[str, str]]]:
 
 def settings(ctx: typer.Context, incomplete: str) -> list[str]:
     """`outer_steps=` of the method that is named, and `init.scheme=` of whatever else is, or is taken by default."""
-    from ddbench.spec import PARTS, RunSpec
+    from ddbench.contract.spec import PARTS, RunSpec
 
     known, every = _names(), []
     for part in PARTS:
@@ -70,16 +70,16 @@ def anything(incomplete: str) -> list[str]:
 
 def plugin_names(incomplete: str) -> list[str]:
     """Names of components of every kind."""
-    from ddbench.options import KINDS
+    from ddbench.contract.component import KINDS
 
     return sorted({name for kind in KINDS for name in _names().get(kind, {}) if name.startswith(incomplete)})
 
 
 def remember(catalog: "Catalog") -> Names:
     """Keep the names for completion."""
+    from ddbench.contract.component import KINDS
     from ddbench.errors import DdbenchError
-    from ddbench.files import atomic_write
-    from ddbench.options import KINDS
+    from ddbench.machine.files import atomic_write
     from ddbench.protocols import PROTOCOLS
 
     found: Names = {
@@ -106,7 +106,7 @@ def _names() -> Names:
             return found
     except (OSError, ValueError, KeyError, TypeError, DdbenchError):
         pass
-    from ddbench.catalog import Catalog
+    from ddbench.discovery.catalog import Catalog
 
     # Nothing but names may reach the shell: neither what a plugin prints nor what is wrong with a file.
     with contextlib.redirect_stdout(io.StringIO()):
@@ -117,7 +117,7 @@ def _names() -> Names:
 
 
 def _cache() -> Path:
-    from ddbench.environment import cache_dir
+    from ddbench.machine.folders import cache_dir
 
     return cache_dir() / "completion.json"
 
@@ -127,7 +127,7 @@ def _plugins() -> list[str]:
     import os
     from importlib.metadata import entry_points
 
-    from ddbench.finding import GROUP, named_by_hand
+    from ddbench.discovery.plugin_sources import GROUP, named_by_hand
 
     entries = [f"{e.name} {e.value} {e.dist.version if e.dist else ''}" for e in entry_points(group=GROUP)]
     return [*sorted(entries), *map(str, named_by_hand([])), os.environ.get("DDBENCH_DISABLE", "")]

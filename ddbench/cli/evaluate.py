@@ -11,17 +11,17 @@ import typer
 
 from ddbench.cli.output import failures_told, print_json
 from ddbench.cli.shared import Json, Plugins, Sets, merged, named, warn_of_plugins
+from ddbench.contract.component import parse_assignments
 from ddbench.errors import UsageError
-from ddbench.options import parse_assignments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ddbench.bench import Bench
-    from ddbench.catalog import Catalog
-    from ddbench.data import DistilledSet, ExampleSet
-    from ddbench.runner import Scores
-    from ddbench.spec import RunSpec
+    from ddbench.contract.sets import DistilledSet, ExampleSet
+    from ddbench.contract.spec import RunSpec
+    from ddbench.discovery.catalog import Catalog
+    from ddbench.pipeline.prepare import Bench
+    from ddbench.pipeline.runner import Scores
 
 
 class FileLabels(StrEnum):
@@ -90,10 +90,10 @@ def evaluate(
         "device": device,
     }
     with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench import runner
-        from ddbench.catalog import Catalog
+        from ddbench.discovery.catalog import Catalog
         from ddbench.errors import DdbenchError, Interrupted
-        from ddbench.files import sha256
+        from ddbench.machine.files import sha256
+        from ddbench.pipeline import runner
         from ddbench.render.live import live
 
         about_file = {
@@ -158,8 +158,8 @@ def _places(
     Raises `UsageError`, before anything is scored, for a name that does not exist, and for a dataset of other classes
     than the set says it was made for.
     """
-    from ddbench.bench import complete
-    from ddbench.data import DistilledSet
+    from ddbench.contract.sets import DistilledSet
+    from ddbench.pipeline.prepare import complete
 
     its_classes = distilled.metadata.get("classes") if isinstance(distilled, DistilledSet) else None
     places: list[dict[str, str]] = [{}, *({"network": name} for name in networks), *({"dataset": d} for d in datasets)]
@@ -198,7 +198,7 @@ def _opened(
 
     `about_file` are the options that say how to read a foreign file, None where they were not given.
     """
-    from ddbench.data import DistilledSet
+    from ddbench.contract.sets import DistilledSet
 
     path = file / "distilled.safetensors" if (file / "distilled.safetensors").exists() else file
     if path.suffix == ".safetensors":
@@ -218,7 +218,7 @@ def _opened(
         raise UsageError(f"there is no file {path}.", "Give the path of a distilled set.")
     if dataset is None:
         raise UsageError(f"{path} does not say what it was made for.", "Name its dataset: --dataset cifar10")
-    from ddbench.foreign import read
+    from ddbench.formats.released import read
 
     foreign = read(path, about_file["--repetition"] or 0)
     mean, std, whitened = (about_file[f"--file-{what}"] for what in ("mean", "std", "zca"))
@@ -251,7 +251,7 @@ def _lines(bench: "Bench", scores: "Scores") -> "Iterator[str]":
 
 
 def _fairness(bench: "Bench", scores: "Scores") -> dict[str, float]:
-    from ddbench.fairness import fairness
+    from ddbench.records.dd_ranking import fairness
 
     primary = bench.setting.objective.primary
     means = {name: score.mean for name, score in scores.companions.items()}

@@ -13,7 +13,7 @@ from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins
 def plugins(ctx: typer.Context, plugin: Plugins = None, as_json: Json = False) -> None:
     """Name the plugins that were found, what they offer, and what is wrong with those set aside."""
     with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench.catalog import Catalog
+        from ddbench.discovery.catalog import Catalog
         from ddbench.render.installation import plugin_table
 
         catalog = Catalog(plugin or [])
@@ -46,8 +46,8 @@ def doctor(
     Example: `ddbench doctor`
     """
     with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench.catalog import Catalog
-        from ddbench.doctor import examine
+        from ddbench.discovery.catalog import Catalog
+        from ddbench.pipeline.doctor import examine
         from ddbench.render.installation import status_line
 
         findings = []

@@ -36,14 +36,14 @@ def pretrain(
     Example: `ddbench pretrain --dataset mnist --network lenet --count 200 --held-out 20`
     """
     with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench.bench import complete, usual_network
-        from ddbench.catalog import Catalog
-        from ddbench.environment import keep_freed_memory, resolve_device
-        from ddbench.options import parse_assignments
-        from ddbench.pools import Pools
+        from ddbench.contract.component import parse_assignments
+        from ddbench.discovery.catalog import Catalog
+        from ddbench.engine.fit import Recipe
+        from ddbench.machine.environment import keep_freed_memory, resolve_device
+        from ddbench.pipeline.pools import Pools
+        from ddbench.pipeline.prepare import complete, usual_network
         from ddbench.render.live import live
         from ddbench.render.tables import pool_summary
-        from ddbench.training import Recipe
 
         catalog = Catalog(plugin or [])
         warn_of_plugins(catalog, plugin)

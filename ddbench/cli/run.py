@@ -12,13 +12,13 @@ import typer
 from ddbench.cli import completion
 from ddbench.cli.output import failures_told, print_json
 from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, Sets, merged, named, warn_of_plugins
+from ddbench.contract.component import parse_assignments
 from ddbench.errors import Interrupted, UsageError
-from ddbench.options import parse_assignments
 
 if TYPE_CHECKING:
-    from ddbench.catalog import Catalog
-    from ddbench.results import RunResult
-    from ddbench.spec import RunSpec, Sweep
+    from ddbench.contract.spec import RunSpec, Sweep
+    from ddbench.discovery.catalog import Catalog
+    from ddbench.records.result import RunResult
 
 
 def run(
@@ -112,7 +112,7 @@ def run(
         "best_coreset": best_coreset or None,
     }
     with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench.catalog import Catalog
+        from ddbench.discovery.catalog import Catalog
 
         catalog = Catalog(plugin or [])
         warn_of_plugins(catalog, plugin)
@@ -135,7 +135,7 @@ def run(
         if dry_run:
             _dry_run(spec, catalog, runs, leaderboards, as_json)
             return
-        from ddbench import runner
+        from ddbench.pipeline import runner
         from ddbench.render.live import live
         from ddbench.render.tables import published_lines
 
@@ -161,10 +161,10 @@ def resume(
     Example: `ddbench resume runs/unrolled_gd-svhn-ipc10-3f9a1c`
     """
     with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench import runner
-        from ddbench.catalog import Catalog
+        from ddbench.discovery.catalog import Catalog
+        from ddbench.pipeline import runner
+        from ddbench.records.result import RunFolder
         from ddbench.render.live import live
-        from ddbench.results import RunFolder
 
         folder = path if path.is_dir() else Path("runs") / path
         catalog = Catalog([*(plugin or []), *RunFolder(folder).read_origin().plugins])
@@ -199,7 +199,7 @@ def _spec(
     if any(key.startswith("network.") for key in settings) and not any(
         flags[part] or fields.get(part) for part in ("network", "target")
     ):
-        from ddbench.bench import usual_network
+        from ddbench.pipeline.prepare import usual_network
 
         dataset = merged(fields, flags, {}, set()).dataset
         fields["network"] = usual_network(catalog.get("dataset", dataset.name)).model_dump()
@@ -211,7 +211,7 @@ def _check_keys(
     method: str, options: set[str], flags: dict[str, Any], given: dict[str, Any], swept: dict[str, Any]
 ) -> None:
     """Raise `UsageError` for a key that could be meant otherwise than it would be taken."""
-    from ddbench.spec import FLAGS
+    from ddbench.contract.spec import FLAGS
 
     for key, value in given.items():
         if key in flags and key not in options:
@@ -226,8 +226,8 @@ def _check_keys(
 
 def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | None, given: set[str]) -> "Sweep | None":
     """What is swept: as the flags say, or else as the experiment does, unless what it sweeps was `given` one value."""
-    from ddbench.spec import Sweep
-    from ddbench.sweep import parse_axes
+    from ddbench.contract.spec import Sweep
+    from ddbench.pipeline.sweep import parse_axes
 
     if texts:
         return Sweep(axes=parse_axes(texts), plot=plot)
@@ -249,13 +249,13 @@ def _run_sweep(
     dry_run: bool,
 ) -> None:
     """Run every point, then print the table and draw the picture; both are kept in a folder of their own."""
-    from ddbench import runner
-    from ddbench.bench import complete
-    from ddbench.files import atomic_write, sha256
+    from ddbench.machine.files import atomic_write, sha256
+    from ddbench.pipeline import runner
+    from ddbench.pipeline.prepare import complete
+    from ddbench.pipeline.sweep import csv_text, run_sweep
     from ddbench.render.live import live
     from ddbench.render.pictures import draw_sweep
     from ddbench.render.tables import sweep_table
-    from ddbench.sweep import csv_text, run_sweep
 
     def completed(values: dict[str, Any]) -> "RunSpec":
         return complete(spec_of(values), catalog)[0]
@@ -313,9 +313,9 @@ def _resumable(leaderboards: Path) -> Iterator[None]:
 
 
 def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path, as_json: bool) -> None:
-    from ddbench.bench import complete, prepare
     from ddbench.errors import MissingPrerequisite
-    from ddbench.leaderboard import path_for
+    from ddbench.pipeline.prepare import complete, prepare
+    from ddbench.records.leaderboard import path_for
     from ddbench.render.tables import plan_lines
 
     spec, parts = complete(spec, catalog)
@@ -350,8 +350,8 @@ def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path
 
 def _conclude(result: "RunResult", leaderboards: Path, as_json: bool) -> None:
     """Draw the pictures and tell the result."""
+    from ddbench.records.result import RunFolder
     from ddbench.render.tables import result_lines
-    from ddbench.results import RunFolder
 
     folder = RunFolder(Path(result.run_dir))
     if result.status == "ok":

@@ -11,8 +11,8 @@ from ddbench.cli import completion
 from ddbench.errors import PluginError
 
 if TYPE_CHECKING:
-    from ddbench.catalog import Catalog
-    from ddbench.spec import RunSpec
+    from ddbench.contract.spec import RunSpec
+    from ddbench.discovery.catalog import Catalog
 
 DEFAULT_LEADERBOARDS = Path("leaderboards")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all else goes to stderr.")]
@@ -41,7 +41,7 @@ def merged(
     fields: dict[str, Any], flags: dict[str, Any], assignments: dict[str, Any], method_options: set[str]
 ) -> "RunSpec":
     """A spec: a flag replaces a field; naming another plugin drops the options of the one before."""
-    from ddbench.spec import RunSpec, place_assignments
+    from ddbench.contract.spec import RunSpec, place_assignments
 
     merged = dict(fields)
     for key, value in flags.items():
@@ -58,7 +58,7 @@ def warn_of_plugins(catalog: "Catalog", wanted: Sequence[Path] | None = None) ->
 
     Raises `PluginError` for one of those `wanted`: work without what was asked for is done in vain.
     """
-    from ddbench.finding import whole_path
+    from ddbench.discovery.plugin_sources import whole_path
 
     named = set(map(whole_path, wanted or ()))
     for broken in catalog.broken:

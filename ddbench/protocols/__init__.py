@@ -2,10 +2,10 @@
 
 import json
 
-from ddbench.data import DistilledSet
+from ddbench.contract.component import did_you_mean
+from ddbench.contract.sets import DistilledSet
 from ddbench.errors import UsageError
-from ddbench.files import sha256
-from ddbench.options import did_you_mean
+from ddbench.machine.files import sha256
 from ddbench.protocols.base import Evaluation, Protocol, Setting
 from ddbench.protocols.knn import KNN_V1
 from ddbench.protocols.replay import REPLAY_V1

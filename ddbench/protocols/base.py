@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ddbench.data import DistilledSet, ExampleSet
-from ddbench.environment import derive_seed
+from ddbench.contract.observer import Pace, Reporter
+from ddbench.contract.sets import DistilledSet, ExampleSet
+from ddbench.contract.task import Budget, Networks, Objective, Side
+from ddbench.engine.meta_gradient import evaluation_mode, unstack
+from ddbench.engine.workers import for_each_network
 from ddbench.errors import DdbenchError
-from ddbench.parallel import for_each_network
-from ddbench.reporter import Pace, Reporter
-from ddbench.task import Budget, Networks, Objective, Side
-from ddbench.unroll import evaluation_mode, unstack
+from ddbench.machine.seeds import derive_seed
 
 FULL_NETWORKS = 5
 """Networks trained on the full data that scores are held against, or that give labels."""

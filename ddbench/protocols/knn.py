@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddbench.data import DistilledSet, ExampleSet
+from ddbench.contract.observer import Pace, Reporter
+from ddbench.contract.sets import DistilledSet, ExampleSet
+from ddbench.contract.task import Side
 from ddbench.protocols.base import Evaluation, Setting, better, collect, finite
-from ddbench.reporter import Pace, Reporter
-from ddbench.task import Side
 
 NORMS = (1, 2)
 NEIGHBOURS = (1, 3)

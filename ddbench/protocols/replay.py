@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddbench.data import DistilledSet
-from ddbench.parallel import for_each_network
+from ddbench.contract.observer import Pace, Reporter
+from ddbench.contract.sets import DistilledSet
+from ddbench.contract.task import Side
+from ddbench.engine.meta_gradient import train
+from ddbench.engine.workers import for_each_network
 from ddbench.protocols.base import Evaluation, Setting, Trained, better, draw, measure, score_networks
-from ddbench.reporter import Pace, Reporter
-from ddbench.task import Side
-from ddbench.unroll import train
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 SELECTION_NETWORKS = 5

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ddbench.data import DistilledSet
-from ddbench.environment import derive_seed
-from ddbench.inner import inner_mode
-from ddbench.operators import FastOperators
-from ddbench.parallel import for_each_network
+from ddbench.contract.observer import Reporter
+from ddbench.contract.sets import DistilledSet
+from ddbench.contract.task import Side
+from ddbench.engine.cpu.operators import FastOperators
+from ddbench.engine.fit import Recipe
+from ddbench.engine.inner_steps import inner_mode
+from ddbench.engine.workers import for_each_network
+from ddbench.machine.seeds import derive_seed
 from ddbench.protocols.augment import AMOUNTS, siamese
 from ddbench.protocols.base import FULL_NETWORKS, Evaluation, Setting, Trained, draw, score_networks
-from ddbench.reporter import Reporter
-from ddbench.task import Side
-from ddbench.training import Recipe
 
 RATE, MOMENTUM, DECAY, BATCH = 0.01, 0.9, 5e-4, 256
 TOLD_FROM = 60

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ddbench.options import Component
+    from ddbench.contract.component import Component
 
 
 def listing(entries: Mapping[str, Sequence[Mapping[str, str]]], broken: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ddbench.catalog import Catalog
+    from ddbench.discovery.catalog import Catalog
 
 MARKS = {
     "ok": "green", "passed": "green", "missing": "dim", "skipped": "dim", "fault": "red", "failed": "red",

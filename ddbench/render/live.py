@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 if TYPE_CHECKING:
-    from ddbench.reporter import Reporter
+    from ddbench.contract.observer import Reporter
 
 PLAIN_SECONDS = 10.0
 """Seconds between progress lines where there is no terminal."""

@@ -6,18 +6,18 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddbench.data import DistilledSet
-from ddbench.files import atomic_write
+from ddbench.contract.sets import DistilledSet
+from ddbench.machine.files import atomic_write
+from ddbench.records.result import RunFolder
 from ddbench.render.tables import in_percent
-from ddbench.results import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.figure import Figure
 
-    from ddbench.spec import Sweep
-    from ddbench.sweep import Point
+    from ddbench.contract.spec import Sweep
+    from ddbench.pipeline.sweep import Point
 
 MOST_COLUMNS, MOST_ROWS = 20, 20
 SHEET_ROWS, SHEET_WIDTH = 10, 320

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ddbench.leaderboard import Row
+from ddbench.contract.spec import RunSpec
+from ddbench.records.leaderboard import Row
 from ddbench.render.live import duration
 from ddbench.render.tables import number
-from ddbench.spec import RunSpec
 
 if TYPE_CHECKING:
-    from ddbench.catalog import Catalog, Experiment
+    from ddbench.discovery.catalog import Catalog, Experiment
 
 HEADINGS = ("experiment", "ours", "n", "published", "difference", "within", "companions", "before", "cost", "changed")
 INTRODUCTION = """# Reproduction

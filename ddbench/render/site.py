@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddbench.data import DistilledSet
-from ddbench.fairness import of_line
-from ddbench.faults import spec_of, spec_of_row
-from ddbench.files import atomic_write
-from ddbench.leaderboard import PublishedRow, Row
-from ddbench.ranking import Line, groups, ranks
+from ddbench.contract.sets import DistilledSet
+from ddbench.contract.spec import FLAGS, PARTS, Choice, RunSpec
+from ddbench.machine.files import atomic_write
+from ddbench.records.audit import spec_of, spec_of_row
+from ddbench.records.dd_ranking import of_line
+from ddbench.records.leaderboard import PublishedRow, Row
+from ddbench.records.ranking import Line, groups, ranks
+from ddbench.records.result import artifact_path, curve_path
 from ddbench.render.pictures import contact_sheet
 from ddbench.render.tables import bounds, in_percent, with_options
-from ddbench.results import artifact_path, curve_path
-from ddbench.spec import FLAGS, PARTS, Choice, RunSpec
 
 if TYPE_CHECKING:
-    from ddbench.catalog import Catalog
+    from ddbench.discovery.catalog import Catalog
 
 SHOWN = (
     "run_id", "experiment", "created", "method", "method_source", "dataset", "network", "sample_shape", "init",

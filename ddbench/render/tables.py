@@ -10,18 +10,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ddbench.contract.spec import Choice, RunSpec, Sweep
 from ddbench.errors import DdbenchError
-from ddbench.leaderboard import PublishedRow, Row
-from ddbench.ranking import Line, ranks
+from ddbench.records.leaderboard import PublishedRow, Row
+from ddbench.records.ranking import Line, ranks
+from ddbench.records.result import RunFolder, RunResult
+from ddbench.records.stats import Difference, Score
 from ddbench.render.live import duration
-from ddbench.results import RunFolder, RunResult
-from ddbench.spec import Choice, RunSpec, Sweep
-from ddbench.stats import Difference, Score
 
 if TYPE_CHECKING:
-    from ddbench.catalog import Experiment
-    from ddbench.pools import Pool
-    from ddbench.sweep import Point
+    from ddbench.discovery.catalog import Experiment
+    from ddbench.pipeline.pools import Pool
+    from ddbench.pipeline.sweep import Point
 
 PERCENT = ("accuracy", "success")
 
@@ -102,7 +102,7 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
     )
     for line in lines:
         yield f"  {line}"
-    from ddbench.fairness import fairness
+    from ddbench.records.dd_ranking import fairness
 
     means = {name: score.mean for name, score in result.companions.items()}
     fair = fairness(result.primary, result.score.mean, means, hard=result.artifact.label_regime == "hard")

@@ -5,10 +5,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddbench.catalog import Catalog
+from ddbench.contract.component import KINDS
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
-from ddbench.files import atomic_write
-from ddbench.options import KINDS
+from ddbench.machine.files import atomic_write
 
 FLAGS = {
     "method": "--method {name} --smoke",

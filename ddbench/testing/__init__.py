@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ddbench.catalog import Catalog
-from ddbench.options import Component
+from ddbench.contract.component import Component
+from ddbench.discovery.catalog import Catalog
 from ddbench.testing.checks import Check, Failed, Outcome, Skipped, Subject, outcome, restored_globals
 from ddbench.testing.methods import METHOD
 from ddbench.testing.parts import DATASET, INIT, NETWORK, OBJECTIVE, TARGET

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ddbench.catalog import Catalog
-from ddbench.environment import seed_everything
+from ddbench.contract.component import Component
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError
-from ddbench.options import Component
+from ddbench.machine.seeds import seed_everything
 
 
 class Failed(AssertionError):

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from ddbench.data import DistilledSet
-from ddbench.environment import seed_everything
+from ddbench.contract.observer import Silent
+from ddbench.contract.run import Run
+from ddbench.contract.sets import DistilledSet
+from ddbench.contract.task import Task
 from ddbench.errors import Interrupted, PluginError, Unsupported, UsageError
-from ddbench.loop import Run
+from ddbench.machine.seeds import seed_everything
 from ddbench.protocols.replay import REPLAY_V1
-from ddbench.reporter import Silent
-from ddbench.task import Task
 from ddbench.testing import tiny as small
 from ddbench.testing.checks import EVERY, Check, Failed, Skipped, Subject, restored_globals, untouched_globals
 from ddbench.testing.tiny import Tiny

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ddbench.data import DatasetInfo, ImageSplits
-from ddbench.environment import data_dir
+from ddbench.contract.sets import DatasetInfo, ImageSplits
+from ddbench.contract.task import AdaptationTarget, Objective
+from ddbench.engine.meta_gradient import evaluation_mode
 from ddbench.errors import MissingPrerequisite, Unsupported, UsageError
-from ddbench.task import AdaptationTarget, Objective
+from ddbench.machine.folders import data_dir
 from ddbench.testing import tiny as small
 from ddbench.testing.checks import EVERY, Check, Failed, Skipped, Subject, untouched_globals
-from ddbench.unroll import evaluation_mode
 
 SHAPES = ((1, 28, 28), (3, 32, 32), (1, 8, 8), (3, 64, 64), (3, 224, 224))
 CLASSES = 4

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ddbench.catalog import Catalog
-from ddbench.data import ExampleSet, ImageSplits, normalise
+from ddbench.contract.sets import ExampleSet, ImageSplits
+from ddbench.contract.spec import Choice
+from ddbench.contract.task import Budget, Networks, Objective, Side, Task
+from ddbench.discovery.catalog import Catalog
+from ddbench.modalities.image import normalise
 from ddbench.protocols.base import Setting
-from ddbench.spec import Choice
-from ddbench.task import Budget, Networks, Objective, Side, Task
 
 SIZE = 8
 

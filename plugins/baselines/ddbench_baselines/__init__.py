@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 import ddbench
 from ddbench import DdbenchError, DistilledSet, ExampleSet, Run, Task
-from ddbench.parallel import for_each_network
-from ddbench.unroll import evaluation_mode, train, unstack
+from ddbench.engine.meta_gradient import evaluation_mode, train, unstack
+from ddbench.engine.workers import for_each_network
 
 Count = Annotated[int, Field(ge=1)]
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)

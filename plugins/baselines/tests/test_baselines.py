@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddbench.bench import complete, prepare
-from ddbench.catalog import Catalog
+from ddbench.contract.run import Run
+from ddbench.contract.spec import RunSpec
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
-from ddbench.loop import Run
-from ddbench.spec import RunSpec
+from ddbench.pipeline.prepare import complete, prepare
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_k_means_finds_the_clusters(catalog, tmp_path):
 
 
 def test_optimised_real_is_better_than_the_average_random_set(catalog, tmp_path):
-    from ddbench.runner import run
+    from ddbench.pipeline.runner import run
 
     fields = {"network": "linear", "images_per_class": 1, "epochs": 10, "eval_networks": 5}
     places = dict(catalog=catalog, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")

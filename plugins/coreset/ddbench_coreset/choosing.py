@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ddbench import DdbenchError, DistilledSet, Run, Task, UsageError
-from ddbench.environment import free_memory
-from ddbench.unroll import unstack
+from ddbench.engine.meta_gradient import unstack
+from ddbench.machine.environment import free_memory
 from ddbench_coreset.trace import TRACED, one_network, penultimate, trace
 
 Features = Annotated[

@@ -13,13 +13,14 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from ddbench import DdbenchError, ExampleSet, Run, Task, Unsupported, UsageError
-from ddbench.environment import cache_dir, derive_seed
-from ddbench.files import atomic_write, sha256
-from ddbench.inner import inner_mode
-from ddbench.operators import FastOperators
-from ddbench.parallel import for_each_network
-from ddbench.snapshots import finite
-from ddbench.unroll import evaluation_mode, unstack
+from ddbench.contract.snapshots import finite
+from ddbench.engine.cpu.operators import FastOperators
+from ddbench.engine.inner_steps import inner_mode
+from ddbench.engine.meta_gradient import evaluation_mode, unstack
+from ddbench.engine.workers import for_each_network
+from ddbench.machine.files import atomic_write, sha256
+from ddbench.machine.folders import cache_dir
+from ddbench.machine.seeds import derive_seed
 
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.05, 0.9, 5e-4
 TRACED = 2

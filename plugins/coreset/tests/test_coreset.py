@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 
 import ddbench
-from ddbench.catalog import Catalog
-from ddbench.data import DatasetInfo, ExampleSet
-from ddbench.loop import Run
-from ddbench.task import Budget, Objective, Task
+from ddbench.contract.run import Run
+from ddbench.contract.sets import DatasetInfo, ExampleSet
+from ddbench.contract.task import Budget, Objective, Task
+from ddbench.discovery.catalog import Catalog
 
 
 @st.composite
@@ -78,8 +78,8 @@ def catalog() -> Catalog:
 
 
 def chosen(catalog: Catalog, tmp_path, method: str, per_class: int = 3, seed: int = 0, **options):
-    from ddbench.loading import load_data
-    from ddbench.spec import RunSpec
+    from ddbench.contract.spec import RunSpec
+    from ddbench.pipeline.data import load_data
 
     spec = RunSpec.parse({"method": method})
     train, _ = load_data(catalog.get("dataset", "digits"), spec.dataset, None, download=False)

@@ -13,12 +13,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import ddbench
-from ddbench.bench import complete, prepare
-from ddbench.catalog import Catalog
-from ddbench.environment import cache_dir
-from ddbench.loop import Run
-from ddbench.spec import RunSpec
-from ddbench.task import Networks
+from ddbench.contract.run import Run
+from ddbench.contract.spec import RunSpec
+from ddbench.contract.task import Networks
+from ddbench.discovery.catalog import Catalog
+from ddbench.machine.folders import cache_dir
+from ddbench.pipeline.prepare import complete, prepare
 
 EPOCHS = 6
 SCORED = ["forgetting", "el2n", "grand", "aum", "uncertainty", "ccs", "craig", "grad_match", "example_value"]

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from ddbench.catalog import Catalog
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import Unsupported
-from ddbench.runner import run
+from ddbench.pipeline.runner import run
 
 LINEAR = {
     "method": "linear_bound",
@@ -24,8 +24,8 @@ def catalog() -> Catalog:
 
 def least_loss() -> float:
     """Test loss of the least-squares solution on the training data without the validation slice, by lstsq."""
-    from ddbench.bench import complete, prepare
-    from ddbench.spec import RunSpec
+    from ddbench.contract.spec import RunSpec
+    from ddbench.pipeline.prepare import complete, prepare
 
     bench = prepare(*complete(RunSpec.parse(LINEAR), Catalog()))
 

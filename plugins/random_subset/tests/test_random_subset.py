@@ -1,9 +1,9 @@
 import torch
 
-from ddbench.bench import complete, prepare
-from ddbench.catalog import Catalog
-from ddbench.loop import Run
-from ddbench.spec import RunSpec
+from ddbench.contract.run import Run
+from ddbench.contract.spec import RunSpec
+from ddbench.discovery.catalog import Catalog
+from ddbench.pipeline.prepare import complete, prepare
 
 
 def test_draws_what_was_asked_for(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import ddbench
-from ddbench.reporter import Silent
+from ddbench.contract.observer import Silent
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPEC = {
@@ -66,8 +66,8 @@ def test_tensorboard_has_curves_scores_settings_and_images(tmp_path: Path):
 
 
 def test_tensorboard_of_a_resumed_run_has_every_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from ddbench import runner
-    from ddbench.loop import Run
+    from ddbench.contract.run import Run
+    from ddbench.pipeline import runner
 
     def stop(self: Run, **values: object) -> None:
         logged(self, **values)

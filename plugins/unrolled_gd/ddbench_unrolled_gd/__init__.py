@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import ddbench
 from ddbench import DistilledSet, Run, Task, Unsupported
-from ddbench.environment import free_memory
-from ddbench.footprint import fitting_memory
-from ddbench.unroll import Memory, meta_gradient
+from ddbench.engine.memory import fitting_memory
+from ddbench.engine.meta_gradient import Memory, meta_gradient
+from ddbench.machine.environment import free_memory
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

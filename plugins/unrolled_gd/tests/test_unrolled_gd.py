@@ -3,10 +3,10 @@ import torch
 from ddbench_unrolled_gd import _decay
 
 import ddbench
-from ddbench.bench import complete, prepare
-from ddbench.catalog import Catalog
-from ddbench.loop import Run
-from ddbench.spec import RunSpec
+from ddbench.contract.run import Run
+from ddbench.contract.spec import RunSpec
+from ddbench.discovery.catalog import Catalog
+from ddbench.pipeline.prepare import complete, prepare
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def test_learns_images_and_rates_in_the_stated_shapes(catalog, tmp_path):
 
 @pytest.mark.parametrize("init", ["random", "fixed"])
 def test_learns_to_classify_real_digits(catalog, tmp_path, init):
+    from ddbench.contract.observer import Silent
     from ddbench.protocols import get_protocol
-    from ddbench.reporter import Silent
 
     made, _, bench = distil(catalog, tmp_path, {"outer_steps": 200, "outer_lr": 0.05, "inner_lr": 0.1}, init=init)
     scores = get_protocol("replay/v1").evaluate([made], bench.setting, 3, Silent()).scores["accuracy"]

@@ -1,0 +1,208 @@
+"""RunSpec: everything that decides what a run computes, with a canonical form and a fingerprint."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Self
+
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+from ddbench.contract.component import did_you_mean
+from ddbench.errors import UsageError
+from ddbench.machine.files import sha256
+
+PARTS = ("method", "dataset", "network", "init", "eval_init", "objective", "target")
+DEFAULT_STEPS = 10
+
+
+class _Frozen(pydantic.BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class Choice(_Frozen):
+    """A plugin by name, with its options. A bare string stands for the name alone."""
+
+    name: str = Field(min_length=1)
+    options: dict[str, Any] = {}
+
+    @classmethod
+    def from_name(cls, value: object) -> Self:
+        """A choice from a bare name or a mapping of the fields."""
+        return cls.model_validate(_from_name(value))
+
+
+def _from_name(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Named = Annotated[Choice, BeforeValidator(_from_name)]
+
+Length = Annotated[int, Field(ge=1, le=10_000)]
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(value: object) -> object:
+    """Seconds from `90`, `90s`, `15m`, `1.5h`; raises `ValueError` for anything else that is text."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([smhd]?)\s*", value)
+    if not match:
+        raise ValueError("must be a time such as 90s, 15m or 2h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _a_device(value: str) -> str:
+    if not re.fullmatch(r"auto|[a-z]+(:\d+)?", value):
+        raise ValueError("must be a device such as auto, cpu, cuda or cuda:1")
+    return value
+
+
+class RunSpec(_Frozen):
+    """What to run. Every field but `device`, `experiment` and `best_coreset` enters the fingerprint.
+
+    `network`, `images_per_class` and `steps` may be left out: the dataset suggests the first two, and `steps` is
+    the largest divisor of `images_per_class` up to 10, so that each step has the same number of images per class.
+    """
+
+    method: Named = Field(description="what distils")
+    dataset: Named = Field(Choice(name="digits"), description="what is distilled")
+    network: Named | None = Field(None, description="the dataset's usual one when left out")
+    sample_shape: tuple[Length, Length, Length] | None = Field(
+        None, description="channels, height and width that images are converted to; as they are when left out"
+    )
+    init: Named = Field(Choice(name="random"), description="where networks are drawn from")
+    eval_init: Named | None = Field(None, description="init distribution of scoring; the same as init when left out")
+    objective: Named = Field(Choice(name="classification"), description="what the set should achieve")
+    target: Named | None = Field(None, description="pretrained-adaptation target; sets network and init")
+    images_per_class: int | None = Field(None, ge=1, description="over all steps together (IPC)")
+    steps: int | None = Field(None, ge=1, description="gradient steps with a batch of images each")
+    epochs: int = Field(3, ge=1, description="how often the steps are cycled through")
+    protocol: str = Field("replay/v1", description="how the set is scored")
+    eval_networks: int = Field(20, ge=1, le=10_000, description="networks trained to score the result")
+    validation: float = Field(0.1, gt=0, lt=1, description="share of the training set that selection happens on")
+    seed: int = Field(0, ge=0, description="of the distillation; networks that score have seeds of their own")
+    time_limit: Annotated[float | None, BeforeValidator(parse_duration)] = Field(
+        None, gt=0, description="seconds of distillation after which the method stops with what it has"
+    )
+    smoke: bool = Field(False, description="a few steps on little data, to see that everything works; no row")
+    device: Annotated[str, AfterValidator(_a_device)] = "auto"
+    experiment: str = Field("", description="name of the experiment that the run carries out")
+    best_coreset: bool = Field(False, description="show the score beside that of the best coreset too")
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> Self:
+        """A spec from plain values. Raises `UsageError` naming the field at fault."""
+        for key in fields:
+            if key not in cls.model_fields:
+                raise UsageError(
+                    f"a run spec has no field {key!r}.{did_you_mean(key, cls.model_fields)}",
+                    f"Its fields are {', '.join(cls.model_fields)}.",
+                )
+        try:
+            return cls.model_validate(fields)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            if first["type"] == "missing":
+                raise UsageError(f"no {where} was given.", "See what there is: ddbench list") from error
+            given = "" if isinstance(first["input"], dict) else f" (not {first['input']!r})"
+            message = first["msg"].removeprefix("Value error, ")
+            raise UsageError(
+                f"{where}: {message[:1].lower()}{message[1:]}{given}.", "See: ddbench run --help"
+            ) from error
+
+    def canonical(self) -> str:
+        """The same text for the same run on any machine: JSON, sorted keys, without what changes nothing of it."""
+        fields = self.model_dump(mode="json", exclude={"device", "experiment", "best_coreset"})
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical form."""
+        return sha256(self.canonical().encode())
+
+    @property
+    def run_id(self) -> str:
+        """A short readable name for the run folder, such as `unrolled_gd-svhn-ipc10-3f9a1c`."""
+        dataset = re.sub(r"[^A-Za-z0-9]+", "_", self.dataset.name).strip("_")[-40:]
+        smoke = "smoke-" if self.smoke else ""
+        return f"{smoke}{self.method.name}-{dataset}-ipc{self.images_per_class}-{self.fingerprint[:6]}"
+
+
+FLAGS = {
+    "method": "method", "dataset": "dataset", "network": "network", "init": "init", "eval_init": "eval-init",
+    "objective": "objective", "target": "target", "images_per_class": "ipc", "steps": "steps", "epochs": "epochs",
+    "protocol": "protocol", "eval_networks": "eval-networks", "seed": "seed", "time_limit": "time-limit",
+}  # fmt: skip
+"""Fields of a spec and the flags that set them."""
+
+
+class Axis(_Frozen):
+    """Keys of a run that take the same values together, such as `steps` and `images_per_class`."""
+
+    keys: list[str] = Field(min_length=1)
+    values: list[Any] = Field(min_length=1)
+
+    @property
+    def name(self) -> str:
+        """What the axis is called in tables and pictures."""
+        return " = ".join(key.replace("_", " ") for key in self.keys)
+
+
+class Sweep(_Frozen):
+    """One axis, or two: values along the first, a line for each value of the second.
+
+    `plot` is a metric, or a figure that the method logged (its last value counts); the primary metric when empty.
+    """
+
+    axes: list[Axis] = Field(min_length=1, max_length=2)
+    plot: str = ""
+
+    def assignments(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Each point: its values, one an axis, and what they set."""
+        for values in itertools.product(*(axis.values for axis in self.axes)):
+            pairs = zip(self.axes, values, strict=True)
+            yield values, {key: value for axis, value in pairs for key in axis.keys}
+
+
+def default_steps(images_per_class: int) -> int:
+    """The largest divisor of `images_per_class` up to 10."""
+    return max(steps for steps in range(1, DEFAULT_STEPS + 1) if images_per_class % steps == 0)
+
+
+def place_assignments(fields: dict[str, Any], assignments: dict[str, Any], method_options: set[str]) -> dict[str, Any]:
+    """`fields` of a spec with `--set` assignments put where they belong.
+
+    `init.scheme` is option `scheme` of the init; a plain name is an option of the method, or else a field of the
+    spec (`steps`, `epochs`, ...), or else left to the method to reject.
+    """
+    placed = dict(fields)
+    for key, value in assignments.items():
+        part, dot, option = key.partition(".")
+        if dot and part not in PARTS:
+            raise UsageError(
+                f"--set {key}: there is no part {part!r} of a run.{did_you_mean(part, PARTS)}",
+                f"The parts that take options are {', '.join(PARTS)}.",
+            )
+        if not dot:
+            if key not in method_options and key in RunSpec.model_fields and key not in PARTS:
+                placed[key] = value
+                continue
+            part, option = "method", key
+        current = _from_name(placed.get(part) or _default_choice(part))
+        if isinstance(current, Choice):
+            current = current.model_dump()
+        if not isinstance(current, dict):
+            raise UsageError(f"{part} must be a name or a table with name and options, not {current!r}.")
+        placed[part] = {**current, "options": {**current.get("options", {}), option: value}}
+    return placed
+
+
+def _default_choice(part: str) -> Choice:
+    default = RunSpec.model_fields[part].default
+    if isinstance(default, Choice):
+        return default
+    raise UsageError(f"--set {part}.…: no {part} was named.", f"Name it with --{part}.")

@@ -1,0 +1,166 @@
+"""What a method is given: training data, an objective, networks to distil for, and a budget."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddbench.contract.sets import DatasetInfo, ExampleSet
+from ddbench.errors import PluginError
+
+Side = Literal["train", "evaluation"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a method may return.
+
+    `images_per_class` is the total over all steps; an evaluation takes at most `epochs * steps` gradient steps.
+    """
+
+    images_per_class: int
+    steps: int
+    epochs: int
+
+    @property
+    def total_steps(self) -> int:
+        """Gradient steps in all, T = epochs * steps."""
+        return self.epochs * self.steps
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""`(logits [batch, classes], labels [batch] or soft [batch, classes])` to a scalar, the mean over the batch."""
+
+
+def _as_they_are(labels: Tensor) -> Tensor:
+    return labels
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What distilled data should achieve.
+
+    `loss(logits [batch, classes], labels [batch])` is a differentiable scalar to distil against (None where there
+    is none); `metrics(logits, labels)` gives named figures for people, of which `primary` ranks. A metric that has
+    nothing to measure (no example of the class it is about) is NaN.
+
+    `inner_loss` is what networks minimise when they train on the distilled set. `relabel(labels)` gives the labels
+    that real examples carry when they are that set: under poisoning, those of the attacked class are the target's.
+    """
+
+    loss: Loss | None
+    metrics: Callable[[Tensor, Tensor], dict[str, float]]
+    primary: str
+    higher_is_better: bool = True
+    inner_loss: Loss = F.cross_entropy
+    relabel: Callable[[Tensor], Tensor] = _as_they_are
+
+
+class InitSampler(Protocol):
+    """An init distribution with its options bound: up to `n` initial weights, stacked, for one side.
+
+    Returns `{parameter name: [n, *shape]}`. The evaluation side draws other networks than the training side, unless
+    the distribution has only one to give (`fixed` returns one, however many were asked for). A distribution that
+    takes a sixth argument is given `Sources`.
+    """
+
+    def __call__(
+        self, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side, /
+    ) -> dict[str, Tensor]:
+        """Draw."""
+        ...
+
+
+class Sources(Protocol):
+    """What an init distribution may draw on besides random numbers: networks trained before, other distributions."""
+
+    def pool(
+        self,
+        side: Side,
+        n: int,
+        generator: torch.Generator,
+        *,
+        count: int,
+        held_out: int,
+        steps: int,
+        lr: float,
+        dataset: str | None = None,
+        sample_shape: tuple[int, int, int] | None = None,
+    ) -> dict[str, Tensor]:
+        """`n` networks of the run's architecture that were trained on `dataset` (None: the run's own), stacked.
+
+        The pool has `count` networks to draw from and `held_out` others to score on; what is missing of it is trained
+        first, by `steps` of Adam at rate `lr`. Raises `UsageError` where it has fewer than `n`.
+        """
+        ...
+
+    def draw(
+        self, init: object, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side
+    ) -> dict[str, Tensor]:
+        """Weights from another init distribution: a name, or a mapping of `name` and `options`."""
+        ...
+
+
+class Networks:
+    """One side of an init distribution: where initial weights are drawn from.
+
+    `module` is the architecture. The draws of a run follow from its seed.
+    """
+
+    def __init__(
+        self, module: nn.Module, init: InitSampler, info: DatasetInfo, generator: torch.Generator, side: Side
+    ) -> None:
+        self.module = module
+        self._init, self._info, self._generator, self._side = init, info, generator, side
+
+    def sample(self, n: int) -> dict[str, Tensor]:
+        """Initial weights of up to `n` networks, `{name: [nets, *shape]}`, on the device of `module`.
+
+        Raises `PluginError` when the init distribution returns something else.
+        """
+        drawn = self._init(self.module, self._info, n, self._generator, self._side)
+        wanted = dict(self.module.named_parameters())
+        if not isinstance(drawn, dict) or drawn.keys() != wanted.keys():
+            raise PluginError("the init distribution did not return the network's parameters by name.")
+        for name, tensor in drawn.items():
+            if tensor.shape[1:] != wanted[name].shape or not 1 <= tensor.shape[0] <= n:
+                raise PluginError(
+                    f"the init distribution returned {name} of shape {list(tensor.shape)}.",
+                    f"Up to {n} networks of shape {list(wanted[name].shape)} are expected.",
+                )
+            if not torch.isfinite(tensor).all():
+                raise PluginError(f"the init distribution returned NaN or infinite values in {name}.")
+        return {name: drawn[name].detach().to(wanted[name]) for name in wanted}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a method may look at; there is no test split, and the validation slice is not in `train`."""
+
+    train: ExampleSet
+    objective: Objective
+    networks: Networks
+    budget: Budget
+    info: DatasetInfo
+
+
+@dataclass(frozen=True)
+class AdaptationTarget:
+    """Pretrained networks and the dataset they are to be adapted to.
+
+    `network` is a name as on the command line, and so is `dataset`; None leaves it to the user. `sample` is the init
+    distribution that gives the source weights; None starts from the weights that the network itself has. Images are
+    converted to `sample_shape` (grey to colour, resized) where one is given. `adapt(network, info)`, where there is
+    one, turns the network as it is built for the new classes into the one to be adapted, its weights loaded; `files`
+    names the files it reads, for the record.
+    """
+
+    dataset: str | None
+    network: str
+    sample: InitSampler | None = None
+    sample_shape: tuple[int, int, int] | None = None
+    adapt: Callable[[nn.Module, DatasetInfo], nn.Module] | None = None
+    files: tuple[str, ...] = ()

@@ -1,0 +1,5 @@
+"""Find plugins, load each in isolation, and look names up.
+
+May import: contract, machine and errors.
+Imported by: protocols, pipeline, render, cli, testing and scaffold.
+"""

@@ -1,0 +1,96 @@
+"""What this installation has and lacks, each finding with its remedy."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ddbench.contract.sets import ImageSplits
+from ddbench.discovery.catalog import Catalog
+from ddbench.errors import DdbenchError, MissingPrerequisite
+from ddbench.machine.environment import describe, free_memory, resolve_device
+from ddbench.machine.folders import cache_dir, data_dir
+
+LITTLE_MEMORY = 2e9
+"""Bytes below which a run of the usual size may not fit."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: `missing` is what a run may fetch or do without, `fault` what needs mending."""
+
+    about: str
+    status: Literal["ok", "missing", "fault"]
+    text: str
+    fix: str = ""
+
+
+def examine(catalog: Catalog, runs: Path, leaderboards: Path) -> Iterator[Finding]:
+    """Look at the libraries, the device, memory, folders, plugins and data, in this order."""
+    yield from _libraries()
+    yield from _machine()
+    for about, folder in (("cache", cache_dir()), ("data", data_dir()), ("runs", runs), ("leaderboards", leaderboards)):
+        yield _writable(about, folder)
+    left_out = f"; DDBENCH_DISABLE leaves out {', '.join(catalog.disabled)}" if catalog.disabled else ""
+    yield Finding("plugins", "ok", f"{len(catalog.plugins)} loaded{left_out}")
+    for broken in catalog.broken:
+        yield Finding("plugins", "fault", str(broken), "Mend or uninstall it; all others work.")
+    for slow in catalog.slow():
+        yield Finding("plugins", "ok", slow)
+    for dataset in catalog.components("dataset"):
+        try:
+            loaded = dataset.call(dataset.validated({}), data_dir(), False)
+        except MissingPrerequisite as error:
+            yield Finding(f"dataset {dataset.name}", "missing", error.message, error.hint)
+        except DdbenchError as error:
+            yield Finding(f"dataset {dataset.name}", "fault", error.message, error.hint)
+        else:
+            partial = isinstance(loaded, ImageSplits) and loaded.partial
+            what = "a copy that is not known to be the full original" if partial else "here, verified"
+            yield Finding(f"dataset {dataset.name}", "ok", what)
+
+
+def _libraries() -> Iterator[Finding]:
+    import torch
+
+    versions = describe(torch.device("cpu"))
+    try:
+        # Built for another torch, it imports and then lacks its own operators.
+        import torchvision
+        from torchvision.ops import nms
+
+        nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except (ImportError, RuntimeError, AttributeError) as error:
+        text = f"torch {torch.__version__} and torchvision do not go together: {str(error).splitlines()[0]}"
+        yield Finding("libraries", "fault", text, "Install the pair together: pip install -U torch torchvision")
+        return
+    python = versions.get("python", "")
+    yield Finding(
+        "libraries", "ok", f"python {python}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+    )
+
+
+def _machine() -> Iterator[Finding]:
+    import torch
+
+    device = resolve_device("auto")
+    yield Finding("device", "ok", f"{device}, {torch.get_num_threads()} threads")
+    free = free_memory(device)
+    little = free < LITTLE_MEMORY
+    fix = "Close other programs, or use --set memory=checkpoint and smaller batches." if little else ""
+    yield Finding("memory", "fault" if little else "ok", f"{free / 1e9:.1f} GB free", fix)
+
+
+def _writable(about: str, folder: Path) -> Finding:
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        variable = {"cache": " with DDBENCH_CACHE", "data": " with DDBENCH_DATA"}.get(about, f" with --{about}")
+        text = f"{folder} cannot be written to: {(error.strerror or str(error)).lower()}"
+        return Finding(about, "fault", text, f"Name another folder{variable}.")
+    return Finding(about, "ok", f"{folder}, writable")

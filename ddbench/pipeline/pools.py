@@ -1,0 +1,353 @@
+"""Pools of pretrained networks: trained once, kept by content, those to train on and those held out never mixed."""
+
+import contextlib
+import inspect
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ddbench.contract.component import Component
+from ddbench.contract.observer import Pace, Reporter, Silent
+from ddbench.contract.sets import DatasetInfo, ExampleSet
+from ddbench.contract.spec import Choice, RunSpec
+from ddbench.contract.task import Objective, Side
+from ddbench.discovery.catalog import Catalog
+from ddbench.engine.fit import BATCH, Recipe, forecast, train_each
+from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
+from ddbench.machine.files import atomic_write, locked, sha256
+from ddbench.machine.folders import cache_dir
+from ddbench.machine.seeds import derive_seed
+from ddbench.pipeline.data import build, info_from_facts, load_data, split_validation
+from ddbench.protocols.base import measure
+
+TRAINED_AT_A_TIME = 32
+"""Networks whose starts and results are in memory together while a pool is trained."""
+MOST_LOADED = 2**30
+"""Bytes of a pool's networks that are kept in memory; the rest is read when it is drawn."""
+SMOKE_SIZE, SMOKE_STEPS = 8, 20
+"""Networks of each side, and steps, that a smoke run's pool has."""
+_CLASSIFICATION = Objective(
+    loss=None,
+    metrics=lambda logits, labels: {"accuracy": (logits.argmax(-1) == labels).float().mean().item()},
+    primary="accuracy",
+)
+_SIDES: tuple[Side, ...] = ("train", "evaluation")
+
+
+class PoolSpec(pydantic.BaseModel):
+    """What the networks of a pool are: anything that changes a single weight of them changes the key."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    dataset: Choice
+    dataset_hash: str
+    sample_shape: tuple[int, ...]
+    validation: float
+    network: Choice
+    network_source: str
+    init: Choice
+    steps: int = pydantic.Field(ge=1)
+    lr: float = pydantic.Field(gt=0, allow_inf_nan=False)
+    batch: int = BATCH
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all of it."""
+        return sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
+
+    @property
+    def folder(self) -> Path:
+        """Where the pool is kept."""
+        name = "".join(c if c.isalnum() else "_" for c in f"{self.dataset.name}-{self.network.name}"[-60:])
+        return _home() / f"{name}-{self.key[:12]}"
+
+
+class Pool:
+    """A pool on disk: one safetensors file a network, `train-00000` and so on, and `pool.json`."""
+
+    def __init__(self, folder: Path, spec: PoolSpec) -> None:
+        self.folder, self.spec = folder, spec
+        self._loaded: dict[Path, dict[str, Tensor]] = {}
+        self._loaded_bytes = 0
+
+    def count(self, side: Side) -> int:
+        """Networks that are there without a gap."""
+        n = 0
+        while self.path(side, n).exists():
+            n += 1
+        return n
+
+    def path(self, side: Side, index: int) -> Path:
+        """The file of one network."""
+        return self.folder / f"{side}-{index:05d}.safetensors"
+
+    def accuracies(self, side: Side) -> list[float]:
+        """Of each network, on the validation slice of the data it was trained on."""
+        found = []
+        for index in range(self.count(side)):
+            with _readable(self.path(side, index)), safetensors.safe_open(self.path(side, index), "pt") as file:
+                found.append(float(file.metadata()["accuracy"]))
+        return found
+
+    def weights(self, side: Side, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The networks of those numbers, `{name: [n, *shape]}`."""
+        parts = [self._read(self.path(side, index)) for index in indices]
+        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+
+    def write(self, side: Side, index: int, weights: Mapping[str, Tensor], accuracy: float) -> None:
+        """Keep one network."""
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        atomic_write(self.path(side, index), safetensors.torch.save(plain, {"accuracy": repr(accuracy)}))
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        if path in self._loaded:
+            return self._loaded[path]
+        with _readable(path):
+            weights = safetensors.torch.load_file(path)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+        if self._loaded_bytes + size <= MOST_LOADED:
+            self._loaded[path] = weights
+            self._loaded_bytes += size
+        return weights
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise DdbenchError(
+            f"{path} is damaged: {error}.", "Remove the file; the same network is trained again when it is needed."
+        ) from error
+
+
+class Pools:
+    """Opens pools and trains what they lack; for one run it is also what init distributions draw on (`Sources`).
+
+    `used` says which pools were drawn on, and how many networks of each. Without `may_train` a pool that lacks
+    networks is a `MissingPrerequisite`, and nothing is downloaded.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        catalog: Catalog,
+        device: torch.device,
+        reporter: Reporter | None = None,
+        *,
+        may_train: bool = True,
+    ) -> None:
+        self._spec, self._catalog, self._device = spec, catalog, device
+        self._reporter, self._may_train = reporter or Silent(), may_train
+        self._open: dict[str, Pool] = {}
+        self.used: dict[str, dict[str, Any]] = {}
+
+    def pool(
+        self,
+        side: Side,
+        n: int,
+        generator: torch.Generator,
+        *,
+        count: int,
+        held_out: int,
+        steps: int,
+        lr: float,
+        dataset: str | None = None,
+        sample_shape: tuple[int, int, int] | None = None,
+    ) -> dict[str, Tensor]:
+        """See `Sources.pool`."""
+        size, what = (count, "to train on") if side == "train" else (held_out, "held out")
+        if n > size:
+            option = "count" if side == "train" else "held_out"
+            raise UsageError(
+                f"the pool has {size} networks {what}, fewer than the {n} that are needed.",
+                f"Enlarge it with --set init.{option}={n} (eval_init.{option}, target.{option} where it is theirs), "
+                "or use fewer networks.",
+            )
+        if self._spec.smoke:
+            count, held_out, steps = min(count, SMOKE_SIZE), min(held_out, SMOKE_SIZE), min(steps, SMOKE_STEPS)
+            n, size = min(n, SMOKE_SIZE), min(size, SMOKE_SIZE)
+        pool = self.open(count, held_out, Recipe(steps, lr), dataset, sample_shape)
+        in_order = side == "evaluation" or n == size
+        return pool.weights(side, range(n) if in_order else torch.randperm(size, generator=generator)[:n].tolist())
+
+    def draw(
+        self, init: object, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side
+    ) -> dict[str, Tensor]:
+        """See `Sources.draw`."""
+        try:
+            named = Choice.from_name(init)
+        except pydantic.ValidationError as error:
+            raise UsageError(f"{init!r} names no init distribution.", "Give a name, or {name, options}.") from error
+        component, choice = self._catalog.resolve("init", named)
+        drawn: dict[str, Tensor] = component.call(
+            choice.options, *sampler_arguments(component.function, (network, info, n, generator, side), self)
+        )
+        return drawn
+
+    def open(
+        self,
+        count: int,
+        held_out: int,
+        recipe: Recipe,
+        dataset: str | None = None,
+        sample_shape: tuple[int, int, int] | None = None,
+        patience: float = math.inf,
+    ) -> Pool:
+        """The pool with at least so many networks, trained now where they are not there yet.
+
+        Raises `MissingPrerequisite` where that would take more than `patience` seconds.
+        """
+        asked = json.dumps([count, held_out, recipe.steps, recipe.lr, recipe.batch, dataset, sample_shape])
+        if asked in self._open:
+            return self._open[asked]
+        choice = self._spec.dataset if dataset is None else Choice.from_name(dataset)
+        shape = self._spec.sample_shape if dataset is None else sample_shape
+        component, choice = self._catalog.resolve("dataset", choice)
+        everything, _ = load_data(component, choice, shape, download=self._may_train)
+        train, validation = split_validation(everything, self._spec.validation)
+        info = train.info
+        assert self._spec.network is not None
+        network, network_choice = self._catalog.resolve(
+            "network", self._spec.network, info_from_facts(component, info.sample_shape)
+        )
+        start = self._catalog.resolve("init", RunSpec.model_fields["init"].default)[1]
+        spec = PoolSpec(
+            dataset=choice,
+            dataset_hash=info.content_hash,
+            sample_shape=info.sample_shape,
+            validation=self._spec.validation,
+            network=network_choice,
+            network_source=network.distribution,
+            init=start,
+            steps=recipe.steps,
+            lr=recipe.lr,
+            batch=recipe.batch,
+        )
+        pool = Pool(spec.folder, spec)
+        self._fill(pool, {"train": count, "evaluation": held_out}, network, train, validation, patience)
+        self._open[asked] = pool
+        self.used[pool.folder.name] = {
+            "networks": count,
+            "held_out": held_out,
+            "dataset": info.label,
+            "steps": recipe.steps,
+            "lr": recipe.lr,
+        }
+        return pool
+
+    def _fill(
+        self,
+        pool: Pool,
+        sizes: Mapping[Side, int],
+        network: Component,
+        train: ExampleSet,
+        validation: ExampleSet,
+        patience: float,
+    ) -> None:
+        """Train what is missing, a network at a time on each worker; each is kept as soon as it is done."""
+        spec = pool.spec
+        if all(pool.count(side) >= size for side, size in sizes.items()):
+            return
+        if not self._may_train:
+            raise MissingPrerequisite(
+                f"the pool {pool.folder.name} lacks networks that would be trained first.",
+                "Train them beforehand: ddbench pretrain --help",
+            )
+        with self._alone(pool):
+            missing = [
+                (side, index) for side in _SIDES for index in range(sizes[side]) if not pool.path(side, index).exists()
+            ]
+            if not missing:
+                return
+            module = build(network, spec.network, train.info).to(self._device)
+            if any(buffer.is_floating_point() for buffer in module.buffers()):
+                raise UsageError(
+                    f"{spec.network.name} keeps running statistics, which a pool of networks cannot give each its own.",
+                    "Choose a network without batch normalisation, such as lenet or convnet.",
+                )
+            train, validation = train.to(self._device), validation.to(self._device)
+            recipe = Recipe(spec.steps, spec.lr, spec.batch)
+            if patience < math.inf:
+                start = self._start(spec, module, train.info, *missing[0])
+                expected = forecast(module, start, train, recipe, len(missing))
+                if expected > patience:
+                    raise MissingPrerequisite(
+                        f"training {len(missing)} networks would take about {expected / 60:.0f} minutes.",
+                        f"Train them beforehand: {self._command(spec, sizes)}",
+                    )
+            atomic_write(pool.folder / "pool.json", spec.model_dump_json(indent=2) + "\n")
+            self._reporter.stage(f"Training {len(missing)} networks for the pool {pool.folder.name}")
+            pace, accuracies, remaining = Pace(), list[float](), iter(missing)
+
+            def done(weights: dict[str, Tensor]) -> None:
+                side, index = next(remaining)
+                if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
+                    raise DdbenchError(f"network {side}-{index} of the pool diverged.", f"Lower the rate {spec.lr:g}.")
+                accuracies.append(measure(module, weights, {}, validation, _CLASSIFICATION)["accuracy"])
+                pool.write(side, index, weights, accuracies[-1])
+                pace.tick()
+                count = len(accuracies)
+                mean = math.fsum(accuracies) / count
+                self._reporter.progress(count, len(missing), {"accuracy": mean}, pace.left(len(missing) - count))
+
+            for first in range(0, len(missing), TRAINED_AT_A_TIME):
+                part = missing[first : first + TRAINED_AT_A_TIME]
+                starts = [self._start(spec, module, train.info, side, index) for side, index in part]
+                seeds = [derive_seed("pool", side, index, "order") for side, index in part]
+                train_each(module, starts, seeds, train, recipe, done)
+
+    def _command(self, spec: PoolSpec, sizes: Mapping[Side, int]) -> str:
+        """What trains this pool beforehand, and no other."""
+        parts = [f"ddbench pretrain --dataset {spec.dataset.name} --network {spec.network.name}"]
+        parts.append(f"--count {sizes['train']} --held-out {sizes['evaluation']} --steps {spec.steps} --lr {spec.lr:g}")
+        if self._spec.sample_shape is not None:
+            parts.append(f"--sample-shape {' '.join(map(str, spec.sample_shape))}")
+        for part, choice in (("network", spec.network), ("dataset", spec.dataset)):
+            parts += [f"--set {part}.{key}={json.dumps(value)}" for key, value in choice.options.items()]
+        return " ".join(parts)
+
+    @contextlib.contextmanager
+    def _alone(self, pool: Pool) -> Iterator[None]:
+        """Keep the pool to this process; another one that trains it is waited for."""
+        path = pool.folder / "pool.json"
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path, timeout=1))
+            except DdbenchError:
+                self._reporter.say(f"Another process has the pool {pool.folder.name}; waiting for it.")
+                stack.enter_context(locked(path, timeout=24 * 3600))
+            yield
+
+    def _start(self, spec: PoolSpec, module: nn.Module, info: DatasetInfo, side: Side, index: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(derive_seed("pool", side, index, "start"))
+        drawn = self.draw(spec.init, module, info, 1, generator, "train")
+        return {name: tensor[0].to(self._device) for name, tensor in drawn.items()}
+
+
+def sampler_arguments(function: Any, arguments: tuple[Any, ...], sources: object) -> tuple[Any, ...]:
+    """`arguments` of an init sampler, with `sources` behind them where the function takes it."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    taken = [p for p in inspect.signature(function).parameters.values() if p.kind in positional]
+    return (*arguments, sources) if len(taken) > len(arguments) else arguments
+
+
+def list_pools() -> list[Pool]:
+    """The pools on this machine, by name; a folder that is none is passed over."""
+    found = []
+    for path in sorted(_home().glob("*/pool.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(Pool(path.parent, PoolSpec.model_validate_json(path.read_text())))
+    return found
+
+
+def _home() -> Path:
+    return cache_dir() / "pools"

@@ -1,0 +1,176 @@
+"""RunResult and the run folder: what a run leaves behind, and where."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import ConfigDict
+
+from ddbench.contract.spec import RunSpec
+from ddbench.errors import UsageError
+from ddbench.machine.files import atomic_write
+from ddbench.records.stats import Score
+
+FULL_DATA, NO_ADAPTATION, BEST_CORESET = "full_data", "no_adaptation", "best_coreset"
+"""Companions of the harness; all others are baselines, methods declared `companion=True`."""
+
+Status = Literal["ok", "skipped", "failed", "interrupted"]
+
+
+class _Frozen(pydantic.BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetRecord(_Frozen):
+    """The data a run used: `name` carries the content hash when the copy is partial."""
+
+    name: str
+    content_hash: str
+    partial: bool
+    train: int
+    validation: int
+    test: int
+    sample_shape: tuple[int, ...] = ()
+
+
+class Artifact(_Frozen):
+    """The distilled set on disk; `bytes` counts images, labels and rates, not the file's header."""
+
+    path: str
+    sha256: str
+    bytes: int
+    images: int
+    label_regime: str
+
+
+class Seconds(_Frozen):
+    """Wall-clock seconds, interruptions left out."""
+
+    distill: float
+    evaluate: float
+
+
+class RunResult(_Frozen):
+    """Everything a run found. `scores` are on the test split; `before` is the same with no step applied."""
+
+    status: Status
+    reason: str = ""
+    run_id: str
+    run_dir: str
+    spec: RunSpec
+    dataset: DatasetRecord | None = None
+    primary: str = ""
+    higher_is_better: bool = True
+    score: Score | None = None
+    scores: dict[str, Score] = {}
+    before: dict[str, Score] = {}
+    companions: dict[str, Score] = {}
+    selected: str = ""
+    protocol_hash: str = ""
+    pretrained: dict[str, dict[str, Any]] = {}
+    steps_done: int = 0
+    stopped_by: str = ""
+    rollbacks: int = 0
+    artifact: Artifact | None = None
+    seconds: Seconds | None = None
+    peak_memory_mb: float | None = None
+    environment: dict[str, str] = {}
+    method_source: str = ""
+    row: dict[str, Any] | None = None
+
+
+class Origin(_Frozen):
+    """What a run was started with besides its spec: plugins named by hand, and the code behind each part."""
+
+    plugins: list[str] = []
+    sources: dict[str, str] = {}
+
+
+CURVE_POINTS = 200
+"""Points of a run's curve that are kept beside its leaderboard row."""
+
+
+def artifact_path(leaderboards: Path, artifact_sha256: str) -> Path:
+    """Where the distilled set of a leaderboard row is kept."""
+    return leaderboards / "artifacts" / f"{artifact_sha256}.safetensors"
+
+
+def curve_path(leaderboards: Path, artifact_sha256: str) -> Path:
+    """Where the curve of the run that made an artefact is kept."""
+    return artifact_path(leaderboards, artifact_sha256).with_suffix(".curve.json")
+
+
+def thinned(log: Path) -> list[dict[str, float]]:
+    """The last loop of a run's log: `step`, `seconds` and figures, averaged over as many lines as leave 200 points."""
+    if not log.exists():
+        return []
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [line for line in lines if line["loop"] == lines[-1]["loop"]]
+    size = max(1, math.ceil(len(lines) / CURVE_POINTS))
+    points = []
+    for first in range(0, len(lines), size):
+        part = lines[first : first + size]
+        means = {
+            name: math.fsum(line[name] for line in part) / len(part)
+            for name in part[0]
+            if name not in ("loop", "step", "seconds") and all(name in line for line in part)
+        }
+        figures = {name: float(f"{value:.5g}") for name, value in means.items()}
+        points.append({"step": part[-1]["step"] + 1, "seconds": round(part[-1]["seconds"], 1), **figures})
+    return points
+
+
+class RunFolder:
+    """The files of one run, by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec = path / "spec.json"
+        self.result = path / "result.json"
+        self.artifact = path / "distilled.safetensors"
+        self.log = path / "log.jsonl"
+        self.checkpoint = path / "checkpoint.pt"
+        self.picture = path / "distilled.png"
+        self.origin = path / "origin.json"
+        self.curve = path / "curve.png"
+
+    def write_spec(self, spec: RunSpec) -> None:
+        """Write spec.json."""
+        atomic_write(self.spec, spec.model_dump_json(indent=2) + "\n")
+
+    def read_spec(self) -> RunSpec:
+        """Read spec.json. Raises `UsageError` where this is no run folder."""
+        try:
+            return RunSpec.model_validate_json(self.spec.read_text())
+        except FileNotFoundError:
+            raise UsageError(
+                f"{self.path} is not a run folder: it has no spec.json.", "See the folders in runs/."
+            ) from None
+        except (pydantic.ValidationError, OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"{self.spec} is damaged or of another version.", "Start the run anew with `ddbench run`."
+            ) from error
+
+    def write_origin(self, origin: Origin) -> None:
+        """Write origin.json."""
+        atomic_write(self.origin, origin.model_dump_json(indent=2) + "\n")
+
+    def read_origin(self) -> Origin:
+        """Read origin.json; an empty one where there is none or it is damaged."""
+        try:
+            return Origin.model_validate_json(self.origin.read_text())
+        except (OSError, pydantic.ValidationError, UnicodeDecodeError):
+            return Origin()
+
+    def write_result(self, result: RunResult) -> None:
+        """Write result.json."""
+        atomic_write(self.result, result.model_dump_json(indent=2) + "\n")
+
+    def read_result(self) -> RunResult | None:
+        """What result.json holds, or None when the run has not ended."""
+        try:
+            return RunResult.model_validate_json(self.result.read_text())
+        except (OSError, pydantic.ValidationError, UnicodeDecodeError):
+            return None
