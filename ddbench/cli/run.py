@@ -16,7 +16,7 @@ from ddbench.contract.component import parse_assignments
 from ddbench.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from ddbench.contract.spec import RunSpec, Sweep
+    from ddbench.contract.spec import RunSpec, Settings, Sweep
     from ddbench.discovery.catalog import Catalog
     from ddbench.records.result import RunResult
 
@@ -257,7 +257,7 @@ def _run_sweep(
     from ddbench.render.pictures import draw_sweep
     from ddbench.render.tables import sweep_table
 
-    def completed(values: dict[str, Any]) -> "RunSpec":
+    def completed(values: dict[str, Any]) -> "Settings":
         return complete(spec_of(values), catalog)[0]
 
     planned = [completed(values) for _, values in sweep.assignments()]
@@ -318,9 +318,9 @@ def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path
     from ddbench.records.leaderboard import path_for
     from ddbench.render.tables import plan_lines
 
-    spec, parts = complete(spec, catalog)
+    settings, parts = complete(spec, catalog)
     try:
-        bench = prepare(spec, parts, download=False)
+        bench = prepare(settings, parts, download=False)
         record = bench.record
         data = f"{record.name}: {record.train} training, {record.validation} validation, {record.test} test images"
         try:
@@ -330,12 +330,12 @@ def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path
             predicted, memory = None, f"not known yet: {error.message}"
     except MissingPrerequisite as error:
         data, predicted, memory = f"not there yet: {error.message}", None, "not known before the data is there"
-    run_dir = str(runs / spec.run_id)
-    leaderboard = None if spec.smoke else str(path_for(leaderboards, spec))
+    run_dir = str(runs / settings.run_id)
+    leaderboard = None if settings.smoke else str(path_for(leaderboards, settings))
     plan = {
         "status": "planned",
-        "spec": spec.model_dump(mode="json"),
-        "fingerprint": spec.fingerprint,
+        "spec": settings.model_dump(mode="json"),
+        "fingerprint": settings.fingerprint,
         "run_dir": run_dir,
         "leaderboard": leaderboard,
         "data": data,
@@ -344,7 +344,7 @@ def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path
     if as_json:
         print_json(plan)
         return
-    for line in plan_lines(spec, data, memory, run_dir, leaderboard):
+    for line in plan_lines(settings, data, memory, run_dir, leaderboard):
         typer.echo(line)
 
 

@@ -108,7 +108,6 @@ def _full_data(bench: Bench) -> Score:
     """
     spec, info, setting = bench.spec, bench.train.info, bench.setting
     trained = setting.full_data(PATIENCE)
-    assert spec.network is not None
     module = build(bench.parts.network, spec.network, info).to(bench.device)
     each = [measure(module, weights, {}, setting.test, setting.objective) for weights in trained]
     return summarise([found[setting.objective.primary] for found in each])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ddbench.contract.component import Component
 from ddbench.contract.observer import Pace, Reporter, Silent
 from ddbench.contract.sets import DatasetInfo, ExampleSet
-from ddbench.contract.spec import Choice, RunSpec
+from ddbench.contract.spec import Choice, RunSpec, Settings
 from ddbench.contract.task import Objective, Side
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import BATCH, Recipe, forecast, train_each
@@ -138,7 +138,7 @@ class Pools:
 
     def __init__(
         self,
-        spec: RunSpec,
+        spec: Settings,
         catalog: Catalog,
         device: torch.device,
         reporter: Reporter | None = None,
@@ -215,7 +215,6 @@ class Pools:
         everything, _ = load_data(component, choice, shape, download=self._may_train)
         train, validation = split_validation(everything, self._spec.validation)
         info = train.info
-        assert self._spec.network is not None
         network, network_choice = self._catalog.resolve(
             "network", self._spec.network, info_from_facts(component, info.sample_shape)
         )

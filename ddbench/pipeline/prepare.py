@@ -14,7 +14,7 @@ from torch import Tensor
 from ddbench.contract.component import Component
 from ddbench.contract.observer import Reporter
 from ddbench.contract.sets import ExampleSet
-from ddbench.contract.spec import Choice, RunSpec, default_steps
+from ddbench.contract.spec import Choice, RunSpec, Settings, default_steps
 from ddbench.contract.task import AdaptationTarget, Budget, Networks, Objective, Side, Task
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import Recipe
@@ -58,7 +58,7 @@ class Parts:
 class Bench:
     """A spec made ready to run: data loaded and split, network built, everything on its device."""
 
-    spec: RunSpec
+    spec: Settings
     parts: Parts
     train: ExampleSet
     setting: Setting
@@ -127,7 +127,7 @@ class Bench:
         return Task(train, setting.objective, networks, setting.budget, info)
 
 
-def complete(spec: RunSpec, catalog: Catalog, *, with_method: bool = True) -> tuple[RunSpec, Parts]:
+def complete(spec: RunSpec | Settings, catalog: Catalog, *, with_method: bool = True) -> tuple[Settings, Parts]:
     """The spec with every default and option spelt out, and the components it names. Loads no data.
 
     `with_method=False` leaves the method as it is: scoring somebody's set needs none of their code. Raises
@@ -164,7 +164,7 @@ def complete(spec: RunSpec, catalog: Catalog, *, with_method: bool = True) -> tu
     images_per_class = spec.images_per_class or dataset.facts.get("images_per_class", 10)
     changes |= {"images_per_class": images_per_class, "steps": spec.steps or default_steps(images_per_class)}
     parts = Parts(catalog, method, dataset, network, objective, init, eval_init, adaptation)
-    completed = spec.model_copy(update=changes)
+    completed = Settings.model_validate({**spec.model_dump(), **changes})
     if completed.experiment and not _carries_out(completed, catalog):
         completed = completed.model_copy(update={"experiment": ""})
     return completed, parts
@@ -175,7 +175,7 @@ def usual_network(dataset: Component) -> Choice:
     return Choice.from_name(dataset.facts.get("network", "mlp"))
 
 
-def _carries_out(spec: RunSpec, catalog: Catalog) -> bool:
+def _carries_out(spec: Settings, catalog: Catalog) -> bool:
     """Whether a completed spec is of the task of the experiment it names.
 
     Only options of its method, its seed, its extent, the size of its pools and what is swept may differ.
@@ -187,7 +187,7 @@ def _carries_out(spec: RunSpec, catalog: Catalog) -> bool:
     free = {"seed", "time_limit", "eval_networks", "smoke", "device", "experiment", "best_coreset"}
     free |= {key for axis in experiment.sweep.axes for key in axis.keys} if experiment.sweep else set()
 
-    def task(of: RunSpec) -> dict[str, Any]:
+    def task(of: Settings) -> dict[str, Any]:
         fields = of.model_dump(exclude=free)
         fields["method"] = of.method.name
         for part in ("init", "eval_init", "target"):
@@ -200,7 +200,7 @@ def _carries_out(spec: RunSpec, catalog: Catalog) -> bool:
     return task(spec) == task(wanted)
 
 
-def prepare(spec: RunSpec, parts: Parts, *, reporter: Reporter | None = None, download: bool = True) -> Bench:
+def prepare(spec: Settings, parts: Parts, *, reporter: Reporter | None = None, download: bool = True) -> Bench:
     """Load the data and build the network. Raises `DdbenchError` when either cannot be had."""
     device = resolve_device(spec.device)
     keep_freed_memory()
@@ -210,7 +210,6 @@ def prepare(spec: RunSpec, parts: Parts, *, reporter: Reporter | None = None, do
         train = _first_of_each_class(train, max(SMOKE_TRAIN, spec.images_per_class or 0))
         validation, test = _first_of_each_class(validation, SMOKE_TEST), _first_of_each_class(test, SMOKE_TEST)
     info = train.info
-    assert spec.network is not None
     module = build(parts.network, spec.network, info)
     if parts.adaptation is not None and parts.adaptation.adapt is not None:
         with blamed_on(parts.init.who):
@@ -230,7 +229,6 @@ def prepare(spec: RunSpec, parts: Parts, *, reporter: Reporter | None = None, do
     pools = Pools(spec, parts.catalog, device, reporter, may_train=download)
     for file in parts.adaptation.files if parts.adaptation is not None else ():
         pools.used[Path(file).name] = {"sha256": sha256(Path(file).read_bytes())}
-    assert spec.eval_init is not None
     init = _sampler(parts.init, spec.init, parts.adaptation, pools)
     eval_init = init
     if spec.eval_init != spec.init:
@@ -260,7 +258,7 @@ def prepare(spec: RunSpec, parts: Parts, *, reporter: Reporter | None = None, do
     return Bench(spec, parts, train, setting, init, pools, record, device)
 
 
-def _check_not_named_twice(spec: RunSpec, adaptation: AdaptationTarget, target: Choice) -> None:
+def _check_not_named_twice(spec: RunSpec | Settings, adaptation: AdaptationTarget, target: Choice) -> None:
     """A target brings its own dataset, network and init; others given beside it would be passed over in silence."""
     given = {
         "dataset": adaptation.dataset is not None

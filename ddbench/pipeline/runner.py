@@ -14,7 +14,7 @@ import torch
 from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.run import Run
 from ddbench.contract.sets import DistilledSet, ExampleSet
-from ddbench.contract.spec import RunSpec
+from ddbench.contract.spec import RunSpec, Settings
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
 from ddbench.machine.environment import describe, free_memory, peak_memory_mb
@@ -56,7 +56,7 @@ class Scores:
 
 
 def run(
-    spec: RunSpec | Mapping[str, Any],
+    spec: RunSpec | Settings | Mapping[str, Any],
     *,
     catalog: Catalog | None = None,
     runs: Path = Path("runs"),
@@ -70,11 +70,11 @@ def run(
     """
     catalog = catalog or Catalog()
     reporter = reporter or Silent()
-    spec = spec if isinstance(spec, RunSpec) else RunSpec.parse(dict(spec))
-    spec, parts = complete(spec, catalog)
-    leaderboard.check(leaderboard.path_for(leaderboards, spec))
-    bench = prepare(spec, parts, reporter=reporter)
-    folder = _new_folder(runs, spec, reporter)
+    spec = spec if isinstance(spec, RunSpec | Settings) else RunSpec.parse(dict(spec))
+    settings, parts = complete(spec, catalog)
+    leaderboard.check(leaderboard.path_for(leaderboards, settings))
+    bench = prepare(settings, parts, reporter=reporter)
+    folder = _new_folder(runs, settings, reporter)
     folder.write_origin(Origin(plugins=[str(path) for path in catalog.named], sources=parts.distributions))
     return _run_in(folder, bench, catalog, leaderboards, reporter)
 
@@ -112,7 +112,7 @@ def resume(
 
 def evaluate(
     distilled: DistilledSet | Callable[[ExampleSet], DistilledSet],
-    spec: RunSpec,
+    spec: RunSpec | Settings,
     *,
     catalog: Catalog | None = None,
     reporter: Reporter | None = None,
@@ -277,7 +277,6 @@ def _score(
 def _described(distilled: DistilledSet, bench: Bench) -> DistilledSet:
     """The set with what a stranger needs to use it."""
     spec, info = bench.spec, bench.train.info
-    assert spec.network is not None
     return distilled.described(
         format="ddbench/1",
         classes=list(info.classes),
@@ -290,7 +289,7 @@ def _described(distilled: DistilledSet, bench: Bench) -> DistilledSet:
         method=spec.method.name,
         network=spec.network.name,
         init=spec.init.name,
-        eval_init=(spec.eval_init or spec.init).name,
+        eval_init=spec.eval_init.name,
         objective=spec.objective.name,
         protocol=spec.protocol,
         label_regime=label_regime(spec.protocol, distilled),
@@ -328,7 +327,6 @@ def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
     copy = "not known to be the full original: ranked apart" if record.partial else "the full data, verified"
     parameters = sum(p.numel() for p in bench.setting.module.parameters())
     total = budget.images_per_class * len(bench.train.info.classes)
-    assert spec.network is not None
     reporter.say(
         f"Data     {record.name}: {record.train} training, {record.validation} validation, {record.test} test images; "
         f"{copy} (sha256 {record.content_hash[:12]})"
@@ -338,7 +336,7 @@ def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
         reporter.say(f"Images   converted: {what}")
     came_from = f"{'target' if spec.target else 'init'} {spec.init.name}"
     if spec.eval_init != spec.init:
-        came_from += f", scored from {(spec.eval_init or spec.init).name}"
+        came_from += f", scored from {spec.eval_init.name}"
     reporter.say(f"Network  {spec.network.name}, {parameters:,} weights from {came_from}, on {bench.device}")
     reporter.say(
         f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
@@ -355,7 +353,7 @@ def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
     reporter.say(f"Folder   {folder.path}")
 
 
-def _new_folder(runs: Path, spec: RunSpec, reporter: Reporter) -> RunFolder:
+def _new_folder(runs: Path, spec: Settings, reporter: Reporter) -> RunFolder:
     """A fresh folder for the run; earlier runs of the same spec keep theirs."""
     for number in range(1, 10_000):
         path = runs / (spec.run_id if number == 1 else f"{spec.run_id}-{number}")

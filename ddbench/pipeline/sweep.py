@@ -9,7 +9,7 @@ from typing import Any
 import pydantic
 
 from ddbench.contract.observer import Reporter
-from ddbench.contract.spec import Axis, RunSpec, Sweep
+from ddbench.contract.spec import Axis, Settings, Sweep
 from ddbench.errors import UsageError
 from ddbench.records.result import RunFolder, RunResult
 
@@ -48,9 +48,9 @@ def parse_axes(texts: Iterable[str]) -> list[Axis]:
 
 def run_sweep(
     sweep: Sweep,
-    spec_of: Callable[[dict[str, Any]], RunSpec],
-    run: Callable[[RunSpec], RunResult],
-    source_of: Callable[[RunSpec], str],
+    spec_of: Callable[[dict[str, Any]], Settings],
+    run: Callable[[Settings], RunResult],
+    source_of: Callable[[Settings], str],
     runs: Path,
     reporter: Reporter,
 ) -> list[Point]:
@@ -96,7 +96,7 @@ def csv_text(sweep: Sweep, points: Sequence[Point]) -> str:
     return text.getvalue()
 
 
-def _ended(runs: Path, spec: RunSpec, source: str) -> RunResult | None:
+def _ended(runs: Path, spec: Settings, source: str) -> RunResult | None:
     """The result of a run of the same spec and version of the method that has ended well."""
     for path in sorted(runs.glob(f"{spec.run_id}*")):
         result = RunFolder(path).read_result()

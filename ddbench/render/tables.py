@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ddbench.contract.spec import Choice, RunSpec, Sweep
+from ddbench.contract.spec import Choice, Settings, Sweep
 from ddbench.errors import DdbenchError
 from ddbench.records.leaderboard import PublishedRow, Row
 from ddbench.records.ranking import Line, ranks
@@ -165,15 +165,15 @@ def pool_summary(pool: "Pool") -> str:
     )
 
 
-def _inits(spec: RunSpec) -> str:
+def _inits(spec: Settings) -> str:
     """The init distribution, and that of scoring where it is another."""
     init = named(spec.init)
-    return init if spec.eval_init in (None, spec.init) else f"{init}, scored from {named(spec.eval_init or spec.init)}"
+    return init if spec.eval_init == spec.init else f"{init}, scored from {named(spec.eval_init)}"
 
 
-def setting(spec: RunSpec) -> str:
+def setting(spec: Settings) -> str:
     """`mlp from random, 1 step x 3 epochs, replay/v1`."""
-    network = named(spec.network) if spec.network else "the usual network"
+    network = named(spec.network)
     return f"{network} from {_inits(spec)}, {spec.steps} x {spec.epochs} steps, {spec.protocol}"
 
 
@@ -183,14 +183,14 @@ def named(choice: Choice) -> str:
     return f"{choice.name}({options})" if options else choice.name
 
 
-def plan_lines(spec: RunSpec, data: str, memory: str, run_dir: str, leaderboard: str | None) -> Iterator[str]:
+def plan_lines(spec: Settings, data: str, memory: str, run_dir: str, leaderboard: str | None) -> Iterator[str]:
     """What a run would do."""
     limit = duration(spec.time_limit) if spec.time_limit else "none"
     yield "Would run:"
     for key, value in {
         "method": named(spec.method),
         "data": data,
-        "network": named(spec.network) if spec.network else "",
+        "network": named(spec.network),
         "init": _inits(spec),
         "objective": named(spec.objective),
         "budget": f"{spec.images_per_class} images per class, {spec.steps} steps x {spec.epochs} epochs",

@@ -6,9 +6,10 @@ from ddbench import DistilledSet
 
 if TYPE_CHECKING:
     from ddbench import RunResult, RunSpec
+    from ddbench.contract.spec import Settings
 
 
-def settings(spec: "RunSpec") -> dict[str, str]:
+def settings(spec: "RunSpec | Settings") -> dict[str, str]:
     """The fields of a spec under their dotted names, such as `method.outer_steps`; what is not set is left out."""
     found = {}
     for name, value in spec.model_dump(mode="json").items():
