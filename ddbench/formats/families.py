@@ -1,13 +1,27 @@
 """Find the family that a released file belongs to, and read it."""
 
 from pathlib import Path
+from typing import Protocol
 
 from ddbench.errors import UsageError
 from ddbench.formats import condensation, folders, kernels, trajectories
 from ddbench.formats.released_set import ReleasedSet
 
+
+class Family(Protocol):
+    """A module that reads files with one set each."""
+
+    def matches(self, path: Path, /) -> bool:
+        """Return True where `path` belongs to this family."""
+        ...
+
+    def read(self, path: Path, /) -> ReleasedSet:
+        """Read the set. Raises `UsageError` where its content cannot be scored."""
+        ...
+
+
 # A folder of trajectory files is a folder too: the first family that matches reads the path.
-ONE_SET_EACH = (trajectories, folders, kernels)
+ONE_SET_EACH: tuple[Family, ...] = (trajectories, folders, kernels)
 
 
 def read(path: Path, repetition: int = 0) -> ReleasedSet:

@@ -1,8 +1,8 @@
 """Files of kernel inducing points (KIP): `.npz` archives with the arrays `images` and `labels`.
 
-As released at https://github.com/google-research/google-research/tree/master/kip: images `[n, height, width, channels]`,
-labels `[n, classes]`, the targets of a kernel regression. These are one-hot or learned labels less their mean,
-1 / classes.
+As released at https://github.com/google-research/google-research/tree/master/kip:
+images `[n, height, width, channels]`, labels `[n, classes]`. The labels are targets of a kernel regression: one-hot or
+learned labels less their mean, 1 / classes.
 """
 
 from pathlib import Path

@@ -28,7 +28,7 @@ class ReleasedSet:
     """
 
     images: Shaped[Tensor, "n c h w"]
-    labels: Shaped[Tensor, "n *classes"]
+    labels: Shaped[Tensor, " n *classes"]
     pixels: bool = False
     classes: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
