@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ddbench.contract.component import objective as objective
     from ddbench.contract.component import target as target
     from ddbench.contract.hookspecs import hookimpl as hookimpl
+    from ddbench.contract.observer import Observer as Observer
     from ddbench.contract.run import Run as Run
     from ddbench.contract.sets import DatasetInfo as DatasetInfo
     from ddbench.contract.sets import DistilledSet as DistilledSet
@@ -47,6 +48,7 @@ _HOME_OF = {
     "UsageError": "errors",
     "hookimpl": "contract.hookspecs",
     "load_leaderboard": "records.leaderboard",
+    "Observer": "contract.observer",
     "Run": "contract.run",
     "Component": "contract.component",
     "component_of": "contract.component",
