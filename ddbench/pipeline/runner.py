@@ -3,16 +3,16 @@
 import contextlib
 import datetime
 import json
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ddbench.contract.journal import Journal
 from ddbench.contract.observer import Reporter, Silent
-from ddbench.contract.run import Run
+from ddbench.contract.run import Run, sigterm_as_ctrl_c
 from ddbench.contract.sets import DistilledSet, ExampleSet
 from ddbench.contract.spec import RunSpec, Settings
 from ddbench.discovery.catalog import Catalog
@@ -161,7 +161,7 @@ def _run_in(folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Pat
         watching.finished(over)
         return over
 
-    with in_use(folder.path):
+    with in_use(folder.path), sigterm_as_ctrl_c():
         watching = observers(catalog, spec, folder.path, reporter)
         try:
             result = _distil_and_score(folder, bench, catalog, leaderboards, reporter, watching, result)
@@ -195,6 +195,7 @@ def _distil_and_score(
     spec = bench.spec
     bench.draw_once()
     _announce(bench, folder, reporter)
+    identity = spec.fingerprint + bench.record.content_hash + (bench.sources if bench.pools.used else "")
     run = Run(
         folder.path,
         seed=spec.seed,
@@ -203,17 +204,21 @@ def _distil_and_score(
         most_steps=bench.most_steps,
         reporter=reporter,
         on_progress=watching.progress,
-        identity=spec.fingerprint + bench.record.content_hash + (bench.sources if bench.pools.used else ""),
+        identity=identity,
     )
     reporter.stage(f"Distilling with {spec.method.name}")
-    distilled = _distil(bench, run)
+    # Where scoring takes no networks, only the method's own call says which pools it draws on.
+    needs_networks = bool(get_protocol(spec.protocol).networks_needed(bench.eval_networks))
+    distilled = run.kept(folder.artifact) if needs_networks else None
+    if distilled is None:
+        distilled = _described(_distil(bench, run), bench)
+        run.keep(distilled, folder.artifact)
     distill_seconds = run.seconds
-    distilled = _described(distilled, bench)
-    digest = distilled.save(folder.artifact)
 
-    started = time.monotonic()
+    journal = Journal(folder.journal, identity)
+    bench = replace(bench, setting=replace(bench.setting, journal=journal))
     scores = _score(bench, distilled.to(bench.device), catalog, reporter)
-    evaluate_seconds = time.monotonic() - started
+    evaluate_seconds = journal.seconds
     primary = bench.setting.objective.primary
     result = result.model_copy(
         update={
@@ -230,7 +235,7 @@ def _distil_and_score(
             "rollbacks": run.rollbacks,
             "artifact": Artifact(
                 path=str(folder.artifact),
-                sha256=digest,
+                sha256=run.artifact,
                 bytes=distilled.nbytes,
                 images=distilled.count,
                 label_regime=scores.label_regime,
@@ -265,7 +270,8 @@ def _score(
 ) -> Scores:
     spec = bench.spec
     reporter.stage(f"Scoring under {spec.protocol}")
-    evaluation = get_protocol(spec.protocol).evaluate([distilled], bench.setting, bench.eval_networks, reporter)
+    setting = bench.setting.scoring("the set")
+    evaluation = get_protocol(spec.protocol).evaluate([distilled], setting, bench.eval_networks, reporter)
     before = {name: summarise(values) for name, values in evaluation.before.items()}
     beside = score_companions(bench, catalog, bench.eval_networks, reporter) if companions else {}
     if spec.target is not None:
