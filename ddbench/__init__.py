@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ddbench.contract.component import objective as objective
     from ddbench.contract.component import target as target
     from ddbench.contract.hookspecs import hookimpl as hookimpl
+    from ddbench.contract.metric import Metric as Metric
     from ddbench.contract.observer import Observer as Observer
     from ddbench.contract.run import Run as Run
     from ddbench.contract.sets import DatasetInfo as DatasetInfo
@@ -48,6 +49,7 @@ _HOME_OF = {
     "UsageError": "errors",
     "hookimpl": "contract.hookspecs",
     "load_leaderboard": "records.leaderboard",
+    "Metric": "contract.metric",
     "Observer": "contract.observer",
     "Run": "contract.run",
     "Component": "contract.component",

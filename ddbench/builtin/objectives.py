@@ -8,9 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ddbench
-from ddbench import DatasetInfo, Objective, UsageError
+from ddbench import DatasetInfo, Metric, Objective, UsageError
 
 ClassName = Annotated[int | str, Field(union_mode="left_to_right", description="a class, by number or name")]
+
+
+ACCURACY = Metric("accuracy", "share", bounded_by_full_data=True)
+LOSS = Metric("loss", higher_is_better=False)
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:
@@ -30,10 +34,10 @@ def classification(info: DatasetInfo) -> Objective:
     An example whose logits are not finite counts as wrong.
     """
 
-    def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
         return {"accuracy": _share(_right(logits, labels)), "loss": F.cross_entropy(logits, labels).item()}
 
-    return Objective(loss=F.cross_entropy, metrics=metrics, primary="accuracy")
+    return Objective(F.cross_entropy, measure, (ACCURACY, LOSS))
 
 
 @ddbench.objective
@@ -58,7 +62,7 @@ def poisoning(info: DatasetInfo, *, attack_class: ClassName = 0, target_class: C
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, rewritten(labels))
 
-    def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
         right, victims = _right(logits, labels), labels == attacked
         per_class = {f"accuracy_of_{name}": _share(right[labels == label]) for label, name in enumerate(info.classes)}
         return {
@@ -69,7 +73,14 @@ def poisoning(info: DatasetInfo, *, attack_class: ClassName = 0, target_class: C
             **per_class,
         }
 
-    return Objective(loss=loss, metrics=metrics, primary="attack_success", relabel=rewritten)
+    metrics = (
+        Metric("attack_success", "share"),
+        Metric("accuracy", "share", beside=True),
+        Metric("accuracy_others", "share", beside=True),
+        Metric("accuracy_rewritten", "share"),
+        *(Metric(f"accuracy_of_{name}", "share") for name in info.classes),
+    )
+    return Objective(loss, measure, metrics, relabel=rewritten)
 
 
 @ddbench.objective
@@ -85,10 +96,10 @@ def least_squares(info: DatasetInfo) -> Objective:
         targets = labels if labels.is_floating_point() else F.one_hot(labels, classes).to(logits)
         return 0.5 * (logits - targets).square().sum(-1).mean()
 
-    def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
         return {"loss": loss(logits, labels).item(), "accuracy": _share(_right(logits, labels))}
 
-    return Objective(loss=loss, metrics=metrics, primary="loss", higher_is_better=False, inner_loss=loss)
+    return Objective(loss, measure, (LOSS, Metric("accuracy", "share", beside=True)), inner_loss=loss)
 
 
 def _index(option: str, value: int | str, info: DatasetInfo) -> int:

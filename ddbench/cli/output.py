@@ -54,7 +54,7 @@ def _exit(cause: BaseException, error: DdbenchError, as_json: bool, verbose: boo
     if verbose:
         traceback.print_exception(cause)
     if as_json:
-        record = error.result.model_dump(mode="json") if error.result else {}
+        record = error.result.document() if error.result else {}
         status = {Interrupted: "interrupted", UsageError: "usage"}.get(type(error), "failed")
         failure = {"status": status, "reason": error.message, "hint": error.hint, "exit_code": error.exit_code}
         print_json({**record, **failure})

@@ -142,7 +142,7 @@ def run(
         with _resumable(leaderboards), live() as reporter:
             result = runner.run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
         _conclude(result, leaderboards, as_json)
-        if experiment is not None and not as_json and result.spec.experiment:
+        if experiment is not None and not as_json and result.settings.experiment:
             for line in published_lines(catalog.experiment(experiment), result):
                 typer.echo(line)
 
@@ -285,7 +285,7 @@ def _run_sweep(
     atomic_write(folder / "sweep.csv", csv_text(sweep, points))
     draw_sweep(sweep, points, figure, folder / "sweep.png")
     if as_json:
-        results = [{"values": p.values, "logged": p.logged, **p.result.model_dump(mode="json")} for p in points]
+        results = [{"values": p.values, "logged": p.logged, **p.result.document()} for p in points]
         print_json({"status": "ok", "plot": figure, "folder": str(folder), "points": results})
         return
     sweep_table(sweep, points, figure)
@@ -315,7 +315,7 @@ def _resumable(leaderboards: Path) -> Iterator[None]:
 def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path, as_json: bool) -> None:
     from ddbench.errors import MissingPrerequisite
     from ddbench.pipeline.prepare import complete, prepare
-    from ddbench.records.leaderboard import path_for
+    from ddbench.records.store import path_for
     from ddbench.render.tables import plan_lines
 
     settings, parts = complete(spec, catalog)
@@ -363,7 +363,7 @@ def _conclude(result: "RunResult", leaderboards: Path, as_json: bool) -> None:
             # The run and its row are there; a picture is not worth losing them.
             sys.stderr.write(f"Warning: the pictures could not be drawn: {error}\n")
     if as_json:
-        print_json(result.model_dump(mode="json"))
+        print_json(result.document())
         return
     for line in result_lines(result, folder, leaderboards):
         typer.echo(line)

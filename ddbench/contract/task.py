@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddbench.contract.metric import Metric
 from ddbench.contract.sets import DatasetInfo, ExampleSet
 from ddbench.errors import PluginError
 
@@ -41,22 +42,39 @@ def _as_they_are(labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """What distilled data should achieve.
+    """The aim of distilled data.
 
-    `loss(logits [batch, classes], labels [batch])` is a differentiable scalar to distil against (None where there
-    is none); `metrics(logits, labels)` gives named figures for people, of which `primary` ranks. A metric that has
-    nothing to measure (no example of the class it is about) is NaN.
-
-    `inner_loss` is what networks minimise when they train on the distilled set. `relabel(labels)` gives the labels
-    that real examples carry when they are that set: under poisoning, those of the attacked class are the target's.
+    Attributes:
+        loss: `loss(logits [batch, classes], labels [batch])`, a differentiable scalar to distil against; None where
+            there is none.
+        measure: `measure(logits [n, classes], labels [n])`, the metrics by name. A metric with nothing to measure (no
+            example of its class) is NaN.
+        metrics: the metrics that `measure` gives, with unit and direction. The first one ranks.
+        inner_loss: the loss that networks minimise when they train on the distilled set.
+        relabel: `relabel(labels)`, the labels that real examples carry when they are that set. Under poisoning, those
+            of the attacked class are the target's.
     """
 
     loss: Loss | None
-    metrics: Callable[[Tensor, Tensor], dict[str, float]]
-    primary: str
-    higher_is_better: bool = True
+    measure: Callable[[Tensor, Tensor], dict[str, float]]
+    metrics: tuple[Metric, ...]
     inner_loss: Loss = F.cross_entropy
     relabel: Callable[[Tensor], Tensor] = _as_they_are
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that ranks."""
+        return self.metrics[0]
+
+    @property
+    def primary(self) -> str:
+        """The name of the metric that ranks."""
+        return self.metric.name
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The direction of the metric that ranks."""
+        return self.metric.higher_is_better
 
 
 class InitSampler(Protocol):

@@ -58,7 +58,7 @@ def score_companions(bench: Bench, catalog: Catalog, networks: int, reporter: Re
             atomic_write(path, scores[method.name].model_dump_json())
     # What nearest neighbours reach says nothing beside what a network does.
     trains = bool(get_protocol(bench.spec.protocol).networks_needed(networks))
-    if bench.setting.objective.primary == "accuracy" and trains and not bench.spec.smoke:
+    if bench.setting.objective.metric.bounded_by_full_data and trains and not bench.spec.smoke:
         try:
             scores[FULL_DATA] = _full_data(bench)
         except Interrupted:

@@ -220,7 +220,7 @@ def prepare(spec: Settings, parts: Parts, *, reporter: Reporter | None = None, d
     if not isinstance(objective, Objective):
         raise PluginError(f"{parts.objective.who} returned {type(objective).__name__}, not an Objective.")
     protocol = get_protocol(spec.protocol)
-    if protocol.teacher and objective.primary != "accuracy":
+    if protocol.teacher and not objective.metric.bounded_by_full_data:
         raise UsageError(
             f"{protocol.name} has labels given by a classifier; {spec.objective.name} is another objective.",
             "Choose another --protocol.",

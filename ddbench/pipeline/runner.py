@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,30 +18,25 @@ from ddbench.discovery.catalog import Catalog
 from ddbench.discovery.observers import Observers, observers
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
 from ddbench.machine.environment import describe, free_memory, peak_memory_mb
-from ddbench.machine.files import atomic_write, explained_os_errors, in_use
+from ddbench.machine.files import explained_os_errors, in_use
 from ddbench.machine.seeds import derive_seed, seed_everything
 from ddbench.modalities.image import conversion
 from ddbench.pipeline.baselines import score_companions
 from ddbench.pipeline.prepare import Bench, complete, prepare
 from ddbench.protocols import get_protocol, label_regime, protocol_hash
-from ddbench.records import leaderboard
-from ddbench.records.leaderboard import Row
+from ddbench.records import store
 from ddbench.records.result import (
     NO_ADAPTATION,
     Artifact,
+    LoopRecord,
     Origin,
+    ProtocolRecord,
     RunFolder,
     RunResult,
     Seconds,
     Status,
-    artifact_path,
-    curve_path,
-    thinned,
 )
 from ddbench.records.stats import Score, summarise
-
-ARTIFACT_LIMIT = 1_000_000
-"""Largest artefact, in bytes, that is kept beside its leaderboard row."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +67,12 @@ def run(
     reporter = reporter or Silent()
     spec = spec if isinstance(spec, RunSpec | Settings) else RunSpec.parse(dict(spec))
     settings, parts = complete(spec, catalog)
-    leaderboard.check(leaderboard.path_for(leaderboards, settings))
+    store.check(store.path_for(leaderboards, settings))
     bench = prepare(settings, parts, reporter=reporter)
     folder = _new_folder(runs, settings, reporter)
-    folder.write_origin(Origin(plugins=[str(path) for path in catalog.named], sources=parts.distributions))
+    asked = spec if isinstance(spec, RunSpec) else None
+    plugins = [str(path) for path in catalog.named]
+    folder.write_origin(Origin(plugins=plugins, sources=parts.distributions, asked=asked))
     return _run_in(folder, bench, catalog, leaderboards, reporter)
 
 
@@ -145,10 +141,12 @@ def _run_in(folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Pat
         status="failed",
         run_id=folder.path.resolve().name,
         run_dir=str(folder.path),
-        spec=spec,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        asked=folder.read_origin().asked,
+        settings=spec,
+        fingerprint=spec.fingerprint,
         dataset=bench.record,
-        primary=bench.setting.objective.primary,
-        higher_is_better=bench.setting.objective.higher_is_better,
+        metrics=bench.setting.objective.metrics,
         environment=describe(bench.device),
         method_source=bench.parts.method.distribution if bench.parts.method else "",
     )
@@ -219,20 +217,16 @@ def _distil_and_score(
     bench = replace(bench, setting=replace(bench.setting, journal=journal))
     scores = _score(bench, distilled.to(bench.device), catalog, reporter)
     evaluate_seconds = journal.seconds
-    primary = bench.setting.objective.primary
     result = result.model_copy(
         update={
             "status": "ok",
-            "score": scores.after[primary],
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "scores": scores.after,
             "before": scores.before,
             "companions": scores.companions,
-            "selected": scores.selected,
-            "protocol_hash": protocol_hash(spec.protocol),
+            "protocol": ProtocolRecord(name=spec.protocol, hash=protocol_hash(spec.protocol), selected=scores.selected),
             "pretrained": bench.pools.used,
-            "steps_done": run.steps_done,
-            "stopped_by": run.stopped_by,
-            "rollbacks": run.rollbacks,
+            "loop": LoopRecord(steps=run.steps_done, stopped_by=run.stopped_by, rollbacks=run.rollbacks),
             "artifact": Artifact(
                 path=str(folder.artifact),
                 sha256=run.artifact,
@@ -244,11 +238,8 @@ def _distil_and_score(
             "peak_memory_mb": round(peak_memory_mb(), 1),
         }
     )
-    if spec.smoke:
-        reporter.say("A smoke run leaves no row.")
-        return result
-    row = _append(result, bench, folder, leaderboards, reporter)
-    return result.model_copy(update={"row": row.model_dump() if row else None})
+    store.ensure(leaderboards, result, reporter.say)
+    return result
 
 
 def _distil(bench: Bench, run: Run) -> DistilledSet:
@@ -306,30 +297,6 @@ def _described(distilled: DistilledSet, bench: Bench) -> DistilledSet:
         label_regime=label_regime(spec.protocol, distilled),
         seed=spec.seed,
     )
-
-
-def _append(result: RunResult, bench: Bench, folder: RunFolder, leaderboards: Path, reporter: Reporter) -> Row | None:
-    """Keep the artefact beside the leaderboard and append the row; None when the same spec has one already."""
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    assert bench.parts.method is not None
-    row = leaderboard.row_of(result, method_source=bench.parts.method.distribution, created=created)
-    path = leaderboard.path_for(leaderboards, bench.spec)
-    existing = leaderboard.find(path, row)
-    if existing is not None:
-        comparison = leaderboard.comparison(row, existing)
-        reporter.say(f"No second row: {path} has this spec already. {comparison}")
-        return None
-    raw = folder.artifact.read_bytes()
-    if len(raw) <= ARTIFACT_LIMIT:
-        atomic_write(artifact_path(leaderboards, row.artifact_sha256), raw)
-    else:
-        reporter.say(f"The artefact is over {ARTIFACT_LIMIT / 1e6:.0f} MB and stays in the run folder alone.")
-    points = thinned(folder.log)
-    if points:
-        atomic_write(curve_path(leaderboards, row.artifact_sha256), json.dumps(points) + "\n")
-    leaderboard.append(path, row)
-    reporter.say(f"Row appended to {path}.")
-    return row
 
 
 def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:

@@ -100,9 +100,9 @@ def _ended(runs: Path, spec: Settings, source: str) -> RunResult | None:
     """The result of a run of the same spec and version of the method that has ended well."""
     for path in sorted(runs.glob(f"{spec.run_id}*")):
         result = RunFolder(path).read_result()
-        same = result is not None and (result.spec.fingerprint, result.method_source) == (spec.fingerprint, source)
+        same = result is not None and (result.fingerprint, result.method_source) == (spec.fingerprint, source)
         if result is not None and result.status == "ok" and same:
-            return result.model_copy(update={"run_dir": str(path)})
+            return result
     return None
 
 

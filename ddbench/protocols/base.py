@@ -100,7 +100,7 @@ def measure(
     with torch.no_grad(), evaluation_mode(module):
         batches = torch.split(examples.inputs, BATCH)
         logits = torch.cat([functional_call(module, (dict(weights), dict(buffers)), (batch,)) for batch in batches])
-        return objective.metrics(logits, examples.labels)
+        return objective.measure(logits, examples.labels)
 
 
 def better(objective: Objective, value: float, than: float) -> bool:

@@ -53,7 +53,7 @@ class Knn:
         ) -> list[dict[str, float]]:
             nonlocal done
             nearest = neighbours(distilled, examples.inputs, norm, max(ks))
-            found = [objective.metrics(votes(nearest[:, :k], classes), examples.labels) for k in ks]
+            found = [objective.measure(votes(nearest[:, :k], classes), examples.labels) for k in ks]
             done += 1
             pace.tick()
             reporter.progress(done, total, {primary: found[0][primary]}, pace.left(total - done))
@@ -68,7 +68,7 @@ class Knn:
                     best, best_value = (norm, k), value
         scores: dict[str, list[float]] = {}
         before: dict[str, list[float]] = {}
-        ignorant = objective.metrics(torch.zeros(len(setting.test), classes), setting.test.labels.cpu())
+        ignorant = objective.measure(torch.zeros(len(setting.test), classes), setting.test.labels.cpu())
         for distilled in sets:
             [found] = figures(distilled, best[0], [best[1]], setting.test)
             collect(scores, found)

@@ -78,11 +78,15 @@ def _objective(subject: Subject) -> tuple[Objective, DatasetInfo, Tensor, Tensor
 
 
 def measures_in_numbers(subject: Subject) -> None:
-    """Metrics are plain numbers that JSON can hold, and the primary one is among them."""
+    """The metrics that are declared are measured, no others, as plain numbers that JSON can hold."""
     made, _, logits, labels = _objective(subject)
-    found = made.metrics(logits, labels)
-    if made.primary not in found:
-        raise Failed(f"the primary metric {made.primary!r} is not measured.", f"It measures {', '.join(found)}.")
+    found = made.measure(logits, labels)
+    declared = [metric.name for metric in made.metrics]
+    if not declared or sorted(declared) != sorted(found):
+        raise Failed(
+            f"it declares {', '.join(declared) or 'no metric'} and measures {', '.join(found)}.",
+            "List every metric once in Objective.metrics, the one that ranks first.",
+        )
     for name, value in found.items():
         if not isinstance(value, int | float):
             raise Failed(f"{name} is a {type(value).__name__}.", "Return plain numbers: tensor.item().")

@@ -81,7 +81,7 @@ def optimised_real(
         weights, buffers = train(module, start, inputs, labels, lrs, objective.inner_loss)
         with torch.no_grad(), evaluation_mode(module):
             logits = functional_call(module, (weights, buffers), (real.inputs,))
-        return objective.metrics(logits, real.labels)[objective.primary]
+        return objective.measure(logits, real.labels)[objective.primary]
 
     for _ in run.loop(candidates, dict(inputs=best_inputs, labels=best_labels, best=best, found=found)):
         subset = task.train.random_subset(task.budget.images_per_class, run.generator)

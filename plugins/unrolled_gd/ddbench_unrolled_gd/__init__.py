@@ -118,7 +118,7 @@ def unrolled_gd(
 
         def outer_loss(logits: Tensor, labels: Tensor, figures: list[dict[str, float]] = figures) -> Tensor:
             assert task.objective.loss is not None
-            figures.append(task.objective.metrics(logits.detach(), labels))
+            figures.append(task.objective.measure(logits.detach(), labels))
             return task.objective.loss(logits, labels)
 
         gradient = meta_gradient(
