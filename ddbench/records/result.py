@@ -193,6 +193,10 @@ class RunResult(_Part):
         return {**fields, "primary": self.primary, "score": self.score.model_dump() if self.score else None}
 
 
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+"""Types of pydantic's errors for fields that are not known: of models and of dataclasses."""
+
+
 def parse(fields: dict[str, Any]) -> tuple[RunResult, set[str]]:
     """Return the record that `fields` of any version hold, and the names of fields that this version does not know.
 
@@ -202,7 +206,7 @@ def parse(fields: dict[str, Any]) -> tuple[RunResult, set[str]]:
     try:
         return RunResult.model_validate(fields), set()
     except pydantic.ValidationError as error:
-        unknown = {entry["loc"] for entry in error.errors() if entry["type"] == "extra_forbidden"}
+        unknown = {entry["loc"] for entry in error.errors() if entry["type"] in _UNKNOWN}
         if not unknown:
             raise
         for *parents, name in unknown:
