@@ -10,7 +10,9 @@ from ddbench.records.store import _path_of, _write, write_csv
 CELLS = {
     **ABSENT_2,
     **dict.fromkeys(PARTS, "x"),
-    **dict.fromkeys(("fingerprint", "dataset_hash", "protocol", "protocol_hash", "metric", "artifact_sha256", "run_id"), "x"),
+    **dict.fromkeys(
+        ("fingerprint", "dataset_hash", "protocol", "protocol_hash", "metric", "artifact_sha256", "run_id"), "x"
+    ),
     **dict.fromkeys(("train_images", "validation_images", "test_images", "images_per_class", "steps", "epochs"), 1),
     **dict.fromkeys(("images", "bytes", "seed", "outer_steps", "rollbacks"), 1),
     "created": "2026-01-01T00:00:00+00:00",

@@ -85,7 +85,9 @@ def grown(monkeypatch: pytest.MonkeyPatch) -> type[Settings]:
         settings: GrownSettings
 
     monkeypatch.setitem(spec.BORN_LATER, "temperature", None)
-    column = columns.Column("temperature", float, lambda r: r.settings.temperature, "temperature of the labels", "ranking")
+    column = columns.Column(
+        "temperature", float, lambda r: r.settings.temperature, "temperature of the labels", "ranking"
+    )
     monkeypatch.setattr(result, "RunResult", GrownResult)
     for module in ("migrations", "audit", "result"):
         monkeypatch.setattr(f"ddbench.records.{module}.Settings", GrownSettings)
@@ -126,8 +128,6 @@ def test_a_row_of_a_version_with_more_columns_is_read(grown, tmp_path: Path, mon
     with pytest.warns(result.UnknownFields, match="elsewhere"):
         [record] = store.read(boards)
     assert record.loop.rollbacks == 0
-
-
 
 
 def _link(source: str, target: str) -> str:

@@ -132,12 +132,20 @@ def test_a_merge_conflict_is_settled_by_writing_the_csv_anew(ddbench, tmp_path: 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("method,accuracy\nmine,99\n", "its header is not ddbench's"), ('schema_version,x\n2,"unclosed', "unexpected end of data")],
+    [
+        ("method,accuracy\nmine,99\n", "its header is not ddbench's"),
+        ('schema_version,x\n2,"unclosed', "unexpected end of data"),
+    ],
 )
 def test_files_of_others_are_left_alone(tmp_path: Path, text, reason):
     path = tmp_path / "classification.csv"
     path.write_text(text)
-    for attempt in (lambda: check(path), lambda: read(tmp_path), lambda: add(tmp_path, make_record()), lambda: rebuild(tmp_path)):
+    for attempt in (
+        lambda: check(path),
+        lambda: read(tmp_path),
+        lambda: add(tmp_path, make_record()),
+        lambda: rebuild(tmp_path),
+    ):
         with pytest.raises(DdbenchError, match=reason):
             attempt()
     assert path.read_text() == text
@@ -183,7 +191,14 @@ def test_records_of_ten_thousand_networks(tmp_path: Path):
 
 
 def test_where_rows_go(tmp_path: Path):
-    spec = {"method": "any", "objective": "poisoning", "network": "mlp", "eval_init": "random", "images_per_class": 1, "steps": 1}
+    spec = {
+        "method": "any",
+        "objective": "poisoning",
+        "network": "mlp",
+        "eval_init": "random",
+        "images_per_class": 1,
+        "steps": 1,
+    }
     assert path_for(tmp_path, Settings.model_validate(spec)).name == "poisoning.csv"
     assert path_for(tmp_path, Settings.model_validate({**spec, "target": "svhn_to_mnist"})).name == "adaptation.csv"
     with pytest.raises(UsageError, match="there is no folder"):
