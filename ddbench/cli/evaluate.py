@@ -218,22 +218,24 @@ def _opened(
         raise UsageError(f"there is no file {path}.", "Give the path of a distilled set.")
     if dataset is None:
         raise UsageError(f"{path} does not say what it was made for.", "Name its dataset: --dataset cifar10")
-    from ddbench.formats.released import read
+    from ddbench.formats.families import read
 
-    foreign = read(path, about_file["--repetition"] or 0)
+    released = read(path, about_file["--repetition"] or 0)
     mean, std, whitened = (about_file[f"--file-{what}"] for what in ("mean", "std", "zca"))
     logits = about_file["--file-labels"] == FileLabels.LOGITS
-    count, classes = len(foreign.images), len(catalog.get("dataset", dataset).facts["classes"])
+    count, classes = len(released.images), len(catalog.get("dataset", dataset).facts["classes"])
     if count % classes:
         raise UsageError(
             f"{path} holds {count} images for the {classes} classes of {dataset}.", "Name the dataset it was made for."
         )
 
     def for_dataset(train: "ExampleSet") -> DistilledSet:
-        return foreign.as_set(train.info, mean, std, train.info.pixels(train.inputs) if whitened else None, logits)
+        return released.to_distilled(
+            train.info, mean, std, train.info.pixels(train.inputs) if whitened else None, logits
+        )
 
     fields = {"method": "foreign", "dataset": dataset, "protocol": "train/v1", "steps": 1}
-    return path, for_dataset, {**fields, "images_per_class": count // classes}, foreign.told
+    return path, for_dataset, {**fields, "images_per_class": count // classes}, released.notices
 
 
 def _lines(bench: "Bench", scores: "Scores") -> "Iterator[str]":
