@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from ddbench.contract.component import objective as objective
     from ddbench.contract.component import target as target
     from ddbench.contract.hookspecs import hookimpl as hookimpl
+    from ddbench.contract.observer import Observer as Observer
     from ddbench.contract.run import Run as Run
     from ddbench.contract.sets import DatasetInfo as DatasetInfo
     from ddbench.contract.sets import DistilledSet as DistilledSet
     from ddbench.contract.sets import ExampleSet as ExampleSet
     from ddbench.contract.sets import ImageSplits as ImageSplits
+    from ddbench.contract.plan import Plan as Plan
     from ddbench.contract.spec import RunSpec as RunSpec
+    from ddbench.contract.spec import Settings as Settings
     from ddbench.contract.task import AdaptationTarget as AdaptationTarget
     from ddbench.contract.task import Budget as Budget
     from ddbench.contract.task import Objective as Objective
@@ -47,6 +50,7 @@ _HOME_OF = {
     "UsageError": "errors",
     "hookimpl": "contract.hookspecs",
     "load_leaderboard": "records.leaderboard",
+    "Observer": "contract.observer",
     "Run": "contract.run",
     "Component": "contract.component",
     "component_of": "contract.component",
@@ -59,7 +63,9 @@ _HOME_OF = {
     "target": "contract.component",
     "RunResult": "records.result",
     "run": "pipeline.runner",
+    "Plan": "contract.plan",
     "RunSpec": "contract.spec",
+    "Settings": "contract.spec",
     "AdaptationTarget": "contract.task",
     "Budget": "contract.task",
     "Objective": "contract.task",

@@ -7,24 +7,28 @@ import typer
 from typer.core import TyperGroup
 
 from ddbench.cli import authors, boards, evaluate, installation, listing, pretrain, run
-from ddbench.cli.output import failures_told
+from ddbench.cli.output import explained_failures
 
 
 class _WithPluginCommands(TyperGroup):
-    """Looks for a command among the plugins only when it is none of ddbench's own."""
+    """Commands of ddbench, and those of plugins, which are loaded for an unknown command only."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        own = super().get_command(ctx, cmd_name)
-        if own is not None:
-            return own
-        with failures_told():
+        builtin = super().get_command(ctx, cmd_name)
+        if builtin is not None:
+            return builtin
+        with explained_failures():
+            from ddbench.discovery.calls import brief, call
             from ddbench.discovery.catalog import Catalog
 
             extra = typer.Typer()
             extra.command("_", hidden=True)(lambda: None)
             extra.command("__", hidden=True)(lambda: None)
-            for complaint in Catalog().notify("ddbench_commands", app=extra):
-                sys.stderr.write(f"Warning: {complaint}\n")
+            for plugin, hook in Catalog().hooks("ddbench_commands"):
+                try:
+                    call(hook, app=extra)
+                except Exception as error:
+                    sys.stderr.write(f"Warning: {plugin.who} failed to add its commands: {brief(error)}\n")
             group = typer.main.get_group(extra)
             return group.get_command(ctx, cmd_name)
         return None

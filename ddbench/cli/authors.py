@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ddbench.cli import completion
-from ddbench.cli.output import failures_told, print_json
+from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import Json, Plugins, warn_of_plugins
 from ddbench.contract.component import KINDS
 from ddbench.errors import UsageError
@@ -18,7 +18,7 @@ def check(
     name: Annotated[
         str,
         typer.Argument(
-            help="A method, init, objective, target, dataset or network.", autocompletion=completion.plugin_names
+            help="A method, init, objective, target, dataset or network.", autocompletion=completion.checkable
         ),
     ],
     kind: Annotated[str | None, typer.Option(help="Its kind, where the name is of several.")] = None,
@@ -29,7 +29,7 @@ def check(
 
     Example: `ddbench check my_method --plugin my_method.py`
     """
-    with failures_told(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.discovery.catalog import Catalog
         from ddbench.render.installation import status_line
         from ddbench.testing import conform
@@ -70,7 +70,7 @@ def new_plugin(
 
     Example: `ddbench new-plugin my_method`
     """
-    with failures_told(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.scaffold import new_plugin
 
         made = new_plugin(name, kind, into)

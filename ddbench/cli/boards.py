@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ddbench.cli import completion
-from ddbench.cli.output import failures_told, print_json
+from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, named
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 
@@ -29,7 +29,7 @@ def leaderboard(
 
     Example: `ddbench leaderboard --dataset svhn`
     """
-    with failures_told(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj):
         if check:
             _check(leaderboards, as_json)
             return
@@ -106,7 +106,7 @@ def verify(
 
     Examples: `ddbench verify unrolled_gd-mnist-ipc1-9cd09d`, `ddbench verify --all --networks 3`
     """
-    with failures_told(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.discovery.catalog import Catalog
         from ddbench.pipeline import verify as verifying
         from ddbench.records.leaderboard import read
@@ -160,7 +160,7 @@ def compare(
 
     Example: `ddbench compare unrolled_gd-mnist-ipc10-958f79 herding-mnist-ipc10-1f0c22`
     """
-    with failures_told(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.pipeline.verify import find
         from ddbench.records.leaderboard import read_sound
         from ddbench.records.ranking import COMPARED, seeds_of
@@ -203,7 +203,7 @@ def reproduction(
 
     Example: `ddbench reproduction --output docs/reproduction.md`
     """
-    with failures_told(verbose=ctx.obj):
+    with explained_failures(verbose=ctx.obj):
         from ddbench.discovery.catalog import Catalog
         from ddbench.machine.files import atomic_write
         from ddbench.records.leaderboard import read

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddbench.cli.output import failures_told, print_json
+from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import Json, Plugins, Sets, merged, named, warn_of_plugins
 from ddbench.contract.component import parse_assignments
 from ddbench.errors import UsageError
@@ -89,7 +89,7 @@ def evaluate(
         "eval_networks": eval_networks,
         "device": device,
     }
-    with failures_told(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.discovery.catalog import Catalog
         from ddbench.errors import DdbenchError, Interrupted
         from ddbench.machine.files import sha256

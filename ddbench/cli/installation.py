@@ -6,32 +6,26 @@ from typing import Annotated
 
 import typer
 
-from ddbench.cli.output import failures_told, print_json
+from ddbench.cli.indexed import current_index
+from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins
 
 
 def plugins(ctx: typer.Context, plugin: Plugins = None, as_json: Json = False) -> None:
-    """Name the plugins that were found, what they offer, and what is wrong with those set aside."""
-    with failures_told(as_json=as_json, verbose=ctx.obj):
-        from ddbench.discovery.catalog import Catalog
+    """List the plugins with what they offer, and the broken or disabled ones with the reason.
+
+    Example: `ddbench plugins`
+    """
+    with explained_failures(as_json=as_json, verbose=ctx.obj):
+        index = current_index(plugin or [])
+        if as_json:
+            broken = [failure.model_dump(exclude={"text"}) for failure in index.broken]
+            loaded = [entry.model_dump() for entry in index.plugins]
+            print_json({"status": "ok", "plugins": loaded, "broken": broken, "disabled": index.disabled})
+            return
         from ddbench.render.installation import plugin_table
 
-        catalog = Catalog(plugin or [])
-        found = [
-            {
-                "name": p.name,
-                "distribution": p.distribution,
-                "offers": p.offers,
-                "hooks": p.hook_names,
-                "seconds": round(p.seconds, 3),
-            }
-            for p in catalog.plugins
-        ]
-        broken = [{"name": b.name, "distribution": b.distribution, "error": b.error} for b in catalog.broken]
-        if as_json:
-            print_json({"status": "ok", "plugins": found, "broken": broken, "disabled": catalog.disabled})
-            return
-        plugin_table(catalog)
+        plugin_table(index)
 
 
 def doctor(
@@ -41,11 +35,11 @@ def doctor(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Say what this installation has and lacks, and what to do about it; exit code 1 where something needs mending.
+    """Check this installation: libraries, device, folders, plugins, data; exit code 1 if something needs a fix.
 
     Example: `ddbench doctor`
     """
-    with failures_told(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.discovery.catalog import Catalog
         from ddbench.pipeline.doctor import examine
         from ddbench.render.installation import status_line
@@ -55,10 +49,10 @@ def doctor(
             findings.append(finding)
             if not as_json:
                 status_line(finding.status, finding.about, finding.text, finding.fix)
-        ill = any(finding.status == "fault" for finding in findings)
+        failed = any(finding.status == "fault" for finding in findings)
         if as_json:
-            print_json({"status": "failed" if ill else "ok", "findings": [dataclasses.asdict(f) for f in findings]})
-    if ill:
+            print_json({"status": "failed" if failed else "ok", "findings": [dataclasses.asdict(f) for f in findings]})
+    if failed:
         raise typer.Exit(1)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ddbench.cli.output import failures_told, print_json
+from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import Json, Plugins, merged, named, warn_of_plugins
 from ddbench.errors import UsageError
 
@@ -35,7 +35,7 @@ def pretrain(
 
     Example: `ddbench pretrain --dataset mnist --network lenet --count 200 --held-out 20`
     """
-    with failures_told(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.contract.component import parse_assignments
         from ddbench.discovery.catalog import Catalog
         from ddbench.engine.fit import Recipe
@@ -43,7 +43,7 @@ def pretrain(
         from ddbench.pipeline.pools import Pools
         from ddbench.pipeline.prepare import complete, usual_network
         from ddbench.render.live import live
-        from ddbench.render.tables import pool_summary
+        from ddbench.render.pools import pool_summary
 
         catalog = Catalog(plugin or [])
         warn_of_plugins(catalog, plugin)
@@ -62,7 +62,7 @@ def pretrain(
             accuracies = {side: pool.accuracies(side) for side in ("train", "evaluation")}
             print_json({"status": "ok", "pool": str(pool.folder), "accuracies": accuracies})
             return
-        typer.echo(f"{pool.folder.name}: {pool_summary(pool)}")
+        typer.echo(f"{pool.folder.name}: {pool_summary(pool.folder)}")
 
 
 def register(app: typer.Typer) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddbench.cli import completion
-from ddbench.cli.output import failures_told, print_json
+from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, Sets, merged, named, warn_of_plugins
 from ddbench.contract.component import parse_assignments
 from ddbench.errors import Interrupted, UsageError
@@ -111,7 +111,7 @@ def run(
         "smoke": smoke or None,
         "best_coreset": best_coreset or None,
     }
-    with failures_told(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.discovery.catalog import Catalog
 
         catalog = Catalog(plugin or [])
@@ -160,7 +160,7 @@ def resume(
 
     Example: `ddbench resume runs/unrolled_gd-svhn-ipc10-3f9a1c`
     """
-    with failures_told(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.discovery.catalog import Catalog
         from ddbench.pipeline import runner
         from ddbench.records.result import RunFolder

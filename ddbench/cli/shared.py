@@ -1,4 +1,4 @@
-"""What commands share: options, how a spec comes of them, and what is said of plugins."""
+"""Options that several commands share, the spec that they make, and warnings about plugins."""
 
 import sys
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ddbench.discovery.catalog import Catalog
 
 DEFAULT_LEADERBOARDS = Path("leaderboards")
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all else goes to stderr.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; other output goes to stderr.")]
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", help="A plugin file, folder or module to load (repeatable).", metavar="PATH"),
@@ -32,15 +32,15 @@ Sets = Annotated[
 ]
 
 
-def named(kind: str, told: str, *flags: str, metavar: str | None = None) -> Any:
-    """An option that takes the name of a component of a kind (or `protocol`, `experiment`), completed in the shell."""
-    return typer.Option(*flags, help=told, metavar=metavar, autocompletion=completion.names(kind))
+def named(kind: str, text: str, *flags: str, metavar: str | None = None) -> Any:
+    """Return an option that takes a name of a kind (or `protocol`, `experiment`), completed in the shell."""
+    return typer.Option(*flags, help=text, metavar=metavar, autocompletion=completion.names(kind))
 
 
 def merged(
     fields: dict[str, Any], flags: dict[str, Any], assignments: dict[str, Any], method_options: set[str]
 ) -> "RunSpec":
-    """A spec: a flag replaces a field; naming another plugin drops the options of the one before."""
+    """Return a spec: a flag replaces a field; another plugin's name drops the options of the one before."""
     from ddbench.contract.spec import RunSpec, place_assignments
 
     merged = dict(fields)
@@ -54,15 +54,15 @@ def merged(
 
 
 def warn_of_plugins(catalog: "Catalog", wanted: Sequence[Path] | None = None) -> None:
-    """Name the plugins that were set aside, and the slow ones.
+    """Print a warning for each plugin that is broken or slow.
 
-    Raises `PluginError` for one of those `wanted`: work without what was asked for is done in vain.
+    Raises `PluginError` for a broken one of those `wanted`: a run without the plugin that was asked for is useless.
     """
     from ddbench.discovery.plugin_sources import whole_path
 
     named = set(map(whole_path, wanted or ()))
     for broken in catalog.broken:
         if broken.path in named:
-            raise PluginError(f"{broken}", "Mend the plugin, or leave it out.")
+            raise PluginError(f"{broken}", broken.fix)
     for warning in catalog.warnings():
         sys.stderr.write(f"Warning: {warning}\n")

@@ -1,6 +1,5 @@
-"""A plugin is a function: its name, docstring and keyword-only parameters become name, help and options."""
+"""Components: functions of a plugin, read into name, help, options and facts."""
 
-import difflib
 import inspect
 import json
 import re
@@ -11,6 +10,8 @@ from typing import Any, Protocol, TypeVar, overload
 
 import pydantic
 
+from ddbench.contract.facts import did_you_mean as did_you_mean
+from ddbench.contract.facts import validated_facts
 from ddbench.errors import PluginError, UsageError, blamed_on
 
 KINDS = ("method", "init", "objective", "target", "dataset", "network")
@@ -18,7 +19,16 @@ KINDS = ("method", "init", "objective", "target", "dataset", "network")
 
 @dataclass(frozen=True)
 class Component:
-    """One thing a plugin offers: a function with its help, its options, and facts known without calling it."""
+    """A function that a plugin offers, with its help, options and facts.
+
+    Attributes:
+        kind: `method`, `init`, `objective`, `target`, `dataset` or `network`.
+        name: the name on the command line.
+        function: the decorated function.
+        options: a pydantic model of the keyword-only parameters.
+        facts: what the decorator declares, such as `companion` or `classes`, validated; see `ddbench.contract.facts`.
+        distribution: the package and version, or the file, that it came from.
+    """
 
     kind: str
     name: str
@@ -29,9 +39,14 @@ class Component:
 
     @property
     def shown_facts(self) -> dict[str, Any]:
-        """The facts a person can read: functions left out, tuples as lists."""
+        """The facts as JSON values: functions are left out, tuples are lists."""
         facts = {key: value for key, value in self.facts.items() if not callable(value)}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
+
+    @property
+    def option_schema(self) -> dict[str, dict[str, Any]]:
+        """The JSON schema of each option: type, bounds, default, description."""
+        return dict(self.options.model_json_schema().get("properties", {}))
 
     @property
     def help(self) -> str:
@@ -43,10 +58,13 @@ class Component:
         """The first line of the docstring."""
         return self.help.split("\n", 1)[0]
 
-    def validated(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All options, defaults included, as JSON values. Raises `UsageError` naming the option at fault."""
+    def validated(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all options, defaults included, as JSON values.
+
+        Raises `UsageError` for an option that is unknown or has an invalid value.
+        """
         known = self.options.model_fields
-        for key in given:
+        for key in options:
             if key not in known:
                 raise UsageError(
                     f"{self.kind} {self.name!r} has no option {key!r}.{did_you_mean(key, known)}",
@@ -55,7 +73,7 @@ class Component:
                     else f"{self.name} takes no options; leave {key} out.",
                 )
         try:
-            return self.options.model_validate(dict(given)).model_dump(mode="json")
+            return self.options.model_validate(dict(options)).model_dump(mode="json")
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             option = f"{'.'.join(map(str, first['loc']))}={first['input']}"
@@ -68,7 +86,7 @@ class Component:
     def call(self, options: Mapping[str, Any], /, *args: Any) -> Any:
         """Call the function with validated options bound as keyword arguments.
 
-        What it raises, other than ddbench's own errors, becomes a `PluginError` that names it.
+        An exception of the function, other than ddbench's own errors, becomes a `PluginError` that names the component.
         """
         model = self.options.model_validate(dict(options))
         with blamed_on(self.who):
@@ -76,22 +94,19 @@ class Component:
 
     @property
     def who(self) -> str:
-        """The component as an error names it: `method 'mine' (my-package 1.0)`."""
+        """The component as errors name it: `method 'mine' (my-package 1.0)`."""
         return f"{self.kind} {self.name!r}" + (f" ({self.distribution})" if self.distribution else "")
 
     def named(self, name: str) -> "Component":
-        """The same component under another name (open-ended names such as `folder:/path` need it)."""
+        """Return the component under another name: what an open-ended name such as `folder:/path` needs."""
         return replace(self, name=name)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the nearest of `known`, or nothing."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+def component(kind: str, function: Callable[..., Any], /, **facts: Any) -> Component:
+    """Read name, help and options of `function`, and validate its facts.
 
-
-def component(kind: str, function: Callable[..., Any], **facts: Any) -> Component:
-    """Read name, help and options off `function`. Raises `PluginError` for a function that cannot be a plugin."""
+    Raises `PluginError` for a function that cannot be a plugin, and for an invalid fact.
+    """
     name = function.__name__
     if not inspect.getdoc(function):
         raise PluginError(f"{kind} {name!r} has no docstring.", "Its first line is what `ddbench list` shows.")
@@ -108,8 +123,8 @@ def component(kind: str, function: Callable[..., Any], **facts: Any) -> Componen
         if parameter.kind is not parameter.KEYWORD_ONLY:
             if parameter.default is not parameter.empty:
                 raise PluginError(
-                    f"parameter {parameter.name!r} of {kind} {name!r} has a default but is no option.",
-                    "Options are keyword-only: write `*,` before the first of them.",
+                    f"parameter {parameter.name!r} of {kind} {name!r} has a default but is not an option.",
+                    "Options are keyword-only: write `*,` before the first option.",
                 )
             continue
         if parameter.default is parameter.empty or parameter.name not in hints:
@@ -131,13 +146,7 @@ def component(kind: str, function: Callable[..., Any], **facts: Any) -> Componen
         model()
     except (pydantic.ValidationError, pydantic.errors.PydanticUserError, NameError) as error:
         raise PluginError(f"the options of {kind} {name!r} are not valid: {error}") from error
-    missing = {"classes", "sample_shape"} - facts.keys() if kind == "dataset" else set()
-    if missing:
-        raise PluginError(
-            f"dataset {name!r} does not say its {' and '.join(sorted(missing))}.",
-            'Write @ddbench.dataset(classes=("a", "b"), sample_shape=(1, 28, 28)).',
-        )
-    return Component(kind, name, function, model, facts)
+    return Component(kind, name, function, model, validated_facts(kind, name, facts))
 
 
 _ATTRIBUTE = "__ddbench_component__"
@@ -147,7 +156,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Decorator(Protocol):
-    """Used bare (`@ddbench.method`) or with facts (`@ddbench.method(companion=True)`)."""
+    """A decorator, used bare (`@ddbench.method`) or with facts (`@ddbench.method(companion=True)`)."""
 
     @overload
     def __call__(self, function: _Function, /) -> _Function: ...
@@ -169,16 +178,16 @@ def _decorator(kind: str) -> Decorator:
 
 
 def component_of(thing: object, kind: str) -> Component:
-    """The component a decorated function carries. Raises `PluginError` for anything else."""
-    found = thing if isinstance(thing, Component) else getattr(thing, _ATTRIBUTE, None)
-    if not isinstance(found, Component) or found.kind != kind:
+    """Return the component of a decorated function. Raises `PluginError` for any other object."""
+    component = thing if isinstance(thing, Component) else getattr(thing, _ATTRIBUTE, None)
+    if not isinstance(component, Component) or component.kind != kind:
         name = getattr(thing, "__name__", repr(thing))
         raise PluginError(f"{name} is not a {kind}.", f"Decorate the function with @ddbench.{kind}.")
-    return found
+    return component
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """`["steps=25", "init.scheme=kaiming"]` as a flat mapping; values are JSON where they read as it, else text."""
+    """Return `["steps=25", "init.scheme=kaiming"]` as a flat mapping; a value that is not valid JSON is text."""
     parsed: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")

@@ -1,12 +1,14 @@
-"""The contract with plugins: every hook ddbench calls, and nothing else.
+"""The contract with plugins: every hook that ddbench calls.
 
-A plugin is a module with functions marked `@ddbench.hookimpl`. It is found through an entry point in group
-`ddbench`, or named by `--plugin PATH` (or a module), `DDBENCH_PLUGINS` or `plugins = [...]` in `ddbench.toml`.
-`DDBENCH_DISABLE` leaves plugins out, `DDBENCH_TRACE=1` tells of every call. A hook may leave out the arguments it
-does not need. Registration hooks return iterables of decorated functions.
+A plugin is a module with functions marked `@ddbench.hookimpl`. ddbench finds it through an entry point in the group
+`ddbench`, or it is named by `--plugin PATH` (or a module), `DDBENCH_PLUGINS` or `plugins = [...]` in `ddbench.toml`.
+`DDBENCH_DISABLE` disables plugins, `DDBENCH_TRACE=1` prints every call with its time. A hook may omit arguments that
+it does not need. `hookimpl` takes no options of pluggy, such as `wrapper` or `tryfirst`: a plugin that uses one is not
+loaded. Registration hooks return iterables of decorated functions.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -15,9 +17,9 @@ if TYPE_CHECKING:
     import typer
 
     from ddbench.contract.component import Component
+    from ddbench.contract.observer import Observer
     from ddbench.contract.sets import DatasetInfo
     from ddbench.contract.spec import RunSpec
-    from ddbench.records.result import RunResult
 
 hookimpl = pluggy.HookimplMarker("ddbench")
 _hookspec = pluggy.HookspecMarker("ddbench")
@@ -25,16 +27,16 @@ _hookspec = pluggy.HookspecMarker("ddbench")
 
 @_hookspec
 def ddbench_methods() -> Iterable[object]:  # type: ignore[empty-body]
-    """Distillation methods.
+    """Return distillation methods.
 
-    Each is a function `(task: Task, run: Run, *, options) -> DistilledSet` marked `@ddbench.method`. With
-    `@ddbench.method(companion=True)` it is a baseline that every other method's score is shown beside, with
-    `coreset=True` one of the real-image subsets of which `--best-coreset` shows the best;
-    `peak_memory=function`, called as `(task, **options) -> (bytes, how)`, predicts what the method will take.
+    Each is a function `(task: Task, run: Run, *, options) -> DistilledSet` marked `@ddbench.method`. Facts:
+    `companion=True` marks a baseline, shown beside the score of every other method; `coreset=True` marks a subset of
+    real images, a candidate of `--best-coreset`; `peak_memory=function`, called as `(task, **options)`, returns
+    `(bytes, how)`, the memory that the method is expected to need.
 
         @ddbench.method
         def first_images(task: Task, run: Run) -> DistilledSet:
-            \"\"\"The first images of the training set, whatever they show.\"\"\"
+            \"\"\"Return the first images of the training set, of any class.\"\"\"
             n = task.budget.images_per_class * len(task.info.classes)
             return DistilledSet(task.train.inputs[None, :n], task.train.labels[None, :n])
 
@@ -46,16 +48,16 @@ def ddbench_methods() -> Iterable[object]:  # type: ignore[empty-body]
 
 @_hookspec
 def ddbench_inits() -> Iterable[object]:  # type: ignore[empty-body]
-    """Init distributions: where network weights are drawn from.
+    """Return init distributions, which initial network weights are drawn from.
 
     Each is a function `(network, info, n, generator, side, *, options) -> {name: [n, *shape]}` marked
-    `@ddbench.init`; `side` is `"train"` or `"evaluation"`. It may return fewer than `n` networks when the
-    distribution has no more to give. With a sixth argument, `sources: Sources`, it can draw on pools of pretrained
-    networks and on other init distributions.
+    `@ddbench.init`; `side` is `"train"` or `"evaluation"`. It may return fewer than `n` networks if the distribution
+    has no more. With a sixth argument, `sources: Sources`, it can draw from pools of pretrained networks and from
+    other init distributions.
 
         @ddbench.init
         def small(network, info, n, generator, side, *, std: float = 0.01):
-            \"\"\"Normal weights of one small standard deviation.\"\"\"
+            \"\"\"Draw normal weights of one small standard deviation.\"\"\"
             return {
                 name: std * torch.randn((n, *p.shape), generator=generator)
                 for name, p in network.named_parameters()
@@ -65,14 +67,14 @@ def ddbench_inits() -> Iterable[object]:  # type: ignore[empty-body]
 
 @_hookspec
 def ddbench_objectives() -> Iterable[object]:  # type: ignore[empty-body]
-    """Objectives: what distilled data should achieve.
+    """Return objectives, the aims that distilled data are made for.
 
-    Each is a function `(info: DatasetInfo, *, options) -> Objective` marked `@ddbench.objective`. Its rows go to
-    the leaderboard of its name.
+    Each is a function `(info: DatasetInfo, *, options) -> Objective` marked `@ddbench.objective`. The rows of an
+    objective go to the leaderboard of its name.
 
         @ddbench.objective
         def odd_one(info):
-            \"\"\"Classification scored by the error rate.\"\"\"
+            \"\"\"Classify, scored by the error rate.\"\"\"
             def metrics(logits, labels):
                 return {"error": (logits.argmax(-1) != labels).float().mean().item()}
             return Objective(F.cross_entropy, metrics, primary="error", higher_is_better=False)
@@ -81,43 +83,43 @@ def ddbench_objectives() -> Iterable[object]:  # type: ignore[empty-body]
 
 @_hookspec
 def ddbench_targets() -> Iterable[object]:  # type: ignore[empty-body]
-    """Pretrained-adaptation targets: source weights, a network, and the dataset to adapt to.
+    """Return pretrained-adaptation targets: source weights, a network, and the dataset to adapt to.
 
-    Each is a function `(*, options) -> AdaptationTarget` marked `@ddbench.target`. `ddbench run --target NAME`
-    takes dataset and network from it and its init distribution for the weights (which may take `sources` too); rows
-    go to `adaptation.csv`, with the accuracy without adaptation as a companion.
+    Each is a function `(*, options) -> AdaptationTarget` marked `@ddbench.target`. `ddbench run --target NAME` takes
+    dataset, network and init distribution from it; the init distribution may take `sources` too. Rows go to
+    `adaptation.csv`, with the accuracy without adaptation as a companion.
 
         @ddbench.target
         def digits_from_usps():
-            \"\"\"LeNets trained on USPS, adapted to MNIST.\"\"\"
+            \"\"\"Adapt LeNets that were trained on USPS to MNIST.\"\"\"
             return AdaptationTarget(dataset="mnist", network="lenet", sample=weights_trained_on_usps)
     """
 
 
 @_hookspec
 def ddbench_datasets() -> Iterable[object]:  # type: ignore[empty-body]
-    """Named datasets.
+    """Return datasets.
 
     Each is a function `(root: Path, download: bool, *, options) -> ImageSplits` marked
-    `@ddbench.dataset(classes=(...), sample_shape=(c, h, w), network="lenet")`: facts that are known without
-    loading, `network` being the one used when the user names none.
+    `@ddbench.dataset(classes=(...), sample_shape=(c, h, w))`. Further facts: `network` (a name, or `{name, options}`)
+    and `images_per_class`, the defaults of a run on this dataset; `label`, its name in records; `modality`.
 
         @ddbench.dataset(classes=("even", "odd"), sample_shape=(1, 8, 8), network="mlp")
         def parity(root, download):
-            \"\"\"Handwritten digits, even or odd.\"\"\"
+            \"\"\"Load handwritten digits, labelled even or odd.\"\"\"
             ...
     """
 
 
 @_hookspec
 def ddbench_networks() -> Iterable[object]:  # type: ignore[empty-body]
-    """Named architectures.
+    """Return network architectures.
 
     Each is a function `(info: DatasetInfo, *, options) -> nn.Module` marked `@ddbench.network`.
 
         @ddbench.network
         def tiny(info, *, width: int = 16):
-            \"\"\"One hidden layer.\"\"\"
+            \"\"\"Build a network with one hidden layer.\"\"\"
             layers = nn.Linear(math.prod(info.sample_shape), width), nn.ReLU(), nn.Linear(width, len(info.classes))
             return nn.Sequential(nn.Flatten(), *layers)
     """
@@ -125,10 +127,10 @@ def ddbench_networks() -> Iterable[object]:  # type: ignore[empty-body]
 
 @_hookspec
 def ddbench_experiments() -> Iterable[object]:  # type: ignore[empty-body]
-    """Named experiments: TOML files with a run spec, given as paths. `ddbench run --experiment NAME` runs one.
+    """Return paths of named experiments, TOML files with a run spec. `ddbench run --experiment NAME` runs one.
 
-    A file may hold, beside the fields of the spec, `name`, `summary` and a table `[published]` with the figure it
-    answers to: `metric`, `mean`, `std` (fractions), `source`. With a table `[sweep]` it is run at several values:
+    A file may hold, beside the fields of the spec, `name`, `summary` and a table `[published]` with the figure to
+    compare with: `metric`, `mean`, `std` (fractions), `source`. With a table `[sweep]` it is run at several values:
     `axes`, a list of one or two tables of `keys` and `values`, and `plot`, the figure to draw.
 
         @ddbench.hookimpl
@@ -139,32 +141,36 @@ def ddbench_experiments() -> Iterable[object]:  # type: ignore[empty-body]
 
 @_hookspec(firstresult=True)
 def ddbench_find_network(name: str, info: "DatasetInfo") -> "Component | None":
-    """A network for an open-ended name such as `timm/resnet18`, or None when the name is not this plugin's."""
+    """Return the network of an open-ended name such as `timm/resnet18`, or None for a name of another plugin."""
 
 
 @_hookspec(firstresult=True)
 def ddbench_find_target(name: str) -> "Component | None":
-    """A target for an open-ended name such as `timm/resnet18`, or None when the name is not this plugin's."""
+    """Return the target of an open-ended name such as `timm/resnet18`, or None for a name of another plugin."""
 
 
 @_hookspec(firstresult=True)
 def ddbench_find_dataset(name: str) -> "Component | None":
-    """A dataset for an open-ended name such as `folder:/path`, or None when the name is not this plugin's."""
+    """Return the dataset of an open-ended name such as `folder:/path`, or None for a name of another plugin."""
 
 
 @_hookspec
-def ddbench_run_started(spec: "RunSpec", run_dir: str) -> None:
-    """A run begins; `run_dir` is its folder. Lifecycle hooks that raise are named once and switched off."""
+def ddbench_observe(plan: "RunSpec", folder: Path) -> "Observer | None":
+    """Return an observer of the run that begins, or None to leave this run alone.
 
+    `plan` holds the complete settings of the run, `folder` is where it keeps its files. A run that is resumed is
+    observed anew, with the same folder. An observer that raises is reported once and disabled; the run goes on.
 
-@_hookspec
-def ddbench_run_progress(step: int, total: int, values: Mapping[str, float]) -> None:
-    """A method logged `values` in outer step `step` of `total`."""
+        class Bell(ddbench.Observer):
+            \"\"\"A sound at the end of a run.\"\"\"
 
+            def finished(self, result):
+                print(f"\\a{result.run_id}: {result.status}")
 
-@_hookspec
-def ddbench_run_finished(result: "RunResult") -> None:
-    """A run ended; `result.status` says how."""
+        @ddbench.hookimpl
+        def ddbench_observe():
+            return Bell()
+    """
 
 
 @_hookspec

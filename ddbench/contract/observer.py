@@ -1,49 +1,66 @@
-"""Whoever watches a run, and how long what is left of it will take."""
+"""Reporters, which show a run to a person; observers, which plugins attach to a run; the time that is left."""
 
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ddbench.records.result import RunResult
 
 
 class Reporter(Protocol):
-    """Whoever watches a run: the terminal, a log file, nobody."""
+    """A place that shows how a run proceeds: the terminal or a log file."""
 
     def say(self, text: str) -> None:
-        """One line worth keeping."""
+        """Show a line that is worth keeping."""
 
     def stage(self, title: str) -> None:
-        """A stage with progress begins; the one before it is over."""
+        """Begin a stage that has progress; the stage before is over."""
 
     def progress(self, done: int, total: int, values: Mapping[str, float], seconds_left: float | None) -> None:
-        """The stage has done `done` of `total`; `seconds_left` is None while it cannot be known yet."""
+        """Show that `done` steps of `total` are done; `seconds_left` is None while it cannot be known."""
 
 
 class Silent:
-    """A reporter for nobody."""
+    """A reporter that shows nothing."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def stage(self, title: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def progress(self, done: int, total: int, values: Mapping[str, float], seconds_left: float | None) -> None:
-        """Nothing."""
+        """Do nothing."""
+
+
+class Observer(Protocol):
+    """An observer of one run, as the hook `ddbench_observe` returns it; its state lives on the object.
+
+    A subclass may define one of the methods and inherit the other, which does nothing. An exception of a method is
+    reported once and disables the observer; the run goes on.
+    """
+
+    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Receive the `values` that the method logged in outer step `step` (from 1) of `total`."""
+
+    def finished(self, result: "RunResult") -> None:
+        """Receive the result of the run, also of one that failed or was interrupted: see `result.status`."""
 
 
 class Pace:
-    """Seconds left, from the time the last steps took (an average over about 20 of them)."""
+    """An estimate of the seconds that are left, from a moving average over about 20 steps."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
         self._step: float | None = None
 
     def tick(self) -> None:
-        """One more step is done."""
+        """Count one more step."""
         now = time.monotonic()
         took, self._last = now - self._last, now
         self._step = took if self._step is None else self._step + 0.1 * (took - self._step)
 
     def left(self, steps: int) -> float | None:
-        """Seconds that `steps` more will take; None before the first."""
+        """Return the seconds that `steps` more steps will take; None before the first step."""
         return None if self._step is None else self._step * steps

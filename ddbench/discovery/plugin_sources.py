@@ -1,5 +1,6 @@
-"""Where plugins come from: installed packages, files, folders and modules that are named, and which to leave out."""
+"""Sources of plugins: installed packages, and files, folders and modules that the user names."""
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -20,7 +21,14 @@ CONFIG_FILE = "ddbench.toml"
 
 @dataclass(frozen=True)
 class Source:
-    """A plugin that was found, not loaded yet; `path`, or the name of a module, where it was named by hand."""
+    """A plugin that is not loaded yet.
+
+    Attributes:
+        name: name of the entry point, or of the file.
+        distribution: the package and version, or the file with a digest of its code.
+        load: imports and returns the plugin.
+        path: its path or module name, if it was named by the user.
+    """
 
     name: str
     distribution: str
@@ -28,44 +36,58 @@ class Source:
     path: Path | None = None
 
 
-def named_by_hand(paths: Iterable[str | Path]) -> dict[Path, Path]:
-    """`paths`, those in `DDBENCH_PLUGINS` and those in `./ddbench.toml`, each once: whole path to path as typed.
+def named_plugins(paths: Iterable[str | Path]) -> dict[Path, Path]:
+    """Return `paths` and those of `DDBENCH_PLUGINS` and `./ddbench.toml`, each once: absolute path to path as typed.
 
     Raises `UsageError` for a configuration file that cannot be read.
     """
-    given = [*map(Path, paths), *_paths_from_environment(), *_paths_from_config()]
-    return {whole_path(path): path for path in given}
+    every = [*map(Path, paths), *_paths_from_environment(), *_paths_from_config()]
+    return {whole_path(path): path for path in every}
 
 
 def whole_path(path: Path) -> Path:
-    """What a plugin that is named is known by wherever ddbench is started: its whole path, or its module's name."""
+    """Return the absolute path of a plugin, or the name of its module: the same wherever ddbench is started."""
     return path if _is_module(path) else path.resolve()
 
 
 def sources(named: Mapping[Path, Path]) -> Iterator[Source]:
-    """Installed plugins by name, then those that are named (`named_by_hand`)."""
+    """Return the installed plugins by name, then the named ones (see `named_plugins`)."""
     for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
         distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
         yield Source(entry.name, distribution, entry.load)
     for whole, path in named.items():
         if _is_module(path):
-            yield Source(str(path), _module_version(str(path)), functools.partial(_import_module, str(path)), whole)
+            load = functools.partial(_import_module, str(path))
+            yield Source(str(path), _module_version(str(path)), load, whole)
         else:
             yield Source(path.stem, _file_version(path), functools.partial(_import_path, path), whole)
 
 
-def set_aside_by_user() -> set[str]:
-    """Names of plugins and distributions in `DDBENCH_DISABLE`, which are not to be loaded; `-` and `_` are the same."""
+def code_of(named: Mapping[Path, Path]) -> Iterator[Path]:
+    """Yield the file, or the folder of the package, that each installed or named plugin is imported from."""
+    modules = [entry.module for entry in importlib.metadata.entry_points(group=GROUP)]
+    modules += [str(path) for path in named if _is_module(path)]
+    for name in {module.split(".")[0] for module in modules}:
+        spec = None
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None:
+            yield Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
+    yield from (path for path in named if not _is_module(path))
+
+
+def disabled_names() -> set[str]:
+    """Return the names of plugins and distributions in `DDBENCH_DISABLE`; `-` and `_` are the same."""
     return {plain(part) for part in os.environ.get("DDBENCH_DISABLE", "").split(",") if part.strip()}
 
 
 def plain(name: str) -> str:
-    """A name of a plugin or distribution as names are compared."""
+    """Return a name of a plugin or distribution in the form in which names are compared."""
     return name.strip().lower().replace("-", "_")
 
 
 def _is_module(path: Path) -> bool:
-    """Whether a module is meant, such as `ddbench_trackers.wandb`: identifiers between dots, and no file."""
+    """Return True for a module name such as `ddbench_trackers.wandb`: identifiers between dots, and not a file."""
     return not path.exists() and path.suffix != ".py" and all(part.isidentifier() for part in str(path).split("."))
 
 
@@ -90,25 +112,25 @@ def _paths_from_config() -> list[Path]:
     try:
         listed = tomllib.loads(path.read_text()).get("plugins", [])
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.", "Mend or remove it.") from error
+        raise UsageError(f"{path} is not valid TOML: {error}.", "Correct or remove it.") from error
     if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
         raise UsageError(f"plugins in {path} must be a list of paths.", 'For example: plugins = ["my_method.py"]')
     return [Path(item) for item in listed]
 
 
 def _file_version(path: Path) -> str:
-    """A plugin file's name with a digest of its code, wherever it lies: what a released package says by its version."""
+    """Return the name of a plugin file with a digest of its code, which stands in for a version."""
     sources = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     code = b"".join(source.read_bytes() for source in sources if source.is_file())
     return f"{path.name}@{sha256(code)[:8]}" if code else str(path)
 
 
 def _module_version(name: str) -> str:
-    """A module's name with a digest of its code, or the name alone where it cannot be found."""
+    """Return the name of a module with a digest of its code, or the name alone if it cannot be found."""
     try:
         spec = importlib.util.find_spec(name)
     except (Exception, SystemExit):
-        # What the package around it raises is told when it is loaded.
+        # An exception of the package around it is reported when it is loaded.
         return name
     if spec is None or spec.origin is None:
         return name

@@ -16,6 +16,7 @@ from ddbench.contract.run import Run
 from ddbench.contract.sets import DistilledSet, ExampleSet
 from ddbench.contract.spec import RunSpec, Settings
 from ddbench.discovery.catalog import Catalog
+from ddbench.discovery.observers import Observers, observers
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
 from ddbench.machine.environment import describe, free_memory, peak_memory_mb
 from ddbench.machine.files import atomic_write, explained_os_errors, in_use
@@ -157,13 +158,13 @@ def _run_in(folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Pat
         # The disk may be what failed.
         with contextlib.suppress(DdbenchError):
             folder.write_result(over)
-        _notify(catalog, reporter, "ddbench_run_finished", result=over)
+        watching.finished(over)
         return over
 
     with in_use(folder.path):
-        _notify(catalog, reporter, "ddbench_run_started", spec=spec, run_dir=str(folder.path))
+        watching = observers(catalog, spec, folder.path, reporter)
         try:
-            result = _distil_and_score(folder, bench, catalog, leaderboards, reporter, result)
+            result = _distil_and_score(folder, bench, catalog, leaderboards, reporter, watching, result)
             folder.write_result(result)
         except Unsupported as error:
             return ended("skipped", error.message)
@@ -178,12 +179,18 @@ def _run_in(folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Pat
         except Exception as error:
             ended("failed", f"{type(error).__name__}: {error}")
             raise
-        _notify(catalog, reporter, "ddbench_run_finished", result=result)
+        watching.finished(result)
         return result
 
 
 def _distil_and_score(
-    folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Path, reporter: Reporter, result: RunResult
+    folder: RunFolder,
+    bench: Bench,
+    catalog: Catalog,
+    leaderboards: Path,
+    reporter: Reporter,
+    watching: Observers,
+    result: RunResult,
 ) -> RunResult:
     spec = bench.spec
     bench.draw_once()
@@ -195,9 +202,7 @@ def _distil_and_score(
         time_limit=spec.time_limit,
         most_steps=bench.most_steps,
         reporter=reporter,
-        on_progress=lambda step, total, values: _notify(
-            catalog, reporter, "ddbench_run_progress", step=step, total=total, values=values
-        ),
+        on_progress=watching.progress,
         identity=spec.fingerprint + bench.record.content_hash + (bench.sources if bench.pools.used else ""),
     )
     reporter.stage(f"Distilling with {spec.method.name}")
@@ -372,8 +377,3 @@ def _new_folder(runs: Path, spec: Settings, reporter: Reporter) -> RunFolder:
         folder.write_spec(spec)
         return folder
     raise DdbenchError(f"{runs} holds 10 000 runs of this spec.", "Name another folder with --runs.")
-
-
-def _notify(catalog: Catalog, reporter: Reporter, hook: str, **arguments: object) -> None:
-    for complaint in catalog.notify(hook, **arguments):
-        reporter.say(complaint)

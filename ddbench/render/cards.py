@@ -1,49 +1,63 @@
-"""What there is, as text: lists of components, and each with its help and options."""
+"""Lists of what there is, and one thing with its help and options, as text."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ddbench.contract.component import Component
+    from ddbench.discovery.index import Entry
+
+GAP = 2
+"""Columns between two cells."""
 
 
-def listing(entries: Mapping[str, Sequence[Mapping[str, str]]], broken: Sequence[str]) -> None:
-    """Print what there is, kind by kind."""
+def listing(lists: Mapping[str, Sequence["Entry"]], warnings: Sequence[str]) -> None:
+    """Print one line per entry, list by list, and the warnings."""
     console = Console(highlight=False)
-    for plural, rows in entries.items():
-        if not rows:
-            console.print(f"[bold]{plural}[/]: none\n")
-            continue
-        table = Table(
-            title=plural, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False
-        )
-        table.add_column("name", no_wrap=True, style="cyan")
-        table.add_column("summary")
-        table.add_column("source", style="dim", no_wrap=True)
-        for row in rows:
-            table.add_row(Text(row["name"]), Text(row["summary"]), Text(row["source"]))
-        console.print(table)
+    for title, entries in lists.items():
+        console.print(f"[bold]{title}[/]" if entries else f"[bold]{title}[/]: none")
+        width = max((cell_len(entry.name) for entry in entries), default=0)
+        for entry in entries:
+            print_line(console, entry, width)
         console.print()
-    for line in broken:
-        console.print(Text(f"Warning: {line}", style="yellow"))
+    for warning in warnings:
+        console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True)
 
 
-def card(component: "Component") -> None:
-    """Print one component's help, facts and options."""
+def print_line(console: Console, entry: "Entry", width: int) -> None:
+    """Print name, summary and source of an entry in one line; `width` is that of the longest name.
+
+    On a terminal a long summary is cropped, and the source stands at the right if there is room. A file or a pipe gets
+    the whole line.
+    """
+    summary = " ".join(entry.summary.split())
+    line = Text.assemble((entry.name, "cyan"), " " * (width - cell_len(entry.name) + GAP), summary)
+    room = console.width - cell_len(line.plain) - cell_len(entry.source)
+    if not console.is_terminal:
+        line.append(f"{' ' * GAP}({entry.source})")
+    elif room >= GAP:
+        line.append(" " * room).append(entry.source, style="dim")
+    else:
+        line.truncate(console.width, overflow="ellipsis")
+    console.print(line, soft_wrap=True)
+
+
+def card(entry: "Entry") -> None:
+    """Print help, facts and options of a component."""
     console = Console(highlight=False)
-    console.print(Text(f"{component.name}  ({component.kind}, {component.distribution})", style="bold"))
+    console.print(Text(f"{entry.name}  ({entry.kind}, {entry.source})", style="bold"))
     console.print()
-    console.print(Markdown(component.help))
-    for key, value in component.shown_facts.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+    console.print(Markdown(entry.help))
+    for key, value in entry.facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         console.print(Text(f"  {key}: {shown}"))
-    rows = option_rows(component)
+    rows = option_rows(entry.options)
     if not rows:
         console.print("\nNo options.")
         return
@@ -56,16 +70,23 @@ def card(component: "Component") -> None:
     console.print(table)
 
 
-def option_rows(component: "Component") -> list[tuple[str, str, str, str]]:
-    """Name, type, default and meaning of each option of a component."""
-    fields = component.options.model_json_schema().get("properties", {})
+def brief_card(entry: "Entry") -> None:
+    """Print name, source and summary of a protocol, an experiment or a pool, and the settings of an experiment."""
+    console = Console(highlight=False)
+    console.print(Text(f"{entry.name}  ({entry.source})\n\n{entry.summary}"), soft_wrap=True)
+    if entry.settings:
+        console.print(Text("\n" + json.dumps(entry.settings, indent=2)), soft_wrap=True)
+
+
+def option_rows(schema: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """Return name, type, default and meaning of each option, from the JSON schema of the options."""
     return [
-        (name, _type(field), str(field.get("default")), field.get("description", "")) for name, field in fields.items()
+        (name, _type(field), str(field.get("default")), field.get("description", "")) for name, field in schema.items()
     ]
 
 
 def _type(field: Mapping[str, Any]) -> str:
-    """A JSON schema type with its bounds, for people."""
+    """Return a JSON schema type with its bounds as people write it."""
     if "enum" in field:
         return " | ".join(map(str, field["enum"]))
     if "anyOf" in field:

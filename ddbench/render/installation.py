@@ -1,5 +1,6 @@
-"""What is said of plugins and of the installation, as text."""
+"""Plugins, checks and findings about the installation, as text."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -7,16 +8,16 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ddbench.discovery.catalog import Catalog
+    from ddbench.discovery.index import Index
 
 MARKS = {
     "ok": "green", "passed": "green", "missing": "dim", "skipped": "dim", "fault": "red", "failed": "red",
 }  # fmt: skip
-"""How one thing that was looked at ended, and its colour."""
+"""The outcomes of a check or a finding, and their colours."""
 
 
 def status_line(status: str, about: str, text: str, remedy: str) -> None:
-    """Print how one check, or one finding, ended, and what to do about it."""
+    """Print the outcome of one check or finding, and its remedy."""
     console = Console(highlight=False)
     line = Text(f"{status.upper() if MARKS[status] == 'red' else status:<8}", style=MARKS[status])
     console.print(line.append(f"{about}: {text}" if text else about, style="default"))
@@ -24,16 +25,26 @@ def status_line(status: str, about: str, text: str, remedy: str) -> None:
         console.print(Text(f"        {remedy}", style="yellow"))
 
 
-def plugin_table(catalog: "Catalog") -> None:
-    """Print the plugins that loaded, those set aside, slow or left out."""
+def plugin_table(index: "Index") -> None:
+    """Print the plugins that loaded, those that are disabled, and a line for each problem."""
     console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("plugin", "from", "offers"):
-        table.add_column(heading)
-    for plugin in catalog.plugins:
-        table.add_row(Text(plugin.name), Text(plugin.distribution), Text(", ".join(plugin.offers) or "hooks only"))
-    console.print(table)
-    if catalog.disabled:
-        console.print(Text(f"\nLeft out by DDBENCH_DISABLE: {', '.join(catalog.disabled)}"))
-    for warning in catalog.warnings():
-        console.print(Text(f"\nWarning: {warning}", style="yellow"))
+    if console.is_terminal:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("plugin", "from", "offers", "load time"):
+            table.add_column(heading)
+        for row in _plugin_rows(index):
+            table.add_row(*map(Text, row))
+        console.print(table)
+    else:
+        for row in _plugin_rows(index):
+            console.print(Text("  ".join(row)), soft_wrap=True)
+    if index.disabled:
+        console.print(Text(f"\nDisabled by DDBENCH_DISABLE: {', '.join(index.disabled)}"), soft_wrap=True)
+    for warning in index.warnings:
+        console.print(Text(f"\nWarning: {warning}", style="yellow"), soft_wrap=True)
+
+
+def _plugin_rows(index: "Index") -> Iterator[tuple[str, str, str, str]]:
+    for plugin in index.plugins:
+        offers = ", ".join(plugin.offers) or f"hooks {', '.join(plugin.hooks)}"
+        yield plugin.name, plugin.distribution, offers, f"{plugin.seconds:.2f} s"

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ddbench.contract.spec import Choice, Settings, Sweep
-from ddbench.errors import DdbenchError
 from ddbench.records.leaderboard import PublishedRow, Row
 from ddbench.records.ranking import Line, ranks
 from ddbench.records.result import RunFolder, RunResult
@@ -20,7 +19,6 @@ from ddbench.render.live import duration
 
 if TYPE_CHECKING:
     from ddbench.discovery.catalog import Experiment
-    from ddbench.pipeline.pools import Pool
     from ddbench.pipeline.sweep import Point
 
 PERCENT = ("accuracy", "success")
@@ -146,23 +144,6 @@ def published_lines(experiment: "Experiment", result: RunResult) -> Iterator[str
     yield ""
     theirs = number(published.metric, published.mean) + spread
     yield f"Published: {published.metric} {theirs}, {published.source}; here {ours}"
-
-
-def pool_summary(pool: "Pool") -> str:
-    """`200 networks to train on and 20 held out; validation accuracy 98.6 % (97.9 to 98.9)`."""
-    try:
-        train, held_out = pool.accuracies("train"), pool.accuracies("evaluation")
-    except DdbenchError as error:
-        return f"{error.message} {error.hint}"
-    both = train + held_out
-    if not both:
-        return "no networks yet"
-    mean, low, high = (100 * value for value in (sum(both) / len(both), min(both), max(both)))
-    spec = pool.spec
-    return (
-        f"{spec.network.name} on {spec.dataset.name}, {len(train)} networks to train on and {len(held_out)} held out; "
-        f"validation accuracy {mean:.1f} % ({low:.1f} to {high:.1f}) after {spec.steps} steps at {spec.lr:g}"
-    )
 
 
 def _inits(spec: Settings) -> str:

@@ -1,1 +1,1 @@
-"""Trackers: a run's curves, scores and images in TensorBoard, MLflow or Weights & Biases; a module for each."""
+"""Trackers: curves, scores and images of runs in TensorBoard, MLflow or Weights & Biases; one module each."""

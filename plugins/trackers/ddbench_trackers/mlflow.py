@@ -1,6 +1,6 @@
-"""MLflow: a run with its settings, curves, scores and files, where `MLFLOW_TRACKING_URI` says, or in `./mlflow.db`.
+"""MLflow: a run with its settings, curves, scores and files, at `MLFLOW_TRACKING_URI`, or in `./mlflow.db`.
 
-The MLflow run's number is kept in the run's folder, so that a run that is resumed goes on in the same one.
+The number of the MLflow run is kept in the folder of the run, so that a resumed run continues the same record.
 """
 
 from collections.abc import Mapping
@@ -18,38 +18,42 @@ except ImportError as error:
 
 NUMBER = "mlflow_run_id"
 LONGEST = 500
-"""Characters of a setting that every MLflow server takes."""
-_writing: list[Any] = []
-"""What is still on its way to the server."""
+"""Maximum number of characters of a setting that every MLflow server accepts."""
+STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "interrupted": "KILLED"}
+
+
+class MLflow(ddbench.Observer):
+    """One run of MLflow."""
+
+    def __init__(self, plan: RunSpec, folder: Path) -> None:
+        self._writes: list[Any] = []
+        number = folder / NUMBER
+        mlflow.set_experiment(plan.experiment or "ddbench")
+        if number.exists():
+            self._number = number.read_text()
+            mlflow.start_run(run_id=self._number)
+            return
+        self._number = mlflow.start_run(run_name=folder.name).info.run_id
+        number.write_text(self._number)
+        mlflow.log_params({name: value[:LONGEST] for name, value in settings(plan).items()})
+
+    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Log a point of each curve, in the background: a database can take longer than a step."""
+        points = {f"distil/{name}": value for name, value in values.items()}
+        self._writes.append(mlflow.log_metrics(points, step=step, synchronous=False, run_id=self._number))
+
+    def finished(self, result: RunResult) -> None:
+        """Log figures and the distilled set, and end the MLflow run. Raises what failed in the background."""
+        try:
+            for write in self._writes:
+                write.wait()
+            mlflow.log_metrics(figures(result), step=result.steps_done, run_id=self._number)
+            if result.artifact is not None:
+                mlflow.log_artifact(result.artifact.path, run_id=self._number)
+        finally:
+            mlflow.end_run(STATUS.get(result.status, "FAILED"))
 
 
 @ddbench.hookimpl
-def ddbench_run_started(spec: RunSpec, run_dir: str) -> None:
-    _writing.clear()
-    number = Path(run_dir) / NUMBER
-    mlflow.set_experiment(spec.experiment or "ddbench")
-    if number.exists():
-        mlflow.start_run(run_id=number.read_text())
-        return
-    number.write_text(mlflow.start_run(run_name=Path(run_dir).name).info.run_id)
-    mlflow.log_params({name: value[:LONGEST] for name, value in settings(spec).items()})
-
-
-@ddbench.hookimpl
-def ddbench_run_progress(step: int, values: Mapping[str, float]) -> None:
-    # A database takes longer over a step's figures than the step may take: they are written behind its back.
-    named = {f"distil/{name}": value for name, value in values.items()}
-    _writing.append(mlflow.log_metrics(named, step=step, synchronous=False))
-
-
-@ddbench.hookimpl
-def ddbench_run_finished(result: RunResult) -> None:
-    try:
-        for written in _writing:
-            # What failed behind the run's back is raised here.
-            written.wait()
-        mlflow.log_metrics(figures(result), step=result.steps_done)
-        if result.artifact is not None:
-            mlflow.log_artifact(result.artifact.path)
-    finally:
-        mlflow.end_run({"ok": "FINISHED", "skipped": "FINISHED", "interrupted": "KILLED"}.get(result.status, "FAILED"))
+def ddbench_observe(plan: RunSpec, folder: Path) -> MLflow:
+    return MLflow(plan, folder)

@@ -1,7 +1,7 @@
 """TensorBoard: `tensorboard --logdir runs` shows the curves, scores and images of every run in the folder.
 
-The events of a run lie in its own folder. Steps that a run takes again, after it was killed or rolled back, stand there
-twice.
+The events of a run are in the folder of the run. A step that a run takes again, after it was killed or rolled back, is
+there twice.
 """
 
 from collections.abc import Mapping
@@ -17,34 +17,30 @@ except ImportError as error:
     raise MissingPrerequisite("TensorBoard is not installed.", "pip install 'ddbench[tensorboard]'") from error
 
 
-class _Now:
-    """The run that is going on."""
+class TensorBoard(ddbench.Observer):
+    """A writer of one run."""
 
-    writer: SummaryWriter | None = None
+    def __init__(self, folder: Path) -> None:
+        self.writer = SummaryWriter(folder / "tensorboard")
+
+    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Write a point of each curve."""
+        for name, value in values.items():
+            self.writer.add_scalar(f"distil/{name}", value, step)
+
+    def finished(self, result: RunResult) -> None:
+        """Write settings, figures and images, and close."""
+        step = result.steps_done
+        lines = [f"| {name} | {value} |" for name, value in settings(result.spec).items()]
+        self.writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *lines]), step)
+        for name, value in figures(result).items():
+            self.writer.add_scalar(name, value, step)
+        examples = distilled(result)
+        if examples is not None:
+            self.writer.add_images("distilled", examples.pixels(), step)
+        self.writer.close()
 
 
 @ddbench.hookimpl
-def ddbench_run_started(run_dir: str) -> None:
-    _Now.writer = SummaryWriter(Path(run_dir) / "tensorboard")
-
-
-@ddbench.hookimpl
-def ddbench_run_progress(step: int, values: Mapping[str, float]) -> None:
-    assert _Now.writer is not None
-    for name, value in values.items():
-        _Now.writer.add_scalar(f"distil/{name}", value, step)
-
-
-@ddbench.hookimpl
-def ddbench_run_finished(result: RunResult) -> None:
-    assert _Now.writer is not None
-    writer, step = _Now.writer, result.steps_done
-    lines = [f"| {name} | {value} |" for name, value in settings(result.spec).items()]
-    writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *lines]), step)
-    for name, value in figures(result).items():
-        writer.add_scalar(name, value, step)
-    made = distilled(result)
-    if made is not None:
-        writer.add_images("distilled", made.pixels(), step)
-    writer.close()
-    _Now.writer = None
+def ddbench_observe(folder: Path) -> TensorBoard:
+    return TensorBoard(folder)

@@ -1,6 +1,6 @@
-"""Weights & Biases: a run with its settings, curves, scores and images; `WANDB_MODE=offline` keeps them here alone.
+"""Weights & Biases: a run with its settings, curves, scores and images; `WANDB_MODE=offline` keeps them local.
 
-Its number there is kept in the run's folder, so that a run that is resumed goes on in the same one.
+The number of the run there is kept in the folder of the run, so that a resumed run continues the same record.
 """
 
 from collections.abc import Mapping
@@ -20,29 +20,34 @@ except ImportError as error:
 NUMBER = "wandb_run_id"
 
 
-@ddbench.hookimpl
-def ddbench_run_started(spec: RunSpec, run_dir: str) -> None:
-    number, name = Path(run_dir) / NUMBER, Path(run_dir).resolve().name
-    earlier = number.read_text() if number.exists() else None
-    run = wandb.init(project="ddbench", id=earlier, name=name, config=settings(spec), dir=run_dir, resume="allow")
-    number.write_text(run.id)
-    # Steps of its own would have to rise, and fall back where a run rolls back from NaN.
-    run.define_metric("distil/*", step_metric="outer_step")
+class WeightsAndBiases(ddbench.Observer):
+    """One run of Weights & Biases."""
+
+    def __init__(self, plan: RunSpec, folder: Path) -> None:
+        number = folder / NUMBER
+        earlier = number.read_text() if number.exists() else None
+        name, config = folder.resolve().name, settings(plan)
+        self._run = wandb.init(
+            project="ddbench", id=earlier, name=name, config=config, dir=str(folder), resume="allow"
+        )
+        number.write_text(self._run.id)
+        # The steps of W&B must rise, but a run that rolls back from NaN repeats steps.
+        self._run.define_metric("distil/*", step_metric="outer_step")
+
+    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Log a point of each curve."""
+        self._run.log({"outer_step": step, **{f"distil/{name}": value for name, value in values.items()}})
+
+    def finished(self, result: RunResult) -> None:
+        """Log figures and images, and end the run of W&B."""
+        self._run.summary.update(figures(result))
+        examples = distilled(result)
+        if examples is not None:
+            # Pictures, because versions of W&B scale arrays of numbers differently.
+            self._run.log({"distilled": [wandb.Image(to_pil_image(image)) for image in examples.pixels()]})
+        self._run.finish(exit_code=0 if result.status in ("ok", "skipped") else 1)
 
 
 @ddbench.hookimpl
-def ddbench_run_progress(step: int, values: Mapping[str, float]) -> None:
-    wandb.log({"outer_step": step, **{f"distil/{name}": value for name, value in values.items()}})
-
-
-@ddbench.hookimpl
-def ddbench_run_finished(result: RunResult) -> None:
-    if wandb.run is None:
-        return
-    wandb.run.summary.update(figures(result))
-    made = distilled(result)
-    if made is not None:
-        # As pictures: arrays of numbers are scaled in ways that differ between versions.
-        pictures = [wandb.Image(to_pil_image(image)) for image in made.pixels()]
-        wandb.log({"distilled": pictures})
-    wandb.finish(exit_code=0 if result.status in ("ok", "skipped") else 1)
+def ddbench_observe(plan: RunSpec, folder: Path) -> WeightsAndBiases:
+    return WeightsAndBiases(plan, folder)
