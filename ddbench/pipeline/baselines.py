@@ -76,7 +76,7 @@ def _best_coreset(bench: Bench, catalog: Catalog, networks: int, reporter: Repor
     Each makes one set with its default options; a few networks choose, and the test split is read for the best alone.
     """
     objective, protocol = bench.setting.objective, get_protocol(bench.spec.protocol)
-    choosing = replace(bench.setting, test=bench.setting.validation)
+    on_validation = replace(bench.setting, test=bench.setting.validation)
     best: tuple[str, DistilledSet, float] | None = None
     for method in catalog.components("method"):
         if not method.facts.get("coreset") or method.name == bench.spec.method.name:
@@ -84,6 +84,7 @@ def _best_coreset(bench: Bench, catalog: Catalog, networks: int, reporter: Repor
         reporter.stage(f"Trying the coreset {method.name}")
         try:
             made = _made(bench, method, derive_seed("companion", 0))
+            choosing = on_validation.scoring(f"coreset {method.name} on validation")
             evaluation = protocol.evaluate([made], choosing, min(networks, CHOOSING_NETWORKS), reporter)
         except Interrupted:
             raise
@@ -97,7 +98,7 @@ def _best_coreset(bench: Bench, catalog: Catalog, networks: int, reporter: Repor
     if best is None:
         return {}
     reporter.stage(f"Scoring the best coreset, {best[0]}")
-    evaluation = protocol.evaluate([best[1]], bench.setting, networks, reporter)
+    evaluation = protocol.evaluate([best[1]], bench.setting.scoring(f"coreset {best[0]}"), networks, reporter)
     return {f"{BEST_CORESET} ({best[0]})": summarise(evaluation.scores[objective.primary])}
 
 
@@ -115,7 +116,8 @@ def _full_data(bench: Bench) -> Score:
 
 def _score(bench: Bench, method: Component, networks: int, reporter: Reporter) -> Score:
     sets = [_made(bench, method, derive_seed("companion", i)) for i in range(networks)]
-    evaluation = get_protocol(bench.spec.protocol).evaluate(sets, bench.setting, networks, reporter)
+    setting = bench.setting.scoring(f"companion {method.name}")
+    evaluation = get_protocol(bench.spec.protocol).evaluate(sets, setting, networks, reporter)
     return summarise(evaluation.scores[bench.setting.objective.primary])
 
 

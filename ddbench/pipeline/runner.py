@@ -3,20 +3,19 @@
 import contextlib
 import datetime
 import json
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ddbench.contract.journal import Journal
 from ddbench.contract.observer import Reporter, Silent
-from ddbench.contract.run import Run
+from ddbench.contract.run import Run, sigterm_as_ctrl_c
 from ddbench.contract.sets import DistilledSet, ExampleSet
-from ddbench.contract.spec import RunSpec, Settings
+from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
-from ddbench.discovery.observers import Observers, observers
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
 from ddbench.machine.environment import describe, free_memory, peak_memory_mb
 from ddbench.machine.files import atomic_write, explained_os_errors, in_use
@@ -57,7 +56,7 @@ class Scores:
 
 
 def run(
-    spec: RunSpec | Settings | Mapping[str, Any],
+    spec: RunSpec | Mapping[str, Any],
     *,
     catalog: Catalog | None = None,
     runs: Path = Path("runs"),
@@ -71,11 +70,11 @@ def run(
     """
     catalog = catalog or Catalog()
     reporter = reporter or Silent()
-    spec = spec if isinstance(spec, RunSpec | Settings) else RunSpec.parse(dict(spec))
-    settings, parts = complete(spec, catalog)
-    leaderboard.check(leaderboard.path_for(leaderboards, settings))
-    bench = prepare(settings, parts, reporter=reporter)
-    folder = _new_folder(runs, settings, reporter)
+    spec = spec if isinstance(spec, RunSpec) else RunSpec.parse(dict(spec))
+    spec, parts = complete(spec, catalog)
+    leaderboard.check(leaderboard.path_for(leaderboards, spec))
+    bench = prepare(spec, parts, reporter=reporter)
+    folder = _new_folder(runs, spec, reporter)
     folder.write_origin(Origin(plugins=[str(path) for path in catalog.named], sources=parts.distributions))
     return _run_in(folder, bench, catalog, leaderboards, reporter)
 
@@ -113,7 +112,7 @@ def resume(
 
 def evaluate(
     distilled: DistilledSet | Callable[[ExampleSet], DistilledSet],
-    spec: RunSpec | Settings,
+    spec: RunSpec,
     *,
     catalog: Catalog | None = None,
     reporter: Reporter | None = None,
@@ -158,13 +157,13 @@ def _run_in(folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Pat
         # The disk may be what failed.
         with contextlib.suppress(DdbenchError):
             folder.write_result(over)
-        watching.finished(over)
+        _notify(catalog, reporter, "ddbench_run_finished", result=over)
         return over
 
-    with in_use(folder.path):
-        watching = observers(catalog, spec, folder.path, reporter)
+    with in_use(folder.path), sigterm_as_ctrl_c():
+        _notify(catalog, reporter, "ddbench_run_started", spec=spec, run_dir=str(folder.path))
         try:
-            result = _distil_and_score(folder, bench, catalog, leaderboards, reporter, watching, result)
+            result = _distil_and_score(folder, bench, catalog, leaderboards, reporter, result)
             folder.write_result(result)
         except Unsupported as error:
             return ended("skipped", error.message)
@@ -179,22 +178,17 @@ def _run_in(folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Pat
         except Exception as error:
             ended("failed", f"{type(error).__name__}: {error}")
             raise
-        watching.finished(result)
+        _notify(catalog, reporter, "ddbench_run_finished", result=result)
         return result
 
 
 def _distil_and_score(
-    folder: RunFolder,
-    bench: Bench,
-    catalog: Catalog,
-    leaderboards: Path,
-    reporter: Reporter,
-    watching: Observers,
-    result: RunResult,
+    folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Path, reporter: Reporter, result: RunResult
 ) -> RunResult:
     spec = bench.spec
     bench.draw_once()
     _announce(bench, folder, reporter)
+    identity = spec.fingerprint + bench.record.content_hash + (bench.sources if bench.pools.used else "")
     run = Run(
         folder.path,
         seed=spec.seed,
@@ -202,18 +196,24 @@ def _distil_and_score(
         time_limit=spec.time_limit,
         most_steps=bench.most_steps,
         reporter=reporter,
-        on_progress=watching.progress,
-        identity=spec.fingerprint + bench.record.content_hash + (bench.sources if bench.pools.used else ""),
+        on_progress=lambda step, total, values: _notify(
+            catalog, reporter, "ddbench_run_progress", step=step, total=total, values=values
+        ),
+        identity=identity,
     )
     reporter.stage(f"Distilling with {spec.method.name}")
-    distilled = _distil(bench, run)
+    # Where scoring takes no networks, only the method's own call says which pools it draws on.
+    needs_networks = bool(get_protocol(spec.protocol).networks_needed(bench.eval_networks))
+    distilled = run.kept(folder.artifact) if needs_networks else None
+    if distilled is None:
+        distilled = _described(_distil(bench, run), bench)
+        run.keep(distilled, folder.artifact)
     distill_seconds = run.seconds
-    distilled = _described(distilled, bench)
-    digest = distilled.save(folder.artifact)
 
-    started = time.monotonic()
+    journal = Journal(folder.journal, identity)
+    bench = replace(bench, setting=replace(bench.setting, journal=journal))
     scores = _score(bench, distilled.to(bench.device), catalog, reporter)
-    evaluate_seconds = time.monotonic() - started
+    evaluate_seconds = journal.seconds
     primary = bench.setting.objective.primary
     result = result.model_copy(
         update={
@@ -230,7 +230,7 @@ def _distil_and_score(
             "rollbacks": run.rollbacks,
             "artifact": Artifact(
                 path=str(folder.artifact),
-                sha256=digest,
+                sha256=run.artifact,
                 bytes=distilled.nbytes,
                 images=distilled.count,
                 label_regime=scores.label_regime,
@@ -265,7 +265,8 @@ def _score(
 ) -> Scores:
     spec = bench.spec
     reporter.stage(f"Scoring under {spec.protocol}")
-    evaluation = get_protocol(spec.protocol).evaluate([distilled], bench.setting, bench.eval_networks, reporter)
+    setting = bench.setting.scoring("the set")
+    evaluation = get_protocol(spec.protocol).evaluate([distilled], setting, bench.eval_networks, reporter)
     before = {name: summarise(values) for name, values in evaluation.before.items()}
     beside = score_companions(bench, catalog, bench.eval_networks, reporter) if companions else {}
     if spec.target is not None:
@@ -282,6 +283,7 @@ def _score(
 def _described(distilled: DistilledSet, bench: Bench) -> DistilledSet:
     """The set with what a stranger needs to use it."""
     spec, info = bench.spec, bench.train.info
+    assert spec.network is not None
     return distilled.described(
         format="ddbench/1",
         classes=list(info.classes),
@@ -294,7 +296,7 @@ def _described(distilled: DistilledSet, bench: Bench) -> DistilledSet:
         method=spec.method.name,
         network=spec.network.name,
         init=spec.init.name,
-        eval_init=spec.eval_init.name,
+        eval_init=(spec.eval_init or spec.init).name,
         objective=spec.objective.name,
         protocol=spec.protocol,
         label_regime=label_regime(spec.protocol, distilled),
@@ -332,6 +334,7 @@ def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
     copy = "not known to be the full original: ranked apart" if record.partial else "the full data, verified"
     parameters = sum(p.numel() for p in bench.setting.module.parameters())
     total = budget.images_per_class * len(bench.train.info.classes)
+    assert spec.network is not None
     reporter.say(
         f"Data     {record.name}: {record.train} training, {record.validation} validation, {record.test} test images; "
         f"{copy} (sha256 {record.content_hash[:12]})"
@@ -341,7 +344,7 @@ def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
         reporter.say(f"Images   converted: {what}")
     came_from = f"{'target' if spec.target else 'init'} {spec.init.name}"
     if spec.eval_init != spec.init:
-        came_from += f", scored from {spec.eval_init.name}"
+        came_from += f", scored from {(spec.eval_init or spec.init).name}"
     reporter.say(f"Network  {spec.network.name}, {parameters:,} weights from {came_from}, on {bench.device}")
     reporter.say(
         f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
@@ -358,7 +361,7 @@ def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
     reporter.say(f"Folder   {folder.path}")
 
 
-def _new_folder(runs: Path, spec: Settings, reporter: Reporter) -> RunFolder:
+def _new_folder(runs: Path, spec: RunSpec, reporter: Reporter) -> RunFolder:
     """A fresh folder for the run; earlier runs of the same spec keep theirs."""
     for number in range(1, 10_000):
         path = runs / (spec.run_id if number == 1 else f"{spec.run_id}-{number}")
@@ -377,3 +380,8 @@ def _new_folder(runs: Path, spec: Settings, reporter: Reporter) -> RunFolder:
         folder.write_spec(spec)
         return folder
     raise DdbenchError(f"{runs} holds 10 000 runs of this spec.", "Name another folder with --runs.")
+
+
+def _notify(catalog: Catalog, reporter: Reporter, hook: str, **arguments: object) -> None:
+    for complaint in catalog.notify(hook, **arguments):
+        reporter.say(complaint)

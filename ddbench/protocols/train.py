@@ -19,7 +19,7 @@ from ddbench.engine.inner_steps import inner_mode
 from ddbench.engine.workers import for_each_network
 from ddbench.machine.seeds import derive_seed
 from ddbench.protocols.augment import AMOUNTS, siamese
-from ddbench.protocols.base import FULL_NETWORKS, Evaluation, Setting, Trained, draw, score_networks
+from ddbench.protocols.base import FULL_NETWORKS, Evaluation, Setting, Trained, draw, journal_of, score_networks
 
 RATE, MOMENTUM, DECAY, BATCH = 0.01, 0.9, 5e-4, 256
 TOLD_FROM = 60
@@ -68,14 +68,16 @@ class Train:
             teacher = teachers[number % len(teachers)]
             return self.train(own, sets[chosen], weights, buffers, setting, generator, teacher)
 
-        total = max(len(sets), len(drawn))
-        seconds = self.forecast(sets[0], drawn[0], buffers, setting, total, teachers[0])
+        journal = journal_of(self.name, sets, setting, "nothing")
+        numbers = range(max(len(sets), len(drawn)))
+        remaining = sum(journal.get(network=number) is None for number in numbers)
+        seconds = self.forecast(sets[0], drawn[0], buffers, setting, remaining, teachers[0]) if remaining else 0.0
         if seconds > TOLD_FROM:
             reporter.say(
-                f"Training {total} networks for {self.epochs} epochs each will take about {seconds / 60:.0f} minutes; "
-                "--eval-networks takes fewer."
+                f"Training {remaining} networks for {self.epochs} epochs each will take about {seconds / 60:.0f} "
+                "minutes; --eval-networks takes fewer."
             )
-        return score_networks(len(sets), drawn, train, setting, "nothing", reporter)
+        return score_networks(self.name, sets, drawn, train, setting, "nothing", reporter)
 
     def forecast(
         self,

@@ -131,6 +131,7 @@ class RunFolder:
         self.result = path / "result.json"
         self.artifact = path / "distilled.safetensors"
         self.log = path / "log.jsonl"
+        self.journal = path / "scores.jsonl"
         self.checkpoint = path / "checkpoint.pt"
         self.picture = path / "distilled.png"
         self.origin = path / "origin.json"
