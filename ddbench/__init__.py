@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from ddbench.contract.component import target as target
     from ddbench.contract.hookspecs import hookimpl as hookimpl
     from ddbench.contract.observer import Observer as Observer
+    from ddbench.contract.plan import Plan as Plan
     from ddbench.contract.run import Run as Run
     from ddbench.contract.sets import DatasetInfo as DatasetInfo
     from ddbench.contract.sets import DistilledSet as DistilledSet
     from ddbench.contract.sets import ExampleSet as ExampleSet
     from ddbench.contract.sets import ImageSplits as ImageSplits
-    from ddbench.contract.plan import Plan as Plan
     from ddbench.contract.spec import RunSpec as RunSpec
     from ddbench.contract.spec import Settings as Settings
     from ddbench.contract.task import AdaptationTarget as AdaptationTarget

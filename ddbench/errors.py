@@ -2,10 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ddbench.records.result import RunResult
 
 
 class DdbenchError(Exception):
@@ -17,8 +13,6 @@ class DdbenchError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.result: RunResult | None = None
-        """What the run had reached, where it was a run that failed."""
 
 
 class UsageError(DdbenchError):

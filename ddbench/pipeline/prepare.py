@@ -50,7 +50,7 @@ class Prepared:
 
     plan: EvaluationPlan
     train: ExampleSet
-    checksum: tuple[float, ...]
+    checksum: str
     setting: Setting
     init: InitSampler
     pools: Pools
@@ -85,7 +85,7 @@ class Prepared:
         )
 
     def provenance(self) -> dict[str, dict[str, Any]]:
-        """Return the origin of pretrained networks so far: weights files by content, pools by the networks they have."""
+        """Return the origin of pretrained networks so far: weights files by content, and facts about pools."""
         return {**self.weights, **self.pools.provenance()}
 
     def task(self, generator: torch.Generator) -> Task:
@@ -101,7 +101,8 @@ class Prepared:
         """Raise `PluginError` where `method` has written into the training data it was given."""
         if self.train.checksum() != self.checksum:
             raise PluginError(
-                f"{method.who} wrote into the training data.", "Let it clone what it changes: task.train.inputs.clone()."
+                f"{method.who} wrote into the training data.",
+                "Let it clone what it changes: task.train.inputs.clone().",
             )
 
     def peak_memory(self, method: Component, options: Mapping[str, Any]) -> tuple[int, str] | None:

@@ -13,7 +13,7 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import PARTS, Settings
 from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
-from ddbench.protocols import PROTOCOLS, label_regime, protocol_hash
+from ddbench.protocols import PROTOCOLS, get_protocol, label_regime, protocol_hash
 from ddbench.records import leaderboard
 from ddbench.records.leaderboard import Row
 from ddbench.records.result import artifact_path
@@ -66,7 +66,7 @@ def faults_of(row: Row, folder: Path) -> Iterator[str]:
         "protocol": spec.protocol,
         "seed": spec.seed,
         "dataset_hash": distilled.metadata.get("dataset_hash"),
-        "label_regime": label_regime(spec.protocol, distilled),
+        "label_regime": label_regime(get_protocol(spec.protocol), distilled),
         "sample_shape": "x".join(map(str, distilled.inputs.shape[2:])),
         "images": distilled.count,
         "bytes": distilled.nbytes,
@@ -94,7 +94,7 @@ def _form_at_fault(row: Row) -> Iterator[str]:
         yield f"its label regime {row.label_regime!r} is none"
     if row.protocol not in PROTOCOLS:
         yield f"its protocol {row.protocol!r} is none"
-    elif row.protocol_hash != protocol_hash(row.protocol):
+    elif row.protocol_hash != protocol_hash(PROTOCOLS[row.protocol]):
         yield f"its protocol_hash is not that of {row.protocol} as it is here"
     try:
         datetime.datetime.fromisoformat(row.created)

@@ -19,6 +19,7 @@ from ddbench.render.live import duration
 
 if TYPE_CHECKING:
     from ddbench.discovery.catalog import Experiment
+    from ddbench.pipeline.dry_run import DryRun
     from ddbench.pipeline.sweep import Point
 
 PERCENT = ("accuracy", "success")
@@ -164,9 +165,18 @@ def named(choice: Choice) -> str:
     return f"{choice.name}({options})" if options else choice.name
 
 
-def plan_lines(spec: Settings, data: str, memory: str, run_dir: str, leaderboard: str | None) -> Iterator[str]:
-    """What a run would do."""
-    limit = duration(spec.time_limit) if spec.time_limit else "none"
+def plan_lines(planned: "DryRun") -> Iterator[str]:
+    """Yield what a run would do, a line each."""
+    spec, dataset = planned.settings, planned.dataset
+    data = "not here yet"
+    if dataset is not None:
+        counts = f"{dataset.train} training, {dataset.validation} validation, {dataset.test} test images"
+        data = f"{dataset.name}: {counts}"
+    memory = "not predicted"
+    if planned.peak_memory is not None:
+        memory = f"about {planned.peak_memory / 1e6:.0f} MB at the peak ({planned.memory_mode})"
+    elif planned.missing:
+        memory = "not known yet"
     yield "Would run:"
     for key, value in {
         "method": named(spec.method),
@@ -178,12 +188,14 @@ def plan_lines(spec: Settings, data: str, memory: str, run_dir: str, leaderboard
         "scoring": f"{spec.protocol} on {spec.eval_networks} networks",
         "seed": str(spec.seed),
         "memory": memory,
-        "time limit": limit,
-        "folder": run_dir,
-        "leaderboard": leaderboard or "none (a smoke run leaves no row)",
-        "fingerprint": spec.fingerprint,
+        "time limit": duration(spec.time_limit) if spec.time_limit else "none",
+        "folder": str(planned.run_dir),
+        "leaderboard": str(planned.leaderboard or "none (a smoke run leaves no row)"),
+        "fingerprint": planned.fingerprint,
     }.items():
         yield f"  {key:<12} {value}"
+    for sentence in planned.missing:
+        yield f"  {'first':<12} {sentence}"
 
 
 def ranking(groups: Sequence[Sequence[Line]]) -> None:
