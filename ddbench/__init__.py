@@ -33,7 +33,12 @@ if TYPE_CHECKING:
     from ddbench.errors import Unsupported as Unsupported
     from ddbench.errors import UsageError as UsageError
     from ddbench.machine.folders import data_dir as data_dir
+    from ddbench.pipeline.dry_run import dry_run as dry_run
+    from ddbench.pipeline.evaluate import evaluate as evaluate
+    from ddbench.pipeline.pretrain import pretrain as pretrain
+    from ddbench.pipeline.runner import resume as resume
     from ddbench.pipeline.runner import run as run
+    from ddbench.pipeline.sweep import sweep as sweep
     from ddbench.records.leaderboard import load_leaderboard as load_leaderboard
     from ddbench.records.result import RunResult as RunResult
 
@@ -62,7 +67,12 @@ _HOME_OF = {
     "objective": "contract.component",
     "target": "contract.component",
     "RunResult": "records.result",
+    "dry_run": "pipeline.dry_run",
+    "evaluate": "pipeline.evaluate",
+    "pretrain": "pipeline.pretrain",
+    "resume": "pipeline.runner",
     "run": "pipeline.runner",
+    "sweep": "pipeline.sweep",
     "Plan": "contract.plan",
     "RunSpec": "contract.spec",
     "Settings": "contract.spec",

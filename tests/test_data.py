@@ -242,8 +242,8 @@ def test_metadata_is_text():
     assert ExampleSet(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), INFO).info is INFO
 
 
-def test_examples_spread_over_steps(make_bench):
-    train = make_bench().train.random_subset(4, torch.Generator().manual_seed(0))
+def test_examples_spread_over_steps(make_prepared):
+    train = make_prepared().train.random_subset(4, torch.Generator().manual_seed(0))
     inputs, labels = train.in_steps(2)
     assert inputs.shape == (2, 20, 1, 8, 8)
     assert labels.tolist() == [[label for label in range(10) for _ in range(2)]] * 2

@@ -9,10 +9,10 @@ from ddbench.formats.families import read
 
 
 @pytest.fixture
-def chosen(make_bench):
+def chosen(make_prepared):
     """Ten real images of each class as normalised by the harness, their labels, and what is known of the data."""
-    bench = make_bench()
-    examples = bench.train.random_subset(10, torch.Generator().manual_seed(0))
+    prepared = make_prepared()
+    examples = prepared.train.random_subset(10, torch.Generator().manual_seed(0))
     return examples.inputs, examples.labels, examples.info
 
 
@@ -79,10 +79,10 @@ def test_whole_numbers_need_the_scale_of_pixels(tmp_path, chosen, released, ddbe
     torch.testing.assert_close(distilled.flat()[0], images, atol=0.02, rtol=0)
 
 
-def test_whitening_is_undone(tmp_path, chosen, make_bench, released, ddbench):
+def test_whitening_is_undone(tmp_path, chosen, make_prepared, released, ddbench):
     """Whitened by the singular value decomposition, as the repositories do it, and undone by eigenvectors."""
     images, labels, info = chosen
-    pixels = info.pixels(make_bench().everything.inputs)
+    pixels = info.pixels(make_prepared().everything.inputs)
     flat = pixels.flatten(1)
     mean = flat.mean(0)
     u, s, _ = torch.linalg.svd((flat - mean).T @ (flat - mean) / len(flat))
@@ -299,14 +299,16 @@ def test_unknown_names_are_reported_before_scoring(ddbench, released):
 
 
 @pytest.fixture
-def artefact(tmp_path, make_bench):
+def artefact(tmp_path, make_prepared):
     """A set as a run leaves it, scored on one network; `classes` puts other names into its metadata."""
-    bench = make_bench(images_per_class=1, steps=1, protocol="replay/v1", eval_networks=1)
-    real = bench.train.random_subset(1, torch.Generator().manual_seed(0))
+    prepared = make_prepared(images_per_class=1, steps=1, protocol="replay/v1", eval_networks=1)
+    real = prepared.train.random_subset(1, torch.Generator().manual_seed(0))
 
     def build(classes: tuple[str, ...]) -> list[str]:
         distilled = DistilledSet(real.inputs[None], real.labels[None])
-        distilled.described(classes=list(classes), spec=bench.spec.canonical()).save(tmp_path / "own.safetensors")
+        distilled.described(classes=list(classes), spec=prepared.settings.canonical()).save(
+            tmp_path / "own.safetensors"
+        )
         return ["evaluate", "own.safetensors"]
 
     return build

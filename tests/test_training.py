@@ -14,10 +14,10 @@ def starts(network: nn.Module, count: int):
     ]
 
 
-def test_each_network_is_trained_as_if_alone(make_bench):
+def test_each_network_is_trained_as_if_alone(make_prepared):
     """Against Adam written out in a loop; and in the same way however many workers there are."""
-    bench = make_bench(network="mlp")
-    network, examples, recipe = bench.setting.module, bench.train, Recipe(steps=25, lr=0.01, batch=64)
+    prepared = make_prepared(network="mlp")
+    network, examples, recipe = prepared.setting.module, prepared.train, Recipe(steps=25, lr=0.01, batch=64)
     given = starts(network, 3)
 
     def trained(threads: int):
@@ -50,9 +50,9 @@ def test_each_network_is_trained_as_if_alone(make_bench):
         torch.testing.assert_close(alone[1][name], tensor.detach(), atol=1e-5, rtol=1e-4)
 
 
-def test_training_sets_smaller_than_a_batch(make_bench):
-    bench = make_bench()
-    few = bench.train[torch.arange(10)]
+def test_training_sets_smaller_than_a_batch(make_prepared):
+    prepared = make_prepared()
+    few = prepared.train[torch.arange(10)]
     found = []
-    train_each(bench.setting.module, starts(bench.setting.module, 1), [0], few, Recipe(50, 0.1), found.append)
-    assert (functional_call(bench.setting.module, found[0], (few.inputs,)).argmax(1) == few.labels).all()
+    train_each(prepared.setting.module, starts(prepared.setting.module, 1), [0], few, Recipe(50, 0.1), found.append)
+    assert (functional_call(prepared.setting.module, found[0], (few.inputs,)).argmax(1) == few.labels).all()

@@ -18,7 +18,8 @@ from ddbench.contract.spec import RunSpec
 from ddbench.contract.task import Networks
 from ddbench.discovery.catalog import Catalog
 from ddbench.machine.folders import cache_dir
-from ddbench.pipeline.prepare import complete, prepare
+from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.prepare import prepare
 
 EPOCHS = 6
 SCORED = ["forgetting", "el2n", "grand", "aum", "uncertainty", "ccs", "craig", "grad_match", "example_value"]
@@ -38,15 +39,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def bench_of(catalog: Catalog, network: str = "mlp", method: str = "el2n", count: int = 2, **options):
     spec = {"method": {"name": method, "options": options}, "network": network, "images_per_class": count}
-    return prepare(*complete(RunSpec.parse(spec), catalog))
+    return prepare(plan_run(RunSpec.parse(spec), catalog), catalog)
 
 
 def distilled(catalog: Catalog, folder: Path, method: str, count: int = 2, seed: int = 0, network="mlp", **options):
-    bench = bench_of(catalog, network, method, count, **options)
+    prepared = bench_of(catalog, network, method, count, **options)
     folder.mkdir(exist_ok=True)
     run = Run(folder, seed=seed)
-    task = bench.task(run.generator)
-    made = bench.parts.method.call(bench.spec.method.options, task, run)
+    task = prepared.task(run.generator)
+    made = prepared.plan.method.call(prepared.settings.method.options, task, run)
     made.validate(task)
     return task, made
 
@@ -65,8 +66,8 @@ def places(task, made) -> list[int]:
 
 
 def test_margins_errors_and_gradients_by_their_definitions(catalog, cache, tmp_path):
-    bench, run = bench_of(catalog), Run(tmp_path)
-    task = bench.task(run.generator)
+    prepared, run = bench_of(catalog), Run(tmp_path)
+    task = prepared.task(run.generator)
     found = tracing.trace(task, run, 2, EPOCHS)
     module, examples = task.networks.module, task.train
     assert found.margins.shape == found.errors.shape == (2, EPOCHS, len(examples))
@@ -134,8 +135,8 @@ def test_forgetting_counts_events(catalog, cache, tmp_path, monkeypatch):
 
 
 def test_values_are_products_with_the_held_out_gradient(catalog, cache, tmp_path):
-    bench, run = bench_of(catalog), Run(tmp_path)
-    task = bench.task(run.generator)
+    prepared, run = bench_of(catalog), Run(tmp_path)
+    task = prepared.task(run.generator)
     found = traced(catalog, tmp_path)
     errors, features = gradients._last_layer(task, run, EPOCHS)
     module = task.networks.module
@@ -168,8 +169,8 @@ def test_examples_held_out_are_not_chosen(catalog, cache, tmp_path):
 
 @pytest.mark.parametrize("kind", ["trained", "drawn"])
 def test_features_of_a_network(catalog, cache, tmp_path, kind):
-    bench, run = bench_of(catalog), Run(tmp_path)
-    task = bench.task(run.generator)
+    prepared, run = bench_of(catalog), Run(tmp_path)
+    task = prepared.task(run.generator)
     found = features_of(task, run, kind, EPOCHS)
     assert found.shape == (len(task.train), 128)
     assert (found >= 0).all() and found.any()
@@ -185,8 +186,8 @@ def test_a_network_without_a_linear_layer_has_no_features(catalog, cache, tmp_pa
 
 
 def test_running_statistics_are_each_networks_own(catalog, cache, tmp_path):
-    bench, run = bench_of(catalog, "resnet20"), Run(tmp_path)
-    task = bench.task(run.generator)
+    prepared, run = bench_of(catalog, "resnet20"), Run(tmp_path)
+    task = prepared.task(run.generator)
     few = ddbench.ExampleSet(task.train.inputs[:200], task.train.labels[:200], task.info)
     task = ddbench.Task(few, task.objective, task.networks, task.budget, task.info)
     found = tracing.trace(task, run, 2, 2)

@@ -25,16 +25,17 @@ def catalog() -> Catalog:
 def least_loss() -> float:
     """Test loss of the least-squares solution on the training data without the validation slice, by lstsq."""
     from ddbench.contract.spec import RunSpec
-    from ddbench.pipeline.prepare import complete, prepare
+    from ddbench.pipeline.plan import plan_run
+    from ddbench.pipeline.prepare import prepare
 
-    bench = prepare(*complete(RunSpec.parse(LINEAR), Catalog()))
+    prepared = prepare(plan_run(RunSpec.parse(LINEAR), Catalog()), Catalog())
 
     def features(examples):
         return torch.cat([examples.inputs.flatten(1), torch.ones(len(examples), 1)], 1).double()
 
-    targets = torch.nn.functional.one_hot(bench.train.labels, 10).double()
-    solution = torch.linalg.lstsq(features(bench.train), targets, driver="gelsd").solution
-    test = bench.setting.test
+    targets = torch.nn.functional.one_hot(prepared.train.labels, 10).double()
+    solution = torch.linalg.lstsq(features(prepared.train), targets, driver="gelsd").solution
+    test = prepared.setting.test
     residual = features(test) @ solution - torch.nn.functional.one_hot(test.labels, 10)
     return float(0.5 * residual.square().sum(1).mean())
 
