@@ -15,22 +15,22 @@ def catalog() -> Catalog:
     return Catalog()
 
 
-def made(catalog: Catalog, folder, method: str, seed: int = 0, **fields: object):
+def distil(catalog: Catalog, folder, method: str, seed: int = 0, **fields: object):
     spec, parts = complete(RunSpec.parse({"method": method, "network": "linear", **fields}), catalog)
     bench = prepare(spec, parts)
     folder.mkdir(exist_ok=True)
     run = Run(folder, seed=seed)
     task = bench.task(run.generator)
-    found = parts.method.call(spec.method.options, task, run)
-    found.validate(task)
-    return bench, found
+    distilled = parts.method.call(spec.method.options, task, run)
+    distilled.validate(task)
+    return bench, distilled
 
 
 def test_average_real(catalog, tmp_path):
-    bench, found = made(catalog, tmp_path, "average_real", images_per_class=4, steps=2)
-    assert found.labels.tolist() == [list(range(10))]
+    bench, distilled = distil(catalog, tmp_path, "average_real", images_per_class=4, steps=2)
+    assert distilled.labels.tolist() == [list(range(10))]
     sevens = bench.train.inputs[bench.train.labels == 7]
-    torch.testing.assert_close(found.inputs[0, 7], sum(sevens) / len(sevens))
+    torch.testing.assert_close(distilled.inputs[0, 7], sum(sevens) / len(sevens))
 
 
 @pytest.mark.parametrize("method", ["average_real", "k_means"])
@@ -44,9 +44,9 @@ def test_an_empty_class_is_named(catalog, tmp_path, method):
 
 
 def test_k_means_finds_the_clusters(catalog, tmp_path):
-    bench, found = made(catalog, tmp_path, "k_means", images_per_class=4, steps=2)
-    assert found.inputs.shape == (2, 20, 1, 8, 8)
-    images, labels = found.flat()
+    bench, distilled = distil(catalog, tmp_path, "k_means", images_per_class=4, steps=2)
+    assert distilled.inputs.shape == (2, 20, 1, 8, 8)
+    images, labels = distilled.flat()
     for label in range(10):
         members = bench.train.inputs[bench.train.labels == label].flatten(1)
         centroids = images[labels == label].flatten(1)
@@ -54,8 +54,10 @@ def test_k_means_finds_the_clusters(catalog, tmp_path):
         nearest = torch.cdist(members, centroids).argmin(1)
         for place in range(4):
             torch.testing.assert_close(members[nearest == place].mean(0), centroids[place], atol=2e-3, rtol=1e-3)
-    assert torch.equal(made(catalog, tmp_path, "k_means", images_per_class=4, steps=2)[1].inputs, found.inputs)
-    assert not torch.equal(made(catalog, tmp_path, "k_means", 1, images_per_class=4, steps=2)[1].inputs, found.inputs)
+    assert torch.equal(distil(catalog, tmp_path, "k_means", images_per_class=4, steps=2)[1].inputs, distilled.inputs)
+    assert not torch.equal(
+        distil(catalog, tmp_path, "k_means", 1, images_per_class=4, steps=2)[1].inputs, distilled.inputs
+    )
 
 
 def test_optimised_real_is_better_than_the_average_random_set(catalog, tmp_path):
@@ -65,9 +67,9 @@ def test_optimised_real_is_better_than_the_average_random_set(catalog, tmp_path)
     places = dict(catalog=catalog, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
     best = run({**fields, "method": {"name": "optimised_real", "options": {"candidates": 12}}}, **places)
     assert best.score.mean > best.companions["random_subset"].mean + 0.03
-    _, found = made(catalog, tmp_path / "one", "optimised_real", **fields)
-    bench, _ = made(catalog, tmp_path / "two", "average_real", **fields)
-    assert all((image == bench.train.inputs).flatten(1).all(1).any() for image in found.inputs[0])
+    _, distilled = distil(catalog, tmp_path / "one", "optimised_real", **fields)
+    bench, _ = distil(catalog, tmp_path / "two", "average_real", **fields)
+    assert all((image == bench.train.inputs).flatten(1).all(1).any() for image in distilled.inputs[0])
 
 
 @pytest.mark.parametrize("method", ["average_real", "k_means", "random_subset", "herding", "optimised_real"])
@@ -80,7 +82,7 @@ def test_under_poisoning_the_attacked_class_carries_the_targets_label(catalog, t
     )
     bench = prepare(spec, parts)
     run = Run(tmp_path)
-    found = parts.method.call(spec.method.options, bench.task(run.generator), run)
-    counts = torch.bincount(found.labels.flatten(), minlength=10)
+    distilled = parts.method.call(spec.method.options, bench.task(run.generator), run)
+    counts = torch.bincount(distilled.labels.flatten(), minlength=10)
     assert counts[3] == 0
     assert counts[8] == 2 * counts[7]

@@ -14,9 +14,9 @@ def test_draws_what_was_asked_for(tmp_path):
     def draw(seed: int, **options: object):
         run = Run(tmp_path, seed=seed)
         task = bench.task(run.generator)
-        made = parts.method.call(parts.method.validated(options), task, run)
-        made.validate(task)
-        return made
+        distilled = parts.method.call(parts.method.validated(options), task, run)
+        distilled.validate(task)
+        return distilled
 
     first = draw(0)
     assert first.labels.tolist() == [list(range(10))] * 3
