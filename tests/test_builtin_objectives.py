@@ -12,7 +12,7 @@ INFO = DatasetInfo("x", ("cat", "dog", "hen"), (1, 2, 2), (0.0,), (1.0,), "image
 
 
 def test_classification(catalog: Catalog):
-    objective = catalog.get("objective", "classification").call({}, None)
+    objective = catalog.get("objective", "classification").call({}, INFO)
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 0.0]])
     labels = torch.tensor([0, 1, 1, 0])
     metrics = objective.metrics(logits, labels)

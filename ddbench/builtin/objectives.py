@@ -55,7 +55,7 @@ def poisoning(info: DatasetInfo, *, attack_class: ClassName = 0, target_class: C
             "Choose two classes: --set objective.attack_class=0 --set objective.target_class=1",
         )
 
-    def rewrite(labels: Labels) -> Labels:
+    def rewrite(labels: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
         return torch.where(labels == attacked, target, labels)
 
     def loss(logits: Logits, labels: Shaped[Tensor, " n *classes"]) -> Float[Tensor, ""]:

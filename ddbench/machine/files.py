@@ -99,7 +99,7 @@ def in_use(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, timeout: float = 60) -> Iterator[None]:
+def locked(path: Path, timeout: float | int = 60) -> Iterator[None]:
     """Hold the lock of `path`, a hidden `.lock` file beside it, against other threads and processes.
 
     Raises `DdbenchError` after `timeout` seconds.
