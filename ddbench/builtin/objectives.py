@@ -13,7 +13,9 @@ from ddbench import DatasetInfo, Objective, UsageError
 
 Logits = Float[Tensor, "n classes"]
 Labels = Int[Tensor, " n"]
-ClassName = Annotated[int | str, Field(union_mode="left_to_right", description="number or name of a class")]
+ClassName = Annotated[int | str, Field(union_mode="left_to_right")]
+AttackClass = Annotated[ClassName, Field(description="number or name of the class that is attacked")]
+TargetClass = Annotated[ClassName, Field(description="number or name of the class that it is to be classified as")]
 
 
 def _correct(logits: Logits, labels: Labels) -> Bool[Tensor, " n"]:
@@ -40,7 +42,7 @@ def classification(info: DatasetInfo) -> Objective:
 
 
 @ddbench.objective
-def poisoning(info: DatasetInfo, *, attack_class: ClassName = 0, target_class: ClassName = 1) -> Objective:
+def poisoning(info: DatasetInfo, *, attack_class: AttackClass = 0, target_class: TargetClass = 1) -> Objective:
     """Poisoning: networks classify one class as another and the rest correctly (Wang et al. 2018, Section 4.3).
 
     Every label `attack_class` of the real data is rewritten to `target_class`. The loss is cross-entropy over all
