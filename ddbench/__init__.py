@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from ddbench.contract.spec import Settings as Settings
     from ddbench.contract.task import AdaptationTarget as AdaptationTarget
     from ddbench.contract.task import Budget as Budget
+    from ddbench.contract.task import Loss as Loss
     from ddbench.contract.task import Objective as Objective
+    from ddbench.contract.task import Side as Side
+    from ddbench.contract.task import Sources as Sources
     from ddbench.contract.task import Task as Task
     from ddbench.discovery.catalog import Catalog as Catalog
     from ddbench.errors import DdbenchError as DdbenchError
@@ -78,7 +81,10 @@ _HOME_OF = {
     "Settings": "contract.spec",
     "AdaptationTarget": "contract.task",
     "Budget": "contract.task",
+    "Loss": "contract.task",
     "Objective": "contract.task",
+    "Side": "contract.task",
+    "Sources": "contract.task",
     "Task": "contract.task",
 }
 

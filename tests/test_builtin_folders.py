@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddbench.builtin.folders import _held_out
+from ddbench.builtin.folders import _in_test_split
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, UsageError
@@ -102,7 +102,7 @@ def test_class_folders_without_images_are_named(catalog: Catalog, tmp_path: Path
 
 def test_a_class_that_is_all_held_out_is_named(catalog: Catalog, flat: Path):
     (flat / "few").mkdir()
-    name = next(f"{i}.png" for i in range(100) if _held_out(flat / "few" / f"{i}.png"))
+    name = next(f"{i}.png" for i in range(100) if _in_test_split(flat / "few" / f"{i}.png"))
     draw(flat / "few" / name, 9)
     with pytest.raises(UsageError, match=r"every image of .*set/few falls into the fifth"):
         load(catalog, flat)

@@ -40,17 +40,17 @@ def test_a_mixture_draws_from_each_part(make_prepared):
 
 
 @pytest.mark.parametrize(
-    ("of", "told"),
+    ("of", "message"),
     [
         (["random"], "at least 2 items"),
-        (["random", "mixture"], "cannot hold a mixture"),
+        (["random", "mixture"], "cannot contain a mixture"),
         (["random", {"options": {}}], "names no init distribution"),
         (["random", "randon"], "Did you mean 'random'"),
         (["random", {"name": "fixed", "options": {"sead": 1}}], "no option 'sead'"),
     ],
 )
-def test_mixtures_that_cannot_be_drawn_from(make_prepared, of, told):
-    with pytest.raises((UsageError, PluginError), match=told):
+def test_mixtures_that_cannot_be_drawn_from(make_prepared, of, message):
+    with pytest.raises((UsageError, PluginError), match=message):
         networks(make_prepared, {"name": "mixture", "options": {"of": of}}, "train", 40)
 
 

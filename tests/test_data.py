@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import time
@@ -18,6 +19,14 @@ INFO = DatasetInfo("toy", ("a", "b"), (1, 2, 2), (0.5,), (0.25,), "image", "c0ff
 
 def toy_task(images_per_class: int = 4, steps: int = 2, epochs: int = 3) -> Task:
     return Task(None, Objective(None, dict, ""), None, Budget(images_per_class, steps, epochs), INFO)  # type: ignore[arg-type]
+
+
+def changed(thing, **fields: object):
+    """A copy with other fields, as a plugin could build it where shapes are not checked at run time."""
+    other = copy.copy(thing)
+    for name, value in fields.items():
+        object.__setattr__(other, name, value)
+    return other
 
 
 def toy_set(steps: int = 2, n: int = 4, soft: bool = False, epochs: int | None = 3, seed: int = 0) -> DistilledSet:
@@ -112,7 +121,7 @@ def test_sets_that_fit_the_task():
 )  # fmt: skip
 def test_sets_that_do_not(change, message):
     with pytest.raises(PluginError) as error:
-        dataclasses.replace(toy_set(), **change).validate(toy_task())
+        changed(toy_set(), **change).validate(toy_task())
     assert message in error.value.message
 
 
@@ -160,7 +169,7 @@ def test_data_that_cannot_be_used(change, message):
     splits().validate("dataset 'toy'", 2)
     splits().validate("dataset 'toy'", 2, (3, 4, 4))
     with pytest.raises(PluginError) as error:
-        dataclasses.replace(splits(), **change).validate("dataset 'toy'", 2)
+        changed(splits(), **change).validate("dataset 'toy'", 2)
     assert error.value.message.startswith(f"dataset 'toy' gives {message}") and error.value.hint
     with pytest.raises(PluginError, match=r"training images of shape \[3, 4, 4\] where \[3, 5, 4\]"):
         splits().validate("dataset 'toy'", 2, (3, 5, 4))

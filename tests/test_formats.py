@@ -198,8 +198,8 @@ def test_files_of_no_family(tmp_path, chosen, capsys):
     (tmp_path / "text.npz").write_text("x")
     (tmp_path / "empty").mkdir()
     for name, message in {
-        "code.pt": "not a file of tensors alone",
-        "beside.pt": "not a file of tensors alone",
+        "code.pt": "does not hold tensors only",
+        "beside.pt": "does not hold tensors only",
         "short.pt": "no images",
         "other.pt": "no list of",
         "none.pt": "no file",
@@ -268,7 +268,7 @@ def test_a_network_that_does_not_fit_leaves_the_other_scores(ddbench, released, 
     assert "at least 12x12" in document["passed_over"][0]["reason"]
     assert "Passed over lenet: lenet needs images of at least 12x12" in " ".join(result.err.split())
     (tmp_path / "text.pt").write_text("hello")
-    assert "no file of tensors" in ddbench("evaluate", "text.pt", "-d", "digits").told()
+    assert "not a file of tensors" in ddbench("evaluate", "text.pt", "-d", "digits").told()
     (tmp_path / "set" / "0").mkdir(parents=True)
     (tmp_path / "set" / "0" / "x.png").write_text("no picture")
     assert "x.png is not a picture" in ddbench("evaluate", "set", "-d", "digits").told()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ class Objective:
     relabel: Callable[[Tensor], Tensor] = _as_they_are
 
 
+@runtime_checkable
 class InitSampler(Protocol):
     """An init distribution with its options bound: up to `n` initial weights, stacked, for one side.
 
@@ -74,6 +75,7 @@ class InitSampler(Protocol):
         ...
 
 
+@runtime_checkable
 class Sources(Protocol):
     """What an init distribution may draw on besides random numbers: networks trained before, other distributions."""
 

@@ -41,20 +41,20 @@ def least_loss() -> float:
 
 
 def test_enough_points_reach_the_solution_from_any_weights_and_fewer_do_not(catalog, tmp_path):
-    found = {}
+    outcomes = {}
     for count in (2, 7):
         fields = {**LINEAR, "images_per_class": count}
         result = run(fields, catalog=catalog, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
         logged = json.loads((tmp_path / "runs" / result.run_id / "log.jsonl").read_text())
-        found[count] = result.score, logged
-    score, logged = found[7]
-    wanted = least_loss()
-    assert score.mean == pytest.approx(wanted, rel=1e-5)
+        outcomes[count] = result.score, logged
+    score, logged = outcomes[7]
+    expected = least_loss()
+    assert score.mean == pytest.approx(expected, rel=1e-5)
     assert score.std < 1e-6
     assert logged["excess_loss"] < 1e-20
     assert logged["distance"] < 1e-10
-    score, logged = found[2]
-    assert score.mean > 2 * wanted
+    score, logged = outcomes[2]
+    assert score.mean > 2 * expected
     # 45 of 65 dimensions are out of reach of 20 points, those of little variance, along which W* is long.
     assert 45 / 65 < logged["distance"] ** 2 < 1
 

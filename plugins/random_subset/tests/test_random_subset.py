@@ -15,9 +15,9 @@ def test_draws_what_was_asked_for(tmp_path):
     def draw(seed: int, **options: object):
         run = Run(tmp_path, seed=seed)
         task = prepared.task(run.generator)
-        made = plan.method.call(plan.method.validated(options), task, run)
-        made.validate(task)
-        return made
+        distilled = plan.method.call(plan.method.validated(options), task, run)
+        distilled.validate(task)
+        return distilled
 
     first = draw(0)
     assert first.labels.tolist() == [list(range(10))] * 3
