@@ -27,9 +27,7 @@ class WeightsAndBiases(ddbench.Observer):
         number = folder / NUMBER
         earlier = number.read_text() if number.exists() else None
         name, config = folder.resolve().name, settings(plan)
-        self._run = wandb.init(
-            project="ddbench", id=earlier, name=name, config=config, dir=str(folder), resume="allow"
-        )
+        self._run = wandb.init(project="ddbench", id=earlier, name=name, config=config, dir=str(folder), resume="allow")
         number.write_text(self._run.id)
         # The steps of W&B must rise, but a run that rolls back from NaN repeats steps.
         self._run.define_metric("distil/*", step_metric="outer_step")
