@@ -114,7 +114,7 @@ def _show_run(path: Path, as_json: bool) -> None:
     result = folder.read_result()
     if result is None:
         raise UsageError(
-            f"{path} holds a run of {spec.method.name} that has not ended.", f"Continue it with: ddbench resume {path}"
+            f"{path} holds a run of {spec.method.name} that has not ended.", f"Go on with: ddbench resume {path}"
         )
     if as_json:
         print_json(result.model_dump(mode="json"))
