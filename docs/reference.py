@@ -101,10 +101,8 @@ def options() -> Iterator[str]:
 def _component(component: Component) -> Iterator[str]:
     yield f"\n### {component.name}\n"
     yield inspect.getdoc(component.function) or ""
-    rows = [
-        (f"`{name}`", f"`{kind}`", f"`{default}`", text)
-        for name, kind, default, text in option_rows(component.option_schema)
-    ]
+    options = option_rows(component.option_schema)
+    rows = [(f"`{name}`", f"`{kind}`", f"`{default}`", text) for name, kind, default, text in options]
     if rows:
         yield ""
         yield from _table(("option", "type", "default", "meaning"), rows)

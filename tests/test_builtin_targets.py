@@ -114,8 +114,8 @@ def test_weights_that_cannot_be_downloaded(catalog):
 
 def test_a_target_goes_with_any_dataset_but_brings_its_network(catalog):
     plan = plan_run(RunSpec.parse({"method": "random_subset", "target": "timm/resnet18", "dataset": "digits"}), catalog)
-    assert spec.sample_shape == (3, 224, 224)
-    assert (spec.network.name, plan.init.name) == ("timm/resnet18", "timm/resnet18")
+    assert plan.settings.sample_shape == (3, 224, 224)
+    assert (plan.settings.network.name, plan.init.name) == ("timm/resnet18", "timm/resnet18")
     for clash in ({"network": "mlp"}, {"init": "fixed"}):
         with pytest.raises(UsageError, match="brings its own"):
             plan_run(RunSpec.parse({"method": "random_subset", "target": "timm/resnet18", **clash}), catalog)

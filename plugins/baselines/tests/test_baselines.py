@@ -78,7 +78,9 @@ def test_under_poisoning_the_attacked_class_carries_the_targets_label(catalog, t
     poisoned = {"name": "poisoning", "options": {"attack_class": 3, "target_class": 8}}
     options = {"candidates": 2} if method == "optimised_real" else {}
     fields = {"images_per_class": 2, "steps": 1, "objective": poisoned}
-    plan = plan_run(RunSpec.parse({"method": {"name": method, "options": options}, "network": "linear", **fields}), catalog)
+    plan = plan_run(
+        RunSpec.parse({"method": {"name": method, "options": options}, "network": "linear", **fields}), catalog
+    )
     prepared = prepare(plan, catalog)
     run = Run(tmp_path)
     distilled = plan.method.call(plan.settings.method.options, prepared.task(run.generator), run)
