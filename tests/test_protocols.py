@@ -131,7 +131,7 @@ def test_measuring_in_batches_is_measuring_at_once(make_bench, monkeypatch):
     bench = make_bench()
     weights = next(iter([{k: v[0] for k, v in bench.setting.networks("train", torch.Generator()).sample(1).items()}]))
     whole = measure(bench.setting.module, weights, {}, bench.setting.test, bench.setting.objective)
-    monkeypatch.setattr("ddbench.protocols.base.BATCH", 7)
+    monkeypatch.setattr("ddbench.engine.networks.BATCH", 7)
     assert measure(bench.setting.module, weights, {}, bench.setting.test, bench.setting.objective) == pytest.approx(
         whole
     )

@@ -11,7 +11,6 @@ import safetensors.torch
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from ddbench.errors import PluginError, UsageError
 from ddbench.machine.files import atomic_write, sha256
@@ -269,8 +268,11 @@ class DistilledSet:
                 faults.append(f"{name} with NaN or infinite values")
         sums = self.labels.sum(-1) if self.soft else None
         # Targets of a regression may be any numbers.
-        classifies = task.objective.inner_loss is F.cross_entropy
-        if classifies and sums is not None and not ((sums - 1).abs().le(1e-4).all() and self.labels.ge(0).all()):
+        if (
+            task.objective.kind == "classification"
+            and sums is not None
+            and not ((sums - 1).abs().le(1e-4).all() and self.labels.ge(0).all())
+        ):
             faults.append("soft labels that are not distributions: they must not be negative and sum to one")
         if not self.soft and self.labels.numel() and not 0 <= self.labels.min() <= self.labels.max() < classes:
             faults.append(f"labels outside 0 .. {classes - 1}")

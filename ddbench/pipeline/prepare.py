@@ -18,7 +18,7 @@ from ddbench.contract.spec import Choice, RunSpec, default_steps
 from ddbench.contract.task import AdaptationTarget, Budget, Networks, Objective, Side, Task
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import Recipe
-from ddbench.engine.meta_gradient import unstack
+from ddbench.engine.networks import unstack
 from ddbench.errors import PluginError, UsageError, blamed_on
 from ddbench.machine.environment import keep_freed_memory, resolve_device
 from ddbench.machine.files import sha256

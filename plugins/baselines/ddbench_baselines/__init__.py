@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 import ddbench
 from ddbench import DdbenchError, DistilledSet, ExampleSet, Run, Task
-from ddbench.engine.meta_gradient import evaluation_mode, train, unstack
-from ddbench.engine.workers import for_each_network
+from ddbench.networks import evaluation_mode, for_each_network, unstack
+from ddbench.unroll import train
 
 Count = Annotated[int, Field(ge=1)]
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -78,9 +78,9 @@ def optimised_real(
         start, rate, inputs, labels = trial
         steps = len(inputs)
         lrs = torch.full((task.budget.total_steps // steps, steps), rate, device=run.device)
-        weights, buffers = train(module, start, inputs, labels, lrs, objective.inner_loss)
+        state = train(module, start, inputs, labels, lrs, objective.inner_loss)
         with torch.no_grad(), evaluation_mode(module):
-            logits = functional_call(module, (weights, buffers), (real.inputs,))
+            logits = functional_call(module, (state.params, state.buffers), (real.inputs,))
         return objective.metrics(logits, real.labels)[objective.primary]
 
     for _ in run.loop(candidates, dict(inputs=best_inputs, labels=best_labels, best=best, found=found)):
