@@ -137,7 +137,7 @@ def test_measuring_in_batches_is_measuring_at_once(make_prepared, monkeypatch):
         iter([{k: v[0] for k, v in prepared.setting.networks("train", torch.Generator()).sample(1).items()}])
     )
     whole = measure(prepared.setting.module, weights, {}, prepared.setting.test, prepared.setting.objective)
-    monkeypatch.setattr("ddbench.protocols.base.BATCH", 7)
+    monkeypatch.setattr("ddbench.engine.networks.BATCH", 7)
     assert measure(
         prepared.setting.module, weights, {}, prepared.setting.test, prepared.setting.objective
     ) == pytest.approx(whole)

@@ -93,7 +93,9 @@ def least_squares(info: DatasetInfo) -> Objective:
     def metrics(logits: Logits, labels: Labels) -> dict[str, float]:
         return {"loss": loss(logits, labels).item(), "accuracy": _share(_correct(logits, labels))}
 
-    return Objective(loss=loss, metrics=metrics, primary="loss", higher_is_better=False, inner_loss=loss)
+    return Objective(
+        loss=loss, metrics=metrics, primary="loss", higher_is_better=False, inner_loss=loss, kind="regression"
+    )
 
 
 def _index(option: str, value: int | str, info: DatasetInfo) -> int:

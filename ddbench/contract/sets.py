@@ -12,7 +12,6 @@ import safetensors.torch
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from ddbench.errors import PluginError, UsageError
 from ddbench.machine.files import atomic_write, sha256
@@ -323,7 +322,7 @@ class DistilledSet:
                 problems.append(f"{name} with NaN or infinite values")
         sums = self.labels.sum(-1) if self.soft else None
         # Targets of a regression may be any numbers.
-        classifies = task.objective.inner_loss is F.cross_entropy
+        classifies = task.objective.kind == "classification"
         if classifies and sums is not None and not ((sums - 1).abs().le(1e-4).all() and self.labels.ge(0).all()):
             problems.append("soft labels that are not distributions: they must not be negative and sum to one")
         if not self.soft and self.labels.numel() and not 0 <= self.labels.min() <= self.labels.max() < classes:

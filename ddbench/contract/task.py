@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,6 +36,23 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """`(logits [batch, classes], labels [batch] or soft [batch, classes])` to a scalar, the mean over the batch."""
 
 
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The mean softmax cross-entropy over a batch, `-sum_c y_c log softmax(z)_c`.
+
+    A type of its own lets the unroll engine recognise the one inner loss that it has hand-derived steps for.
+    """
+
+    def __call__(
+        self, logits: Float[Tensor, "batch classes"], labels: Shaped[Tensor, " batch *classes"]
+    ) -> Float[Tensor, ""]:
+        """Return the loss; labels are classes `[batch]` or distributions `[batch, classes]`."""
+        return F.cross_entropy(logits, labels)
+
+
+cross_entropy = CrossEntropy()
+
+
 def _as_they_are(labels: Tensor) -> Tensor:
     return labels
 
@@ -49,14 +67,16 @@ class Objective:
 
     `inner_loss` is what networks minimise when they train on the distilled set. `relabel(labels)` gives the labels
     that real examples carry when they are that set: under poisoning, those of the attacked class are the target's.
+    `kind` says what soft labels are: distributions over the classes, or any numbers (regression).
     """
 
     loss: Loss | None
     metrics: Callable[[Tensor, Tensor], dict[str, float]]
     primary: str
     higher_is_better: bool = True
-    inner_loss: Loss = F.cross_entropy
+    inner_loss: Loss = cross_entropy
     relabel: Callable[[Tensor], Tensor] = _as_they_are
+    kind: Literal["classification", "regression"] = "classification"
 
 
 @runtime_checkable

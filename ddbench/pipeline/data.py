@@ -10,7 +10,7 @@ from torch import nn
 from ddbench.contract.component import Component
 from ddbench.contract.sets import DatasetInfo, ExampleSet, ImageSplits
 from ddbench.contract.spec import Choice
-from ddbench.engine.meta_gradient import evaluation_mode
+from ddbench.engine.networks import evaluation_mode
 from ddbench.errors import DdbenchError, PluginError
 from ddbench.machine.environment import free_memory
 from ddbench.machine.folders import data_dir

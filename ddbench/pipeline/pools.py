@@ -23,12 +23,12 @@ from ddbench.contract.spec import Choice, RunSpec
 from ddbench.contract.task import Objective, Side
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import BATCH, Recipe, forecast, train_each
+from ddbench.engine.networks import measure
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 from ddbench.machine.files import atomic_write, locked, sha256
 from ddbench.machine.folders import cache_dir
 from ddbench.machine.seeds import derive_seed
 from ddbench.pipeline.data import Data, build, info_from_facts
-from ddbench.protocols.base import measure
 
 TRAINED_AT_A_TIME = 32
 """Networks whose starts and results are in memory together while a pool is trained."""

@@ -18,7 +18,7 @@ from ddbench.contract.spec import Choice, Settings
 from ddbench.contract.task import AdaptationTarget, Budget, InitSampler, Networks, Objective, Side, Task
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import Recipe
-from ddbench.engine.meta_gradient import unstack
+from ddbench.engine.networks import unstack
 from ddbench.errors import PluginError, UsageError, blamed_on
 from ddbench.machine.environment import resolve_device
 from ddbench.machine.files import sha256

@@ -8,21 +8,19 @@ from typing import Protocol as Structural
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ddbench.contract.journal import Journal, digest
 from ddbench.contract.observer import Pace, Reporter
 from ddbench.contract.sets import DistilledSet, ExampleSet
 from ddbench.contract.task import Budget, Networks, Objective, Side
-from ddbench.engine.meta_gradient import evaluation_mode, unstack
+from ddbench.engine.networks import measure as measure
+from ddbench.engine.networks import unstack
 from ddbench.engine.workers import for_each_network
 from ddbench.errors import DdbenchError
 from ddbench.machine.seeds import derive_seed
 
 FULL_NETWORKS = 5
 """Networks trained on the full data that scores are held against, or that give labels."""
-BATCH = 1000
-"""Examples per forward pass when a network is scored."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +85,6 @@ class Protocol(Structural):
     def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter) -> Evaluation:
         """Score `sets` on networks of the evaluation side; with several sets, network i is trained on set i."""
         ...
-
-
-def measure(
-    module: nn.Module,
-    weights: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    examples: ExampleSet,
-    objective: Objective,
-) -> dict[str, float]:
-    """The objective's metrics of one network on `examples`, in evaluation mode."""
-    with torch.no_grad(), evaluation_mode(module):
-        batches = torch.split(examples.inputs, BATCH)
-        logits = torch.cat([functional_call(module, (dict(weights), dict(buffers)), (batch,)) for batch in batches])
-        return objective.metrics(logits, examples.labels)
 
 
 def better(objective: Objective, value: float, than: float) -> bool:

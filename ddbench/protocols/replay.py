@@ -63,7 +63,8 @@ class Replay:
     def _trained(
         self, network: nn.Module, distilled: DistilledSet, lrs: Tensor, weights: dict[str, Tensor], setting: Setting
     ) -> Trained:
-        return train(network, weights, distilled.inputs, distilled.labels, lrs, setting.objective.inner_loss)
+        state = train(network, weights, distilled.inputs, distilled.labels, lrs, setting.objective.inner_loss)
+        return state.params, state.buffers
 
     def _best_rate(self, sets: Sequence[DistilledSet], setting: Setting, reporter: Reporter) -> float:
         """The rate whose mean primary metric on the validation slice is best; the smaller one of equals."""

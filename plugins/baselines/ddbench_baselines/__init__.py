@@ -78,9 +78,9 @@ def optimised_real(
         start, rate, inputs, labels = trial
         steps = len(inputs)
         lrs = torch.full((task.budget.total_steps // steps, steps), rate, device=run.device)
-        weights, buffers = train(module, start, inputs, labels, lrs, objective.inner_loss)
+        state = train(module, start, inputs, labels, lrs, objective.inner_loss)
         with torch.no_grad(), evaluation_mode(module):
-            logits = functional_call(module, (weights, buffers), (real.inputs,))
+            logits = functional_call(module, (state.params, state.buffers), (real.inputs,))
         return objective.metrics(logits, real.labels)[objective.primary]
 
     # Checkpoints name the flag `found`.

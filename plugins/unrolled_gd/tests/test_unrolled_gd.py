@@ -1,6 +1,6 @@
 import pytest
 import torch
-from ddbench_unrolled_gd import _decay
+from ddbench_unrolled_gd import WAYS_BACK, _decay
 
 import ddbench
 from ddbench.contract.run import Run
@@ -60,12 +60,32 @@ def test_same_seed_same_bytes(catalog, tmp_path):
 
 
 def test_memory_modes_do_not_change_the_result(catalog, tmp_path):
-    made = [
-        distil(catalog, tmp_path, {"memory": m, "outer_steps": 5})[0].inputs
-        for m in ("store", "recompute", "checkpoint")
+    auto, *others = (distil(catalog, tmp_path, {"memory": m, "outer_steps": 5})[0].inputs for m in WAYS_BACK)
+    assert len(others) == 3
+    for other in others:
+        torch.testing.assert_close(other, auto)
+
+
+def test_reports_the_engine_once(catalog, tmp_path):
+    from ddbench.contract.observer import Silent
+
+    lines = []
+
+    class Reporter(Silent):
+        def say(self, text):
+            lines.append(text)
+
+    for network in ("mlp", "resnet20"):
+        prepared = prepare(plan_run(RunSpec.parse({"method": "unrolled_gd", "network": network}), catalog), catalog)
+        folder = tmp_path / network
+        folder.mkdir()
+        run = Run(folder, most_steps=2, reporter=Reporter())
+        options = {**prepared.settings.method.options, "real_batch": 8}
+        prepared.plan.method.call(options, prepared.task(run.generator), run)
+    assert lines == [
+        "Engine   hand-derived chain, 2 networks per call, memory=store",
+        "Engine   autograd, 1 network per call, memory=store",
     ]
-    torch.testing.assert_close(made[0], made[1])
-    torch.testing.assert_close(made[0], made[2])
 
 
 def test_tasks_it_cannot_serve(catalog, tmp_path):
