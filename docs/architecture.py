@@ -95,9 +95,10 @@ def imports() -> Counter[tuple[str, str]]:
 
 
 @cache
-def source() -> tuple[dict[str, str], tuple[Function, ...]]:
-    """Return the module that defines each class, and every function, of the whole source."""
+def source() -> tuple[dict[str, str], dict[str, frozenset[str]], tuple[Function, ...]]:
+    """Return the module and the base classes of each class by its name, and every function, of the whole source."""
     homes: dict[str, str] = {}
+    bases: dict[str, frozenset[str]] = {}
     functions: list[Function] = []
     for module in sorted(graph().modules):
         found = find_spec(module)
@@ -105,11 +106,12 @@ def source() -> tuple[dict[str, str], tuple[Function, ...]]:
         for node in ast.parse(Path(found.origin).read_text()).body:
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, module)
+                bases.setdefault(node.name, _names(node.bases))
                 members = [member for member in node.body if isinstance(member, ast.FunctionDef)]
                 functions += [_function(module, member, node.name) for member in members]
             elif isinstance(node, ast.FunctionDef):
                 functions.append(_function(module, node))
-    return homes, tuple(functions)
+    return homes, bases, tuple(functions)
 
 
 def _function(module: str, node: ast.FunctionDef, owner: str = "") -> Function:
@@ -143,18 +145,19 @@ def _names(annotations: Iterable[ast.expr | None]) -> frozenset[str]:
 def walk() -> list[tuple[str, str, list[Function]]]:
     """Return each step: a type, the next one, and the functions that lead from one to the other.
 
-    Such a function returns the second type. It takes the first one, or it calls a function that returns the first one.
-    Internal functions are left out where there are public ones. Raises `LookupError` for a step without a function:
-    then `WALK` is out of date.
+    Such a function returns the second type.
+    It takes the first one or a base class of it, or it calls a function that returns the first one.
+    Internal functions are left out where there are public ones.
+    Raises `LookupError` for a step without a function: then `WALK` is out of date.
     """
-    homes, functions = source()
+    homes, bases, functions = source()
     steps = []
     for start, end in itertools.pairwise(WALK):
         for name in (start, end):
             if name not in homes:
                 raise LookupError(f"no module defines {name}: correct WALK in docs/architecture.py.")
         candidates = [f for f in functions if end in f.returns and end not in f.takes and _walked(f.module)]
-        direct = [f for f in candidates if start in f.takes]
+        direct = [f for f in candidates if f.takes & {start, *bases[start]}]
         makers = {f.name.split(".")[-1] for f in functions if start in f.returns and _walked(f.module)}
         chosen = direct or [f for f in functions if end in f.returns and f.calls & makers and _walked(f.module)]
         if not chosen:
@@ -170,7 +173,7 @@ def _walked(module: str) -> bool:
 
 def page() -> Iterator[str]:
     """Write the page: the picture, the walk, and the imports."""
-    homes, _ = source()
+    homes = source()[0]
     yield "# Architecture\n"
     yield "This page is generated from the source each time the documentation is built."
     yield "The layers are those that import-linter enforces: a sub-package imports only from the layers below it.\n"
@@ -210,7 +213,7 @@ def _table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[s
 
 def picture() -> str:
     """Draw the walk as an SVG: a band for each sub-package in the order of the layers, a column for each type."""
-    homes, _ = source()
+    homes = source()[0]
     steps = walk()
     sizes = Counter(band(module) for module in graph().modules)
     height = {name: BAND * number for number, name in enumerate(bands())}
