@@ -101,9 +101,7 @@ def source() -> tuple[dict[str, str], dict[str, frozenset[str]], tuple[Function,
     bases: dict[str, frozenset[str]] = {}
     functions: list[Function] = []
     for module in sorted(graph().modules):
-        found = find_spec(module)
-        assert found is not None and found.origin is not None
-        for node in ast.parse(Path(found.origin).read_text()).body:
+        for node in ast.parse(_file(module).read_text()).body:
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, module)
                 bases.setdefault(node.name, _names(node.bases))
@@ -112,6 +110,15 @@ def source() -> tuple[dict[str, str], dict[str, frozenset[str]], tuple[Function,
             elif isinstance(node, ast.FunctionDef):
                 functions.append(_function(module, node))
     return homes, bases, tuple(functions)
+
+
+def _file(module: str) -> Path:
+    """Return the file of a module, without importing it."""
+    package, *names = module.split(".")
+    spec = find_spec(package)
+    assert spec is not None and spec.origin is not None
+    path = Path(spec.origin).parent.joinpath(*names)
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _function(module: str, node: ast.FunctionDef, owner: str = "") -> Function:
