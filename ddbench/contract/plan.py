@@ -17,7 +17,7 @@ class EvaluationPlan:
 
     settings: every choice and option spelt out.
     protocol: the protocol that `settings` names.
-    dataset, network, objective: the components that `settings` names.
+    dataset, network, eval_network, objective: the components that `settings` names.
     init: the component that networks to distil for are drawn from: the adaptation target where there is one.
     eval_init: the component that networks to score on are drawn from.
     adaptation: the answer of the adaptation target; None where there is no target.
@@ -27,6 +27,7 @@ class EvaluationPlan:
     protocol: "Protocol"
     dataset: Component
     network: Component
+    eval_network: Component
     objective: Component
     init: Component
     eval_init: Component
@@ -35,7 +36,7 @@ class EvaluationPlan:
     @property
     def components(self) -> tuple[Component, ...]:
         """The components of the plan."""
-        return self.dataset, self.network, self.objective, self.init, self.eval_init
+        return self.dataset, self.network, self.eval_network, self.objective, self.init, self.eval_init
 
     @property
     def distributions(self) -> dict[str, str]:
