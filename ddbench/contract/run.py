@@ -49,12 +49,19 @@ class _Loop:
 
 
 class Run:
-    """A method's handle on the outside world: random numbers, the loop, the log.
+    """Random numbers, the loop, the log and the clock for a method.
 
-    `seed` and `generator` (on the CPU) are where randomness comes from; `device` is where tensors live. Time spent
-    counts over interruptions. `share_done` tells a schedule how much of the loop is over; under a time limit it
-    follows the clock, so that such a run ends its schedule in time but cannot be repeated to the byte. Made by the
-    harness; a plugin's tests can make one with a folder and nothing else.
+    The harness creates it; tests of a plugin can create one with only a folder. Time counts over interruptions.
+
+    Attributes:
+        seed: the seed of the run.
+        generator: the source of random numbers, on the CPU.
+        device: the device of the tensors.
+        rollbacks: how often the loop returned to an earlier state because of NaN.
+        stopped_by: `time limit`, or empty.
+        steps_done: outer steps that are done.
+        share_done: the share of the loop that is done, for schedules. Under a time limit it follows the clock, so that
+            the schedule ends in time; such a run cannot be repeated to the byte.
     """
 
     def __init__(

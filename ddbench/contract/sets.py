@@ -24,11 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a dataset once it is loaded.
+    """The facts of a loaded dataset.
 
-    `mean`, `std`: per channel, of the training images in [0, 1]. `sample_shape`: `(channels, height, width)` for
-    images. `content_hash`: SHA-256 over every image and label of both splits. `partial`: not, or not known to be, the
-    full original.
+    Attributes:
+        name: the name in records.
+        classes: names of the classes, in the order of the labels.
+        sample_shape: `(channels, height, width)` of an image.
+        mean: per channel, of the training images in [0, 1].
+        std: standard deviation per channel, of the training images in [0, 1].
+        modality: `image`.
+        content_hash: SHA-256 over every image and label of both splits.
+        partial: True unless this copy is known to be the full original.
     """
 
     name: str
@@ -53,10 +59,15 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """What a dataset plugin loads, in two splits: `uint8` images `[n, channels, height, width]`, `int64` labels.
+    """The training and test images that a dataset plugin loads.
 
-    `partial=False` promises that this copy is the full original, checked against something; rows of other copies carry
-    their content hash.
+    Attributes:
+        train_images: uint8 `[n, channels, height, width]`.
+        train_labels: int64 `[n]`.
+        test_images: uint8 `[m, channels, height, width]`.
+        test_labels: int64 `[m]`.
+        partial: False promises that this copy was verified to be the full original; rows of other copies carry their
+            content hash.
     """
 
     train_images: UInt8[Tensor, "n c h w"]
@@ -116,7 +127,13 @@ def _described(thing: object) -> str:
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """Real examples: `inputs [n, *sample_shape]` normalised per channel, `labels [n]` int64."""
+    """Real examples.
+
+    Attributes:
+        inputs: float32 `[n, *sample_shape]`, normalised per channel.
+        labels: int64 `[n]`.
+        info: the facts of the dataset.
+    """
 
     inputs: Float[Tensor, " n *sample"]
     labels: Int[Tensor, " n"]
@@ -184,11 +201,15 @@ class ExampleSet:
 
 @dataclass(frozen=True)
 class DistilledSet:
-    """A handful of synthetic (or chosen) examples and how to train on them: what every method returns.
+    """The result of a method: a few synthetic or chosen examples, and how to train on them.
 
-    `inputs`: `[steps, n, *sample_shape]`, normalised like the training data. `labels`: `[steps, n]` int64, or
-    `[steps, n, classes]` probabilities. `lrs`: `[epochs, steps]`, the rate of each gradient-descent step, or None.
-    `steps=1, lrs=None` is a plain subset. `metadata`: what a stranger needs to use the file (see `described`).
+    A set with `steps=1` and `lrs=None` is a plain subset.
+
+    Attributes:
+        inputs: float32 `[steps, n, *sample_shape]`, normalised like the training data.
+        labels: int64 `[steps, n]`, or probabilities `[steps, n, classes]`.
+        lrs: learning rate of each gradient-descent step `[epochs, steps]`, or None.
+        metadata: what a stranger needs in order to use the file; see `described`.
     """
 
     inputs: Float[Tensor, "steps n *sample"]

@@ -10,6 +10,7 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from ddbench.contract.component import did_you_mean
+from ddbench.contract.documented import with_fields
 from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
 
@@ -60,6 +61,7 @@ def _a_device(value: str) -> str:
     return value
 
 
+@with_fields
 class RunSpec(_Frozen):
     """What to run. Every field but `device`, `experiment` and `best_coreset` enters the fingerprint.
 
@@ -88,7 +90,7 @@ class RunSpec(_Frozen):
         None, gt=0, description="seconds of distillation after which the method stops with what it has"
     )
     smoke: bool = Field(False, description="a few steps on little data, to see that everything works; no row")
-    device: Annotated[str, AfterValidator(_a_device)] = "auto"
+    device: Annotated[str, AfterValidator(_a_device)] = Field("auto", description="auto, cpu, cuda or cuda:1")
     experiment: str = Field("", description="name of the experiment that the run carries out")
     best_coreset: bool = Field(False, description="show the score beside that of the best coreset too")
 
