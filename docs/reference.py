@@ -74,7 +74,7 @@ def commands() -> Iterator[str]:
 def spec() -> Iterator[str]:
     """The fields of a run spec."""
     yield "# Run spec\n"
-    yield inspect.cleandoc(RunSpec.__doc__ or "") + "\n"
+    yield inspect.cleandoc(RunSpec.__doc__ or "").partition("Attributes:")[0] + "\n"
     rows = []
     for name, field in RunSpec.model_fields.items():
         flag = f"`--{FLAGS[name]}`" if name in FLAGS else ""
@@ -134,7 +134,9 @@ def hooks() -> Iterator[str]:
 
 
 def _unindented(docstring: str) -> str:
-    return inspect.cleandoc(docstring).replace('\\"', '"')
+    """Return a docstring as Markdown: without its indentation, attributes as a list."""
+    text, mark, fields = inspect.cleandoc(docstring).replace('\\"', '"').partition("Attributes:\n")
+    return text + ("\n" + re.sub(r"(?m)^    (\w+): ", r"- `\1`: ", fields) if mark else "")
 
 
 def columns() -> Iterator[str]:

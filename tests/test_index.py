@@ -141,6 +141,13 @@ def test_once_there_is_an_index_no_torch_is_imported(tmp_path: Path):
         assert seconds < 1.5
 
 
+def test_broken_plugins_are_loaded_again_by_the_command_that_explains_them(ddbench, tmp_path: Path):
+    (tmp_path / "picky.py").write_text("import os\nos.environ['A_LICENCE']\n" + METHOD.replace("NAME", "picky"))
+    assert "KeyError" in ddbench("plugins", "--plugin", "picky.py").out
+    fixed = ddbench("plugins", "--plugin", "picky.py", A_LICENCE="yes").out
+    assert "method picky" in fixed and "KeyError" not in fixed
+
+
 def test_lines_fit_a_terminal_and_are_whole_in_a_pipe():
     entry = Entry(kind="method", name="mine", summary="Random images\nof every class. " * 5, source="pack 1.0")
 

@@ -38,7 +38,7 @@ MAX_ROLLBACKS = 5
 
 
 class Run:
-    """A method's handle on the outside world: random numbers, the loop, the log.
+    """Random numbers, the loop, the log and the clock for a method.
 
     The harness makes it; a plugin's tests can make one with a folder and nothing else.
 

@@ -17,9 +17,12 @@ Side = Literal["train", "evaluation"]
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a method may return.
+    """The amount of data that a method may return.
 
-    `images_per_class` is the total over all steps; an evaluation takes at most `epochs * steps` gradient steps.
+    Attributes:
+        images_per_class: images per class (IPC), over all steps together.
+        steps: gradient steps with a batch of images each.
+        epochs: passes over the steps; an evaluation takes at most `epochs * steps` gradient steps.
     """
 
     images_per_class: int
@@ -59,15 +62,19 @@ def _as_they_are(labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """What distilled data should achieve.
+    """An aim that distilled data are made for.
 
-    `loss(logits [batch, classes], labels [batch])` is a differentiable scalar to distil against (None where there
-    is none); `metrics(logits, labels)` gives named figures for people, of which `primary` ranks. A metric that has
-    nothing to measure (no example of the class it is about) is NaN.
-
-    `inner_loss` is what networks minimise when they train on the distilled set. `relabel(labels)` gives the labels
-    that real examples carry when they are that set: under poisoning, those of the attacked class are the target's.
-    `kind` says what soft labels are: distributions over the classes, or any numbers (regression).
+    Attributes:
+        loss: `loss(logits [batch, classes], labels [batch])`, a differentiable scalar to distil against; None if there
+            is none.
+        metrics: `metrics(logits, labels)`, named figures as plain numbers; NaN for a metric without an example to
+            measure it on.
+        primary: name of the metric that ranks.
+        higher_is_better: the direction of the primary metric.
+        inner_loss: the loss that networks minimise when they train on the distilled set.
+        relabel: `relabel(labels)`, the labels that real examples have in a distilled set; under poisoning, those of
+            the attacked class become those of the target class.
+        kind: what soft labels are: distributions over the classes, or any numbers (regression).
     """
 
     loss: Loss | None
@@ -160,7 +167,15 @@ class Networks:
 
 @dataclass(frozen=True)
 class Task:
-    """Everything a method may look at; there is no test split, and the validation slice is not in `train`."""
+    """The input of a method. It holds no test data, and the validation slice is not in `train`.
+
+    Attributes:
+        train: the training examples, normalised, on the device of the run.
+        objective: the loss to distil against, the loss to train networks with, and the metrics.
+        networks: the network and its init distribution: `networks.sample(n)` draws initial weights.
+        budget: images per class, steps and epochs of the set to return.
+        info: name, classes, shape, mean and standard deviation of the dataset.
+    """
 
     train: ExampleSet
     objective: Objective
@@ -171,13 +186,16 @@ class Task:
 
 @dataclass(frozen=True)
 class AdaptationTarget:
-    """Pretrained networks and the dataset they are to be adapted to.
+    """Pretrained networks, and the dataset to adapt them to.
 
-    `network` is a name as on the command line, and so is `dataset`; None leaves it to the user. `sample` is the init
-    distribution that gives the source weights; None starts from the weights that the network itself has. Images are
-    converted to `sample_shape` (grey to colour, resized) where one is given. `adapt(network, info)`, where there is
-    one, turns the network as it is built for the new classes into the one to be adapted, its weights loaded; `files`
-    names the files it reads, for the record.
+    Attributes:
+        dataset: name of the dataset, as on the command line; None leaves the choice to the user.
+        network: name of the network, as on the command line.
+        sample: the init distribution of the source weights; None starts from the weights of the network itself.
+        sample_shape: `(channels, height, width)` that images are converted to; None leaves them as they are.
+        adapt: `adapt(network, info)`, which turns the network, built for the new classes, into the one to adapt, with
+            its weights loaded; None uses the network as built.
+        files: the files that `adapt` reads, for the record.
     """
 
     dataset: str | None

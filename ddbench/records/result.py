@@ -53,7 +53,34 @@ class Seconds(_Frozen):
 
 
 class RunResult(_Frozen):
-    """Everything a run found. `scores` are on the test split; `before` is the same with no step applied."""
+    """The record of a run.
+
+    Attributes:
+        status: `ok`, `skipped` (the method does not support the task), `failed` or `interrupted`.
+        reason: why the run did not succeed; empty if it did.
+        run_id: name of the run folder.
+        run_dir: path of the run folder.
+        spec: the complete settings.
+        dataset: name, content hash and sizes of the data.
+        primary: name of the metric that ranks.
+        higher_is_better: the direction of the primary metric.
+        score: the primary metric on the test split, over the networks that scored.
+        scores: every metric on the test split.
+        before: the same with no training step applied.
+        companions: the primary metric of each companion, by name.
+        selected: what the protocol selected on the validation slice.
+        protocol_hash: the beginning of a SHA-256 over the definition of the protocol.
+        pretrained: the pools of networks and the weights files that were used.
+        steps_done: outer steps of the method.
+        stopped_by: `time limit`, or empty.
+        rollbacks: how often the method returned to an earlier state because of NaN.
+        artifact: the distilled set on disk.
+        seconds: wall-clock seconds of distillation and evaluation.
+        peak_memory_mb: the largest memory of the process, in 10^6 bytes.
+        environment: device and versions.
+        method_source: the package and version, or the file, of the method.
+        row: the leaderboard row, if one was appended.
+    """
 
     status: Status
     reason: str = ""

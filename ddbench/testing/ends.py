@@ -18,10 +18,11 @@ def ends(
     *,
     end: Annotated[Literal["ok", "skipped", "failed", "interrupted"], Field(description="the end of the run")] = "ok",
 ) -> DistilledSet:
-    """Add noise to random real images, and end the run as asked; an interrupted run succeeds once it is resumed."""
+    """Add noise to real images, and end the run as asked; an interrupted run succeeds once it is resumed."""
     if end == "skipped":
         raise ddbench.Unsupported("this run is skipped on purpose.")
-    chosen = task.train.random_subset(task.budget.images_per_class, run.generator)
+    first = [task.train.of_class(label)[: task.budget.images_per_class] for label in range(len(task.info.classes))]
+    chosen = task.train[torch.cat(first)]
     inputs, labels = chosen.in_steps(task.budget.steps)
     stopped = run.checkpoint_path.with_name("stopped")
     for step in run.loop(STEPS, {"inputs": inputs}):
