@@ -13,7 +13,7 @@ import pytest
 from ddbench.contract.observer import Silent
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import Interrupted
-from ddbench.pipeline import runner
+from ddbench.pipeline import baselines, runner
 from ddbench.protocols import PROTOCOLS
 from ddbench.records.result import RunResult
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from ddbench.contract import run as loop
 from ddbench.contract.journal import Journal
-from ddbench.pipeline import runner
+from ddbench.pipeline import baselines, runner
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError
 from ddbench.records.leaderboard import read
@@ -31,6 +31,7 @@ from ddbench.records.result import RunFolder
 
 torch.set_num_threads(1)
 chance = random.Random(1)
+baselines.PATIENCE = 0  # whether networks on the full data are trained must not depend on the clock
 loop.CHECKPOINT_SHARE, loop.SNAPSHOT_EVERY = float("inf"), 2
 catalog = Catalog()
 import sklearn.datasets, torch._dynamo  # once, not in every child
@@ -150,6 +151,8 @@ class Terminating(Silent):
 def test_sigterm_while_scoring_keeps_the_scores_and_a_method_without_a_loop_is_not_called_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    # Whether networks on the full data are trained must not depend on the clock.
+    monkeypatch.setattr(baselines, "PATIENCE", 0)
     monkeypatch.setitem(PROTOCOLS, "train/v1", replace(PROTOCOLS["train/v1"], epochs=2))
     (tmp_path / "counted.py").write_text(COUNTED)
     catalog = Catalog([tmp_path / "counted.py"])
