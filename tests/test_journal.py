@@ -86,30 +86,32 @@ class Counting(Silent):
 
 
 @pytest.mark.parametrize("protocol", ["replay/v1", "train/v1"])
-def test_scoring_continues_with_the_networks_that_are_missing(make_bench, tmp_path: Path, monkeypatch, protocol: str):
+def test_scoring_continues_with_the_networks_that_are_missing(
+    make_prepared, tmp_path: Path, monkeypatch, protocol: str
+):
     monkeypatch.setattr(train_module, "TOLD_FROM", 0)
-    bench = make_bench(protocol=protocol)
-    chosen = bench.train.random_subset(1, torch.Generator().manual_seed(0))
+    prepared = make_prepared(protocol=protocol)
+    chosen = prepared.train.random_subset(1, torch.Generator().manual_seed(0))
     sets = [DistilledSet(chosen.inputs[None], chosen.labels[None])]
     scoring = get_protocol(protocol)
     if protocol == "train/v1":
         scoring = replace(scoring, epochs=3)
-    whole = scoring.evaluate(sets, bench.setting, 4, Counting())
+    whole = scoring.evaluate(sets, prepared.setting, 4, Counting())
 
     path = tmp_path / "scores.jsonl"
-    recorded = replace(bench.setting, journal=Journal(path)).scoring("the set")
+    recorded = replace(prepared.setting, journal=Journal(path)).scoring("the set")
     assert scoring.evaluate(sets, recorded, 4, Counting()) == whole
     lines = path.read_bytes().splitlines(keepends=True)
     kept = len(lines) - 3
     path.write_bytes(b"".join(lines[:kept]))
-    resumed = replace(bench.setting, journal=Journal(path)).scoring("the set")
+    resumed = replace(prepared.setting, journal=Journal(path)).scoring("the set")
     counting = Counting()
     assert scoring.evaluate(sets, resumed, 4, counting) == whole
     assert path.read_bytes().count(b"\n") == len(lines)
     assert counting.seen[-4:] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert any("Training 3 networks" in line for line in counting.lines) == (protocol == "train/v1")
     # Nothing is trained for what is known, and nothing of it serves another set.
-    known = replace(bench.setting, journal=Journal(path)).scoring("the set")
+    known = replace(prepared.setting, journal=Journal(path)).scoring("the set")
     monkeypatch.setattr("ddbench.protocols.base.measure", None)
     monkeypatch.setattr("ddbench.protocols.replay.measure", None)
     assert scoring.evaluate(sets, known, 4, Counting()) == whole
