@@ -1,4 +1,4 @@
-"""The command that scores a distilled set: our own, or what somebody else released."""
+"""The command that scores a distilled set of ddbench, or one that others released."""
 
 import re
 from enum import StrEnum
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class FileLabels(StrEnum):
-    """What soft labels of a foreign file are."""
+    """The kind of the soft labels in a foreign file."""
 
     PROBABILITIES = "probabilities"
     LOGITS = "logits"
@@ -38,7 +38,7 @@ def evaluate(
     network: Annotated[str | None, named("network", "Network. [the one it was made for]")] = None,
     init: Annotated[str | None, named("init", "Init distribution to score on. [the one it was made for]")] = None,
     protocol: Annotated[str | None, named("protocol", "Protocol. [the one it was made for, or train/v1]")] = None,
-    eval_networks: Annotated[int | None, typer.Option(help="Networks that score the set. [as when made]")] = None,
+    eval_networks: Annotated[int | None, typer.Option(help="Networks that score the set. [as in the run]")] = None,
     cross_network: Annotated[
         str | None, named("network", "Score on these architectures too.", metavar="NAME,NAME,...")
     ] = None,
@@ -48,14 +48,14 @@ def evaluate(
     ] = None,
     file_mean: Annotated[
         str | None,
-        typer.Option(help="What a foreign file's images were normalised by. [the dataset's own]", metavar="R,G,B"),
+        typer.Option(help="Mean that normalised the images of a foreign file. [the dataset's own]", metavar="R,G,B"),
     ] = None,
-    file_std: Annotated[str | None, typer.Option(help="The same, of the deviation.", metavar="R,G,B")] = None,
+    file_std: Annotated[str | None, typer.Option(help="Standard deviation, likewise.", metavar="R,G,B")] = None,
     file_zca: Annotated[
         bool, typer.Option("--file-zca", help="A foreign file's images are ZCA-whitened, as MTT's of CIFAR are.")
     ] = False,
     file_labels: Annotated[
-        FileLabels | None, typer.Option(help="What a foreign file's soft labels are. [probabilities]")
+        FileLabels | None, typer.Option(help="Kind of the soft labels in a foreign file. [probabilities]")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
     assignments: Sets = None,
@@ -64,8 +64,8 @@ def evaluate(
 ) -> None:
     """Score a distilled set again, under its own setting or another; writes nothing.
 
-    Released files: a `.pt` whose `data` lists [images, labels] (DC, DSA, DM), a folder with `images_best.pt` and
-    `labels_best.pt` (MTT, DATM), an `.npz` with `images` and `labels` (KIP). No code of theirs is run. Soft labels must
+    Released files: a `.pt` file whose `data` lists [images, labels] (DC, DSA, DM), a folder with `images_best.pt` and
+    `labels_best.pt` (MTT, DATM), an `.npz` with `images` and `labels` (KIP). No code in them is run. Soft labels must
     be probabilities; where they are logits of a teacher (DATM), say `--file-labels logits`.
 
     Examples:
@@ -141,7 +141,7 @@ def evaluate(
 
 
 def _lines(prepared: "Prepared", scores: "Scores") -> "Iterator[str]":
-    """A score in its context, and what kind of labels it was reached with."""
+    """Yield a score with its companions, and the kind of labels it was reached with."""
     from ddbench.render.tables import fairness_lines, score_lines
 
     objective, primary = prepared.setting.objective, prepared.setting.objective.primary

@@ -29,9 +29,9 @@ def pretrain(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Train a pool of networks for `--init random_pretrained` and the targets; what is there already is kept.
+    """Train a pool of networks for `--init random_pretrained` and the targets; existing networks are kept.
 
-    Ctrl-C keeps the networks that are done; the same command goes on from there.
+    Ctrl-C keeps the networks that are done; the same command continues from there.
 
     Example: `ddbench pretrain --dataset mnist --network lenet --count 200 --held-out 20`
     """

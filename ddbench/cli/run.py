@@ -162,7 +162,7 @@ def resume(
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     as_json: Json = False,
 ) -> None:
-    """Go on with a run that was interrupted, killed or out of disk.
+    """Continue a run that was interrupted, killed or out of disk.
 
     Example: `ddbench resume runs/unrolled_gd-svhn-ipc10-3f9a1c`
     """
@@ -189,7 +189,7 @@ def _spec(
     experiment: str | None,
     swept: dict[str, Any] | None = None,
 ) -> "RunSpec":
-    """The spec of a `run`: an experiment, then a config file, then flags, then `--set`, each over the one before."""
+    """Return the spec of a run: an experiment, a config file, flags, then `--set`; later ones replace earlier ones."""
     fields: dict[str, Any] = {}
     if experiment is not None:
         fields.update(catalog.experiment(experiment).spec)
@@ -217,13 +217,13 @@ def _spec(
 def _check_keys(
     method: str, options: set[str], flags: dict[str, Any], given: dict[str, Any], swept: dict[str, Any]
 ) -> None:
-    """Raise `UsageError` for a key that could be meant otherwise than it would be taken."""
+    """Raise `UsageError` for a key that has two meanings."""
     from ddbench.contract.spec import FLAGS
 
     for key, value in given.items():
         if key in flags and key not in options:
-            told = f"--{FLAGS.get(key, key.replace('_', '-'))}" + ("" if isinstance(value, bool) else f" {value}")
-            raise UsageError(f"{method} has no option {key!r}; the run has.", f"Write {told}.")
+            flag = f"--{FLAGS.get(key, key.replace('_', '-'))}" + ("" if isinstance(value, bool) else f" {value}")
+            raise UsageError(f"{method} has no option {key!r}; the run has.", f"Write {flag}.")
     for key in swept.keys() & options & flags.keys():
         raise UsageError(
             f"{key!r} is an option of {method} and a field of the run.",
@@ -232,7 +232,7 @@ def _check_keys(
 
 
 def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | None, given: set[str]) -> "Sweep | None":
-    """What is swept: as the flags say, or else as the experiment does, unless what it sweeps was `given` one value."""
+    """Return the sweep of the flags, or that of the experiment unless its swept fields were `given` one value."""
     from ddbench.contract.spec import Sweep
     from ddbench.pipeline.sweep import parse_axes
 
@@ -255,7 +255,7 @@ def _run_sweep(
     as_json: bool,
     dry_run: bool,
 ) -> None:
-    """Run every point, then print the table and draw the picture; both are kept in a folder of their own."""
+    """Run every point, print the table and draw the picture; both are written to the folder of the sweep."""
     from ddbench.pipeline.sweep import plan_sweep, run_sweep
     from ddbench.render.live import live
     from ddbench.render.pictures import draw_sweep
@@ -313,7 +313,7 @@ def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path
 
 
 def _conclude(result: "RunResult", leaderboards: Path, as_json: bool) -> None:
-    """Draw the pictures and tell the result."""
+    """Draw the pictures and print the result."""
     from ddbench.records.result import RunFolder
     from ddbench.render.tables import result_lines
 

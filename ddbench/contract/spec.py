@@ -30,7 +30,7 @@ class Choice(_Frozen):
 
     @classmethod
     def from_name(cls, value: object) -> Self:
-        """A choice from a bare name or a mapping of the fields."""
+        """Return the choice of a bare name or a mapping of the fields."""
         return cls.model_validate(_from_name(value))
 
 
@@ -46,7 +46,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_duration(value: object) -> object:
-    """Seconds from `90`, `90s`, `15m`, `1.5h`; raises `ValueError` for anything else that is text."""
+    """Return seconds from `90`, `90s`, `15m` or `1.5h`. Raises `ValueError` for other text."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([smhd]?)\s*", value)
@@ -213,7 +213,7 @@ class Axis(_Frozen):
 
     @property
     def name(self) -> str:
-        """What the axis is called in tables and pictures."""
+        """The name of the axis in tables and pictures."""
         return " = ".join(key.replace("_", " ") for key in self.keys)
 
 
@@ -227,22 +227,22 @@ class Sweep(_Frozen):
     plot: str = ""
 
     def assignments(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """Each point: its values, one an axis, and what they set."""
+        """Yield every point: its values, one for each axis, and the assignments that they make."""
         for values in itertools.product(*(axis.values for axis in self.axes)):
             pairs = zip(self.axes, values, strict=True)
             yield values, {key: value for axis, value in pairs for key in axis.keys}
 
 
 def default_steps(images_per_class: int) -> int:
-    """The largest divisor of `images_per_class` up to 10."""
+    """Return the largest divisor of `images_per_class` up to 10."""
     return max(steps for steps in range(1, DEFAULT_STEPS + 1) if images_per_class % steps == 0)
 
 
 def place_assignments(fields: dict[str, Any], assignments: dict[str, Any], method_options: set[str]) -> dict[str, Any]:
-    """`fields` of a spec with `--set` assignments put where they belong.
+    """Return the `fields` of a spec with `--set` assignments added.
 
-    `init.scheme` is option `scheme` of the init; a plain name is an option of the method, or else a field of the
-    spec (`steps`, `epochs`, ...), or else left to the method to reject.
+    `init.scheme` is option `scheme` of the init. A plain name is an option of the method if it has one of that name,
+    otherwise a field of the spec (`steps`, `epochs`, ...). An unknown name becomes an option, which the method rejects.
     """
     placed = dict(fields)
     for key, value in assignments.items():

@@ -98,7 +98,7 @@ class InitSampler(Protocol):
     def __call__(
         self, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side, /
     ) -> dict[str, Tensor]:
-        """Draw."""
+        """Draw weights."""
         ...
 
 
@@ -146,7 +146,7 @@ class Networks:
         self._init, self._info, self._generator, self._side = init, info, generator, side
 
     def sample(self, n: int) -> dict[str, Tensor]:
-        """Initial weights of up to `n` networks, `{name: [nets, *shape]}`, on the device of `module`.
+        """Draw initial weights of up to `n` networks, `{name: [nets, *shape]}`, on the device of `module`.
 
         Raises `PluginError` when the init distribution returns something else.
         """

@@ -19,7 +19,7 @@ from ddbench.modalities.image import Shape, converted, normalise
 
 
 def info_from_facts(dataset: Component, sample_shape: tuple[int, ...] | None = None) -> DatasetInfo:
-    """What is known of a dataset before it is loaded."""
+    """Return the facts of a dataset that are known before it is loaded."""
     facts = dataset.facts
     return DatasetInfo(
         name=dataset.name,
@@ -36,9 +36,9 @@ def info_from_facts(dataset: Component, sample_shape: tuple[int, ...] | None = N
 def load_examples(
     dataset: Component, choice: Choice, sample_shape: Shape | None, *, download: bool
 ) -> tuple[ExampleSet, ExampleSet]:
-    """Train and test examples of a dataset, converted to `sample_shape` where one is given, and normalised.
+    """Return training and test examples of a dataset, normalised, and converted to `sample_shape` where one is given.
 
-    Raises `PluginError` when the dataset's plugin fails or gives what is no data, `UsageError` for a shape that images
+    Raises `PluginError` when the dataset's plugin fails or its data are invalid, `UsageError` for a shape that images
     cannot be converted to.
     """
     splits = dataset.call(choice.options, data_dir(), download)
@@ -47,7 +47,7 @@ def load_examples(
             f"{dataset.who} returned {type(splits).__name__}, not ImageSplits.", "Return a ddbench.ImageSplits."
         )
     classes = tuple(dataset.facts["classes"])
-    # What is declared holds for the default options; others, such as a size, may change it.
+    # The declared shape is that of the default options; others, such as a size, may change it.
     plain = dataset.validated(choice.options) == dataset.validated({})
     splits.validate(dataset.who, len(classes), tuple(dataset.facts["sample_shape"]) if plain else None)
     if sample_shape is not None:
@@ -57,7 +57,7 @@ def load_examples(
 
 
 def _check_memory(name: str, splits: ImageSplits, shape: Shape) -> None:
-    """Raise `DdbenchError` where the examples as float32, and the copy a method is given, cannot fit."""
+    """Raise `DdbenchError` where the examples as float32, and their split, cannot fit."""
     needed = (2 * len(splits.train_images) + len(splits.test_images)) * math.prod(shape) * 4
     free = free_memory(torch.device("cpu"))
     if needed > free:
@@ -98,7 +98,7 @@ class Data:
 
 
 def split_validation(train: ExampleSet, share: float) -> tuple[ExampleSet, ExampleSet]:
-    """Train without the validation slice, and the slice: `share` of each class, the same whatever the run's seed."""
+    """Return `train` without the validation slice, and the slice: `share` of each class, the same for every seed."""
     generator = torch.Generator().manual_seed(derive_seed("validation slice"))
     kept, held_out = [], []
     for label in range(len(train.info.classes)):
@@ -111,7 +111,7 @@ def split_validation(train: ExampleSet, share: float) -> tuple[ExampleSet, Examp
 
 
 def build(component: Component, choice: Choice, info: DatasetInfo) -> nn.Module:
-    """The network for `info`. Raises `PluginError` where it is none, or does not take the dataset's examples."""
+    """Return the network for `info`. Raises `PluginError` for a module that does not take the dataset's examples."""
     with torch.random.fork_rng(devices=[]):
         module = component.call(choice.options, info)
     check_network(module, component.who, info)

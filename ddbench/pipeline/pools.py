@@ -44,7 +44,7 @@ _SIDES: tuple[Side, ...] = ("train", "evaluation")
 
 
 class PoolSpec(pydantic.BaseModel):
-    """What the networks of a pool are: anything that changes a single weight of them changes the key."""
+    """Everything that decides about the weights of a pool; a change of any of it changes the key."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -61,12 +61,12 @@ class PoolSpec(pydantic.BaseModel):
 
     @property
     def key(self) -> str:
-        """SHA-256 of all of it."""
+        """SHA-256 of all fields."""
         return sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
 
     @property
     def folder(self) -> Path:
-        """Where the pool is kept."""
+        """The folder of the pool."""
         name = "".join(c if c.isalnum() else "_" for c in f"{self.dataset.name}-{self.network.name}"[-60:])
         return _home() / f"{name}-{self.key[:12]}"
 
@@ -80,31 +80,31 @@ class Pool:
         self._loaded_bytes = 0
 
     def count(self, side: Side) -> int:
-        """Networks that are there without a gap."""
+        """Return the number of networks on disk, up to the first gap."""
         n = 0
         while self.path(side, n).exists():
             n += 1
         return n
 
     def path(self, side: Side, index: int) -> Path:
-        """The file of one network."""
+        """Return the file of one network."""
         return self.folder / f"{side}-{index:05d}.safetensors"
 
     def accuracies(self, side: Side) -> list[float]:
-        """Of each network, on the validation slice of the data it was trained on."""
-        found = []
+        """Return the accuracy of each network on the validation slice of the data it was trained on."""
+        accuracies = []
         for index in range(self.count(side)):
             with _readable(self.path(side, index)), safetensors.safe_open(self.path(side, index), "pt") as file:
-                found.append(float(file.metadata()["accuracy"]))
-        return found
+                accuracies.append(float(file.metadata()["accuracy"]))
+        return accuracies
 
     def weights(self, side: Side, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The networks of those numbers, `{name: [n, *shape]}`."""
+        """Return the networks of these numbers, `{name: [n, *shape]}`."""
         parts = [self._read(self.path(side, index)) for index in indices]
         return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
     def write(self, side: Side, index: int, weights: Mapping[str, Tensor], accuracy: float) -> None:
-        """Keep one network."""
+        """Write the file of one network."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         atomic_write(self.path(side, index), safetensors.torch.save(plain, {"accuracy": repr(accuracy)}))
 
@@ -278,7 +278,7 @@ class Pools:
         data: Data,
         patience: float,
     ) -> None:
-        """Train what is missing, a network at a time on each worker; each is kept as soon as it is done."""
+        """Train what is missing, one network at a time on each worker; each is written as soon as it is done."""
         spec = pool.spec
         if all(pool.count(side) >= size for side, size in sizes.items()):
             return
@@ -331,7 +331,7 @@ class Pools:
                 train_each(module, starts, seeds, train, recipe, done)
 
     def _command(self, spec: PoolSpec, sizes: Mapping[Side, int]) -> str:
-        """What trains this pool beforehand, and no other."""
+        """Return the command that trains this pool and no other."""
         parts = [f"ddbench pretrain --dataset {spec.dataset.name} --network {spec.network.name}"]
         parts.append(f"--count {sizes['train']} --held-out {sizes['evaluation']} --steps {spec.steps} --lr {spec.lr:g}")
         if self._settings.sample_shape is not None:
@@ -342,7 +342,7 @@ class Pools:
 
     @contextlib.contextmanager
     def _alone(self, pool: Pool) -> Iterator[None]:
-        """Keep the pool to this process; another one that trains it is waited for."""
+        """Lock the pool for this process; wait for another one that trains it."""
         path = pool.folder / "pool.json"
         with contextlib.ExitStack() as stack:
             try:
@@ -359,19 +359,19 @@ class Pools:
 
 
 def sampler_arguments(function: Any, arguments: tuple[Any, ...], sources: object) -> tuple[Any, ...]:
-    """`arguments` of an init sampler, with `sources` behind them where the function takes it."""
+    """Return the `arguments` of an init sampler, followed by `sources` where the function takes it."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     taken = [p for p in inspect.signature(function).parameters.values() if p.kind in positional]
     return (*arguments, sources) if len(taken) > len(arguments) else arguments
 
 
 def list_pools() -> list[Pool]:
-    """The pools on this machine, by name; a folder that is none is passed over."""
-    found = []
+    """Return the pools on this machine, by name; other folders are skipped."""
+    pools = []
     for path in sorted(_home().glob("*/pool.json")):
         with contextlib.suppress(OSError, ValueError):
-            found.append(Pool(path.parent, PoolSpec.model_validate_json(path.read_text())))
-    return found
+            pools.append(Pool(path.parent, PoolSpec.model_validate_json(path.read_text())))
+    return pools
 
 
 def _home() -> Path:

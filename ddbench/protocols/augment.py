@@ -1,4 +1,4 @@
-"""Differentiable siamese augmentation as networks are scored with it (Zhao and Bilen 2021, arXiv 2102.08259)."""
+"""Differentiable siamese augmentation for scoring (Zhao and Bilen 2021, arXiv 2102.08259)."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ AMOUNTS = {
 
 
 def siamese(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One of colour, crop, cut-out, flip, scale and rotate, drawn for the batch; its amount for each image.
+    """Apply one of colour, crop, cut-out, flip, scale and rotate, drawn for the batch; its amount is each image's own.
 
     `images` `[n, channels, height, width]`, normalised. The amounts are those of the paper: rotation up to 15 degrees,
     scale from 1/1.2 to 1.2, crops of an image padded by an eighth, cut-outs of half the side, brightness, saturation
@@ -51,7 +51,7 @@ def _moved(images: Tensor, affine: Tensor) -> Tensor:
 
 
 def _crop(images: Tensor, draw: Draw) -> Tensor:
-    """A window of the image's size out of the image with an eighth of zeros around it."""
+    """Cut a window of the image's size out of the image with an eighth of zeros around it."""
     n, _, high, wide = images.shape
     up, left = int(high * SHIFT + 0.5), int(wide * SHIFT + 0.5)
     padded = F.pad(images, (left, left, up, up))
@@ -62,7 +62,7 @@ def _crop(images: Tensor, draw: Draw) -> Tensor:
 
 
 def _cut_out(images: Tensor, draw: Draw) -> Tensor:
-    """A square of half the side, its middle anywhere in the image, set to zero (the mean colour)."""
+    """Set a square of half the side, its middle anywhere in the image, to zero (the mean colour)."""
     n, _, high, wide = images.shape
     sizes = int(high * CUTOUT + 0.5), int(wide * CUTOUT + 0.5)
     inside = []
@@ -76,7 +76,7 @@ def _cut_out(images: Tensor, draw: Draw) -> Tensor:
 
 
 def _colour(images: Tensor, draw: Draw) -> Tensor:
-    """Brightness, then saturation, then contrast."""
+    """Change brightness, then saturation, then contrast."""
     n = len(images)
     images = images + (draw(n, 1, 1, 1) - 0.5) * BRIGHTNESS
     grey = images.mean(1, keepdim=True)

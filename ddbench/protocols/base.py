@@ -1,4 +1,4 @@
-"""What every protocol is given and gives back."""
+"""The interface of protocols, and the scoring loop that they share."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -75,11 +75,11 @@ class Protocol(Structural):
 
     @property
     def teacher(self) -> bool:
-        """Whether labels come from networks trained on the full data, not from the set."""
+        """True where labels come from networks trained on the full data, not from the set."""
         ...
 
     def networks_needed(self, networks: int) -> dict[Side, int]:
-        """How many of each side `evaluate` may draw to score on `networks`."""
+        """Return how many networks of each side `evaluate` may draw to score on `networks`."""
         ...
 
     def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter) -> Evaluation:
@@ -88,7 +88,7 @@ class Protocol(Structural):
 
 
 def better(objective: Objective, value: float, than: float) -> bool:
-    """Whether `value` of the primary metric beats `than`; what is not finite never does."""
+    """Return True if `value` of the primary metric is better than `than`; a value that is not finite never is."""
     if not math.isfinite(value):
         return False
     if not math.isfinite(than):
@@ -103,7 +103,7 @@ def collect(values: dict[str, list[float]], metrics: Mapping[str, float]) -> Non
 
 
 def finite(values: dict[str, list[float]], setting: Setting) -> dict[str, list[float]]:
-    """Metrics that are finite on every network; a diverged network still has an accuracy, but no loss."""
+    """Return the metrics that are finite on every network; a diverged network still has an accuracy, but no loss."""
     finite = {name: numbers for name, numbers in values.items() if all(map(math.isfinite, numbers))}
     if setting.objective.primary not in finite:
         raise DdbenchError(
@@ -118,7 +118,7 @@ Trained = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 
 
 def draw(protocol: str, setting: Setting, side: Side, count: int) -> list[dict[str, Tensor]]:
-    """Initial weights that depend on the protocol, the side and the init distribution alone."""
+    """Return initial weights that depend on the protocol, the side and the init distribution alone."""
     generator = torch.Generator().manual_seed(derive_seed(protocol, side))
     return list(unstack(setting.module, setting.networks(side, generator).sample(count)))
 

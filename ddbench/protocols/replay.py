@@ -67,7 +67,7 @@ class Replay:
         return state.params, state.buffers
 
     def _best_rate(self, sets: Sequence[DistilledSet], setting: Setting, reporter: Reporter) -> float:
-        """The rate whose mean primary metric on the validation slice is best; the smaller one of equals."""
+        """Return the rate with the best mean primary metric on the validation slice; the smaller of equals."""
         drawn = draw(self.name, setting, "train", SELECTION_NETWORKS)
         pairs = max(len(drawn), min(len(sets), SELECTION_NETWORKS))
         trials = [(rate, i) for rate in RATES for i in range(pairs)]
