@@ -10,8 +10,9 @@ from ddbench.contract.observer import Silent
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.task import Objective
 from ddbench.errors import DdbenchError, UsageError
+from ddbench.networks import State, measure
 from ddbench.protocols import get_protocol
-from ddbench.protocols.base import better, measure
+from ddbench.protocols.base import better
 from ddbench.protocols.replay import RATES
 
 REPLAY = get_protocol("replay/v1")
@@ -136,10 +137,10 @@ def test_measuring_in_batches_is_measuring_at_once(make_prepared, monkeypatch):
     weights = next(
         iter([{k: v[0] for k, v in prepared.setting.networks("train", torch.Generator()).sample(1).items()}])
     )
-    whole = measure(prepared.setting.module, weights, {}, prepared.setting.test, prepared.setting.objective)
+    whole = measure(prepared.setting.module, State(weights), prepared.setting.test, prepared.setting.objective)
     monkeypatch.setattr("ddbench.engine.networks.BATCH", 7)
     assert measure(
-        prepared.setting.module, weights, {}, prepared.setting.test, prepared.setting.objective
+        prepared.setting.module, State(weights), prepared.setting.test, prepared.setting.objective
     ) == pytest.approx(whole)
 
 
@@ -282,7 +283,7 @@ def test_students_learn_what_their_teachers_say_of_the_images(make_prepared):
 def test_the_time_is_told_first(make_prepared, monkeypatch):
     from ddbench.protocols import train
 
-    monkeypatch.setattr(train, "TOLD_FROM", 0)
+    monkeypatch.setattr(train, "ANNOUNCE_SECONDS", 0)
     prepared, told = make_prepared(images_per_class=2, steps=2), []
 
     class Reporter(Silent):
