@@ -27,8 +27,8 @@ def test_each_network_is_trained_as_if_alone(make_prepared):
         train_each(network, drawn, [5, 6, 7], examples, recipe, results.append)
         return results
 
-    alone, together = trained(1), trained(2)
-    for first, second in zip(alone, together, strict=True):
+    alone, parallel = trained(1), trained(2)
+    for first, second in zip(alone, parallel, strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first)
 
     import math

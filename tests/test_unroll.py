@@ -126,11 +126,11 @@ def test_ways_of_going_back_are_equal_to_the_last_digits():
 
 def test_several_networks_give_the_mean_of_each_alone():
     network, params, *rest = problem(2, 3, 2, 2, 2, soft=False)
-    together = meta_gradient(network, params, *rest)
+    joint = meta_gradient(network, params, *rest)
     alone = [meta_gradient(network, {k: v[i] for k, v in params.items()}, *rest) for i in range(3)]
-    torch.testing.assert_close(together.inputs, sum(g.inputs for g in alone) / 3)
-    torch.testing.assert_close(together.lrs, sum(g.lrs for g in alone) / 3)
-    torch.testing.assert_close(together.loss, torch.cat([g.loss for g in alone]))
+    torch.testing.assert_close(joint.inputs, sum(g.inputs for g in alone) / 3)
+    torch.testing.assert_close(joint.lrs, sum(g.lrs for g in alone) / 3)
+    torch.testing.assert_close(joint.loss, torch.cat([g.loss for g in alone]))
 
 
 @pytest.mark.parametrize("memory", MEMORIES, ids=repr)

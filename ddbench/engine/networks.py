@@ -93,10 +93,8 @@ def forward(
         return torch.cat(parts)
 
 
-def measure(
-    network: nn.Module, params: Params, buffers: Params, examples: ExampleSet, objective: Objective
-) -> dict[str, float]:
+def measure(network: nn.Module, state: State, examples: ExampleSet, objective: Objective) -> dict[str, float]:
     """Return the objective's metrics of one network on `examples`, in evaluation mode."""
-    logits = forward(network, State(dict(params), dict(buffers)), examples.inputs, BATCH)
+    logits = forward(network, state, examples.inputs, BATCH)
     with torch.no_grad():
         return objective.metrics(logits, examples.labels)

@@ -13,6 +13,7 @@ from ddbench.contract.run import Run
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import Choice
 from ddbench.discovery.catalog import Catalog
+from ddbench.engine.networks import State, measure
 from ddbench.errors import DdbenchError, Interrupted
 from ddbench.machine.environment import describe
 from ddbench.machine.files import atomic_write, sha256
@@ -20,7 +21,7 @@ from ddbench.machine.folders import cache_dir
 from ddbench.machine.seeds import derive_seed, seed_everything
 from ddbench.pipeline.prepare import Prepared
 from ddbench.protocols import Setting
-from ddbench.protocols.base import better, measure
+from ddbench.protocols.base import better
 from ddbench.records.result import BEST_CORESET, FULL_DATA
 from ddbench.records.stats import Score, summarise
 
@@ -112,7 +113,7 @@ def _score_full_data(setting: Setting) -> Score:
     take long.
     """
     trained = setting.full_data(PATIENCE)
-    metrics = [measure(setting.module, weights, {}, setting.test, setting.objective) for weights in trained]
+    metrics = [measure(setting.module, State(weights), setting.test, setting.objective) for weights in trained]
     return summarise([values[setting.objective.primary] for values in metrics])
 
 

@@ -22,7 +22,7 @@ from ddbench.contract.spec import Choice, RunSpec, Settings
 from ddbench.contract.task import Objective, Side
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import BATCH, Recipe, forecast, train_each
-from ddbench.engine.networks import measure
+from ddbench.engine.networks import State, measure
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 from ddbench.machine.files import atomic_write, locked, sha256
 from ddbench.machine.folders import cache_dir
@@ -317,7 +317,7 @@ class Pools:
                 side, index = next(remaining)
                 if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
                     raise DdbenchError(f"network {side}-{index} of the pool diverged.", f"Lower the rate {spec.lr:g}.")
-                accuracies.append(measure(module, weights, {}, validation, _CLASSIFICATION)["accuracy"])
+                accuracies.append(measure(module, State(weights), validation, _CLASSIFICATION)["accuracy"])
                 pool.write(side, index, weights, accuracies[-1])
                 pace.tick()
                 count = len(accuracies)

@@ -13,8 +13,7 @@ from ddbench.contract.journal import Journal, digest
 from ddbench.contract.observer import Pace, Reporter
 from ddbench.contract.sets import DistilledSet, ExampleSet
 from ddbench.contract.task import Budget, Networks, Objective, Side
-from ddbench.engine.networks import measure as measure
-from ddbench.engine.networks import unstack
+from ddbench.engine.networks import State, measure, unstack
 from ddbench.engine.workers import for_each_network
 from ddbench.errors import DdbenchError
 from ddbench.machine.seeds import derive_seed
@@ -113,10 +112,6 @@ def finite(values: dict[str, list[float]], setting: Setting) -> dict[str, list[f
     return finite
 
 
-Trained = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
-"""Weights and buffers of a network, by name."""
-
-
 def draw(protocol: str, setting: Setting, side: Side, count: int) -> list[dict[str, Tensor]]:
     """Return initial weights that depend on the protocol, the side and the init distribution alone."""
     generator = torch.Generator().manual_seed(derive_seed(protocol, side))
@@ -135,7 +130,7 @@ def score_networks(
     protocol: str,
     sets: Sequence[DistilledSet],
     drawn: Sequence[dict[str, Tensor]],
-    train: Callable[[nn.Module, int, dict[str, Tensor], int], Trained],
+    train: Callable[[nn.Module, int, dict[str, Tensor], int], State],
     setting: Setting,
     selected: str,
     reporter: Reporter,
@@ -158,8 +153,8 @@ def score_networks(
             pair: Sequence[dict[str, float]] = known[number]
             return pair
         weights = drawn[number % len(drawn)]
-        first = measure(network, weights, buffers, setting.test, setting.objective)
-        after = measure(network, *train(network, number % len(sets), weights, number), setting.test, setting.objective)
+        first = measure(network, State(weights, buffers), setting.test, setting.objective)
+        after = measure(network, train(network, number % len(sets), weights, number), setting.test, setting.objective)
         pair = [{name: float(value) for name, value in metrics.items()} for metrics in (first, after)]
         journal.put(pair, network=number)
         return pair

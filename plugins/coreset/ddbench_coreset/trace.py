@@ -198,10 +198,10 @@ def _difficulty(
     logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Return the margin and the error of each example."""
-    own = logits.gather(1, labels[:, None])
+    true = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     error = logits.softmax(1) - F.one_hot(labels, logits.shape[1])
-    return own[:, 0] - others, torch.linalg.vector_norm(error, dim=1)
+    return true[:, 0] - others, torch.linalg.vector_norm(error, dim=1)
 
 
 def _clone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -25,18 +25,18 @@ def distil(catalog: Catalog, tmp_path, options: dict | None = None, seed: int = 
     folder.mkdir()
     run = Run(folder, seed=seed)
     task = prepared.task(run.generator)
-    made = plan.method.call(plan.settings.method.options, task, run)
-    made.validate(task)
-    return made, run, prepared
+    distilled_set = plan.method.call(plan.settings.method.options, task, run)
+    distilled_set.validate(task)
+    return distilled_set, run, prepared
 
 
 def test_learns_images_and_rates_in_the_stated_shapes(catalog, tmp_path):
-    made, run, _ = distil(catalog, tmp_path, images_per_class=4, steps=2, epochs=3)
-    assert made.inputs.shape == (2, 20, 1, 8, 8)
-    assert made.lrs.shape == (3, 2)
-    assert made.labels.tolist() == [[label for label in range(10) for _ in range(2)]] * 2
-    assert (made.lrs > 0).all()
-    assert not torch.allclose(made.lrs, made.lrs[0, 0])
+    distilled_set, run, _ = distil(catalog, tmp_path, images_per_class=4, steps=2, epochs=3)
+    assert distilled_set.inputs.shape == (2, 20, 1, 8, 8)
+    assert distilled_set.lrs.shape == (3, 2)
+    assert distilled_set.labels.tolist() == [[label for label in range(10) for _ in range(2)]] * 2
+    assert (distilled_set.lrs > 0).all()
+    assert not torch.allclose(distilled_set.lrs, distilled_set.lrs[0, 0])
     lines = run.log_path.read_text().splitlines()
     assert len(lines) == 30
     assert all(word in lines[0] for word in ("loss", "gradient_norm", "train_accuracy"))
@@ -47,8 +47,10 @@ def test_learns_to_classify_real_digits(catalog, tmp_path, init):
     from ddbench.contract.observer import Silent
     from ddbench.protocols import get_protocol
 
-    made, _, prepared = distil(catalog, tmp_path, {"outer_steps": 200, "outer_lr": 0.05, "inner_lr": 0.1}, init=init)
-    scores = get_protocol("replay/v1").evaluate([made], prepared.setting, 3, Silent()).scores["accuracy"]
+    distilled_set, _, prepared = distil(
+        catalog, tmp_path, {"outer_steps": 200, "outer_lr": 0.05, "inner_lr": 0.1}, init=init
+    )
+    scores = get_protocol("replay/v1").evaluate([distilled_set], prepared.setting, 3, Silent()).scores["accuracy"]
     assert min(scores) > 0.75
 
 
@@ -101,9 +103,9 @@ def test_schedules():
 
 
 def test_the_papers_experiments_are_complete_specs_with_published_figures(catalog):
-    found = {e.name: e for e in catalog.experiments() if e.spec["method"]["name"] == "unrolled_gd"}
+    experiments = {e.name: e for e in catalog.experiments() if e.spec["method"]["name"] == "unrolled_gd"}
     figures = {
-        name: (e.published.metric, e.published.mean, e.published.std) for name, e in found.items() if e.published
+        name: (e.published.metric, e.published.mean, e.published.std) for name, e in experiments.items() if e.published
     }
     assert figures == {
         "wang2018/cifar10-fixed-10x3": ("accuracy", 0.54, None),
@@ -115,7 +117,7 @@ def test_the_papers_experiments_are_complete_specs_with_published_figures(catalo
         "wang2018/svhn-to-mnist-random": ("accuracy", 0.852, 0.047),
         "wang2018/usps-to-mnist-random": ("accuracy", 0.927, 0.014),
     }
-    for name, experiment in found.items():
+    for name, experiment in experiments.items():
         spec = plan_run(RunSpec.parse(experiment.spec), catalog).settings
         poisons = "poisoning" in name
         assert (spec.objective.name, spec.epochs) == (("poisoning", 1) if poisons else ("classification", 3))
