@@ -22,7 +22,7 @@ from ddbench.contract.spec import Choice
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import Recipe, train_each
 from ddbench.machine.environment import describe, keep_freed_memory
-from ddbench.pipeline.data import build, load_data, split_validation
+from ddbench.pipeline.data import build, load_examples, split_validation
 
 
 def textbook(module: nn.Module, examples, recipe: Recipe) -> float:
@@ -61,7 +61,7 @@ def main() -> None:
     keep_freed_memory()
     catalog = Catalog()
     component, choice = catalog.resolve("dataset", Choice(name=options.dataset))
-    examples, _ = split_validation(load_data(component, choice, None, download=True)[0], 0.1)
+    examples, _ = split_validation(load_examples(component, choice, None, download=True)[0], 0.1)
     network, choice = catalog.resolve("network", Choice(name=options.network), examples.info)
     module, recipe = build(network, choice, examples.info), Recipe(options.steps, 0.003)
     print(describe(torch.device("cpu")))

@@ -2,10 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ddbench.records.result import RunResult
 
 
 class DdbenchError(Exception):
@@ -14,7 +10,6 @@ class DdbenchError(Exception):
     Attributes:
         message: what failed, in one sentence.
         hint: what to do about it, in one sentence.
-        result: the record of the run, if a run failed.
         exit_code: the exit code of the command line.
     """
 
@@ -24,7 +19,6 @@ class DdbenchError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.result: RunResult | None = None
 
 
 class UsageError(DdbenchError):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import architecture
 import pydantic
 import typer
 from sphinx.application import Sphinx
@@ -43,6 +44,7 @@ def write(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name, page in PAGES.items():
         (folder / f"{name}.md").write_text("\n".join(page()) + "\n")
+    (folder / "architecture.svg").write_text(architecture.picture())
 
 
 def commands() -> Iterator[str]:
@@ -206,12 +208,17 @@ def _argument(argument: ast.arg, default: ast.expr | None) -> str:
 def results() -> Iterator[str]:
     """The committed rows: methods against images per class, a table for all that compare but for the budget."""
     yield "# Results\n"
+    folder = Path(__file__).parent.parent / "leaderboards"
+    rows = read(folder) if folder.is_dir() else []
+    if not rows:
+        yield "There are no rows: this copy has no `leaderboards/`, or an empty one."
+        return
     yield "Every figure is of a committed leaderboard line: the mean over the networks that scored, with half of its 95"
     yield "% interval (none for a single network). Tables hold lines that differ in method and budget alone; where a"
     yield "method was run with other options too, its best line stands first. `*` marks data that is not the full"
     yield "original."
     tables: dict[tuple[object, ...], list[Line]] = {}
-    for group in groups(read(Path(__file__).parent.parent / "leaderboards")):
+    for group in groups(rows):
         row = group[0].first
         data = (row.dataset, row.dataset_hash, row.train_images)
         aim = (row.objective, row.objective_options, row.target, row.metric, row.label_regime)
@@ -259,4 +266,5 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "hooks": hooks,
     "columns": columns,
     "api": api,
+    "architecture": architecture.page,
 }

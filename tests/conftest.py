@@ -12,7 +12,8 @@ import torch
 
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
-from ddbench.pipeline.prepare import Bench, complete, prepare
+from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.prepare import Prepared, prepare
 from tests.forked import forked
 
 DDBENCH = Path(sys.executable).with_name("ddbench")
@@ -42,10 +43,10 @@ def catalog() -> Catalog:
 
 
 @pytest.fixture
-def make_bench(catalog: Catalog) -> Callable[..., Bench]:
-    def make(**fields: object) -> Bench:
-        spec, parts = complete(RunSpec.parse({"method": "random_subset", "network": "linear", **fields}), catalog)
-        return prepare(spec, parts)
+def make_prepared(catalog: Catalog) -> Callable[..., Prepared]:
+    def make(**fields: object) -> Prepared:
+        plan = plan_run(RunSpec.parse({"method": "random_subset", "network": "linear", **fields}), catalog)
+        return prepare(plan, catalog)
 
     return make
 

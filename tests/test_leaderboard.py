@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddbench.contract.spec import RunSpec
+from ddbench.contract.spec import Settings
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.records.leaderboard import COLUMNS, JSON_COLUMNS, append, comparison, path_for, read
 from tests.rows import make_row
@@ -90,9 +90,16 @@ def test_rows_of_ten_thousand_networks(tmp_path: Path):
 
 
 def test_where_rows_go(tmp_path: Path):
-    spec = {"method": "any", "objective": "poisoning"}
-    assert path_for(tmp_path, RunSpec.parse(spec)).name == "poisoning.csv"
-    assert path_for(tmp_path, RunSpec.parse({**spec, "target": "svhn_to_mnist"})).name == "adaptation.csv"
+    spec = {
+        "method": "any",
+        "objective": "poisoning",
+        "network": "mlp",
+        "eval_init": "random",
+        "images_per_class": 1,
+        "steps": 1,
+    }
+    assert path_for(tmp_path, Settings.model_validate(spec)).name == "poisoning.csv"
+    assert path_for(tmp_path, Settings.model_validate({**spec, "target": "svhn_to_mnist"})).name == "adaptation.csv"
     with pytest.raises(UsageError, match="there is no folder"):
         read(tmp_path / "nothing")
 

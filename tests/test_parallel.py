@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddbench.engine.workers import for_each_network
+from ddbench.networks import for_each_network
 
 
 @pytest.fixture(params=[1, 2, 3])

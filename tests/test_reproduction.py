@@ -4,14 +4,14 @@ import pytest
 
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
-from ddbench.pipeline.prepare import complete
+from ddbench.pipeline.plan import plan_run
 from ddbench.records.leaderboard import Row
 from ddbench.render.reproduction import page
 
 
 def row_of(catalog: Catalog, name: str, mean: float, **changes: object) -> Row:
     """A row as a run of the experiment would leave it, figures aside."""
-    spec, _ = complete(RunSpec.parse(catalog.experiment(name).spec), catalog)
+    spec = plan_run(RunSpec.parse(catalog.experiment(name).spec), catalog).settings
     fields: dict[str, object] = {}
     for key, field in Row.model_fields.items():
         fields[key] = {int: 1, float: 0.5, bool: True}.get(field.annotation, "")  # type: ignore[arg-type]

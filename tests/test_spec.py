@@ -1,10 +1,8 @@
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddbench.contract.spec import RunSpec, default_steps, parse_duration, place_assignments
+from ddbench.contract.spec import RunSpec, Settings, default_steps, parse_duration, place_assignments
 from ddbench.errors import UsageError
 
 
@@ -13,13 +11,23 @@ def test_names_stand_for_choices_and_defaults_are_filled():
     assert (spec.method.name, spec.dataset.name, spec.init.name, spec.time_limit) == ("m", "svhn", "random", 900)
 
 
+COMPLETE = {
+    "method": "m",
+    "dataset": "digits",
+    "network": "mlp",
+    "eval_init": "random",
+    "images_per_class": 3,
+    "steps": 1,
+}
+
+
 def test_fingerprint_depends_on_what_is_computed_and_on_nothing_else():
-    base = {"method": "m", "dataset": "digits"}
-    fingerprint = RunSpec.parse(base).fingerprint
-    assert RunSpec.parse({**base, "device": "cpu"}).fingerprint == fingerprint
-    assert RunSpec.model_validate_json(RunSpec.parse(base).model_dump_json()).fingerprint == fingerprint
-    # Pinned: a change that moves it makes every committed row unfindable, so it must be meant.
-    assert json.loads(RunSpec.parse(base).canonical())["method"] == {"name": "m", "options": {}}
+    fingerprint = Settings.model_validate(COMPLETE).fingerprint
+    assert Settings.model_validate({**COMPLETE, "device": "cpu", "best_coreset": True}).fingerprint == fingerprint
+    again = Settings.model_validate_json(Settings.model_validate(COMPLETE).model_dump_json())
+    assert again.fingerprint == fingerprint
+    # Pinned: a change that moves it makes every committed row unfindable.
+    assert fingerprint == "f870f1591a2de18c346534085dbd123853b0fa4e28f63cea30bbcfedc687e84e"
     for change in (
         {"seed": 1},
         {"epochs": 2},
@@ -27,7 +35,7 @@ def test_fingerprint_depends_on_what_is_computed_and_on_nothing_else():
         {"time_limit": 5},
         {"method": {"name": "m", "options": {"a": 1}}},
     ):
-        assert RunSpec.parse({**base, **change}).fingerprint != fingerprint
+        assert Settings.model_validate({**COMPLETE, **change}).fingerprint != fingerprint
 
 
 @pytest.mark.parametrize(
@@ -83,5 +91,5 @@ def test_assignments_to_nowhere():
 
 
 def test_run_ids_are_file_names():
-    spec = RunSpec.parse({"method": "m", "dataset": "folder:/a b/ü", "images_per_class": 3})
+    spec = Settings.model_validate({**COMPLETE, "dataset": "folder:/a b/ü"})
     assert spec.run_id == f"m-folder_a_b-ipc3-{spec.fingerprint[:6]}"

@@ -77,5 +77,8 @@ for module in (run, evaluate, pretrain, listing, boards, authors, installation):
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the console script."""
+    from ddbench.machine.environment import keep_freed_memory
+
+    keep_freed_memory()
     app()

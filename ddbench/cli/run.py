@@ -111,7 +111,7 @@ def run(
         "smoke": smoke or None,
         "best_coreset": best_coreset or None,
     }
-    with explained_failures(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj) as attempt:
         from ddbench.discovery.catalog import Catalog
 
         catalog = Catalog(plugin or [])
@@ -140,7 +140,9 @@ def run(
         from ddbench.render.tables import published_lines
 
         with _resumable(leaderboards), live() as reporter:
-            result = runner.run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
+            started = runner.start(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
+            attempt.run_dir = started.folder.path
+            result = started.carry_out()
         _conclude(result, leaderboards, as_json)
         if experiment is not None and not as_json and result.spec.experiment:
             for line in published_lines(catalog.experiment(experiment), result):
@@ -160,13 +162,14 @@ def resume(
 
     Example: `ddbench resume runs/unrolled_gd-svhn-ipc10-3f9a1c`
     """
-    with explained_failures(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj) as attempt:
         from ddbench.discovery.catalog import Catalog
         from ddbench.pipeline import runner
         from ddbench.records.result import RunFolder
         from ddbench.render.live import live
 
         folder = path if path.is_dir() else Path("runs") / path
+        attempt.run_dir = folder
         catalog = Catalog([*(plugin or []), *RunFolder(folder).read_origin().plugins])
         warn_of_plugins(catalog, plugin)
         with _resumable(leaderboards), live() as reporter:
@@ -199,7 +202,7 @@ def _spec(
     if any(key.startswith("network.") for key in settings) and not any(
         flags[part] or fields.get(part) for part in ("network", "target")
     ):
-        from ddbench.pipeline.prepare import usual_network
+        from ddbench.pipeline.plan import usual_network
 
         dataset = merged(fields, flags, {}, set()).dataset
         fields["network"] = usual_network(catalog.get("dataset", dataset.name)).model_dump()
@@ -241,7 +244,7 @@ def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | No
 
 def _run_sweep(
     sweep: "Sweep",
-    spec_of: "Callable[[dict[str, Any]], RunSpec]",
+    spec_at: "Callable[[dict[str, Any]], RunSpec]",
     catalog: "Catalog",
     runs: Path,
     leaderboards: Path,
@@ -249,47 +252,28 @@ def _run_sweep(
     dry_run: bool,
 ) -> None:
     """Run every point, then print the table and draw the picture; both are kept in a folder of their own."""
-    from ddbench.machine.files import atomic_write, sha256
-    from ddbench.pipeline import runner
-    from ddbench.pipeline.prepare import complete
-    from ddbench.pipeline.sweep import csv_text, run_sweep
+    from ddbench.pipeline.sweep import plan_sweep, run_sweep
     from ddbench.render.live import live
     from ddbench.render.pictures import draw_sweep
     from ddbench.render.tables import sweep_table
 
-    def completed(values: dict[str, Any]) -> "RunSpec":
-        return complete(spec_of(values), catalog)[0]
-
-    planned = [completed(values) for _, values in sweep.assignments()]
     if dry_run:
-        lines = [{"run": spec.run_id, "fingerprint": spec.fingerprint} for spec in planned]
+        planned = [plan.settings for _, plan in plan_sweep(sweep, spec_at, catalog)]
+        lines = [{"run": settings.run_id, "fingerprint": settings.fingerprint} for settings in planned]
         if as_json:
             print_json({"status": "planned", "runs": lines})
         else:
             typer.echo("\n".join(["Would run:", *(f"  {line['run']}" for line in lines)]))
         return
     with live() as reporter:
-        points = run_sweep(
-            sweep,
-            completed,
-            lambda spec: runner.run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter),
-            lambda spec: catalog.get("method", spec.method.name).distribution,
-            runs,
-            reporter,
-        )
-    if not points:
-        raise UsageError("no point of the sweep could be run.", "See the reasons above.")
-    name = f"sweep-{planned[0].method.name}-{sha256(''.join(s.fingerprint for s in planned).encode())[:6]}"
-    folder = runs / name
-    figure = sweep.plot or points[0].result.primary
-    atomic_write(folder / "sweep.csv", csv_text(sweep, points))
-    draw_sweep(sweep, points, figure, folder / "sweep.png")
+        done = run_sweep(sweep, spec_at, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
+    draw_sweep(done.sweep, done.points, done.figure, done.picture)
     if as_json:
-        results = [{"values": p.values, "logged": p.logged, **p.result.model_dump(mode="json")} for p in points]
-        print_json({"status": "ok", "plot": figure, "folder": str(folder), "points": results})
+        results = [{"values": p.values, "logged": p.logged, **p.result.model_dump(mode="json")} for p in done.points]
+        print_json({"status": "ok", "plot": done.figure, "folder": str(done.folder), "points": results})
         return
-    sweep_table(sweep, points, figure)
-    typer.echo(f"  picture  {folder / 'sweep.png'}\n  table    {folder / 'sweep.csv'}")
+    sweep_table(done.sweep, done.points, done.figure)
+    typer.echo(f"  picture  {done.picture}\n  table    {done.table}")
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -313,39 +297,15 @@ def _resumable(leaderboards: Path) -> Iterator[None]:
 
 
 def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path, as_json: bool) -> None:
-    from ddbench.errors import MissingPrerequisite
-    from ddbench.pipeline.prepare import complete, prepare
-    from ddbench.records.leaderboard import path_for
+    from ddbench.pipeline.dry_run import dry_run
     from ddbench.render.tables import plan_lines
 
-    spec, parts = complete(spec, catalog)
-    try:
-        bench = prepare(spec, parts, download=False)
-        record = bench.record
-        data = f"{record.name}: {record.train} training, {record.validation} validation, {record.test} test images"
-        try:
-            predicted = bench.peak_memory()
-            memory = f"about {predicted[0] / 1e6:.0f} MB at the peak ({predicted[1]})" if predicted else "not predicted"
-        except MissingPrerequisite as error:
-            predicted, memory = None, f"not known yet: {error.message}"
-    except MissingPrerequisite as error:
-        data, predicted, memory = f"not there yet: {error.message}", None, "not known before the data is there"
-    run_dir = str(runs / spec.run_id)
-    leaderboard = None if spec.smoke else str(path_for(leaderboards, spec))
-    plan = {
-        "status": "planned",
-        "spec": spec.model_dump(mode="json"),
-        "fingerprint": spec.fingerprint,
-        "run_dir": run_dir,
-        "leaderboard": leaderboard,
-        "data": data,
-        "peak_memory_mb": predicted and round(predicted[0] / 1e6),
-    }
-    if as_json:
-        print_json(plan)
+    planned = dry_run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards)
+    if not as_json:
+        for line in plan_lines(planned):
+            typer.echo(line)
         return
-    for line in plan_lines(spec, data, memory, run_dir, leaderboard):
-        typer.echo(line)
+    print_json({"status": "planned", **planned.model_dump(mode="json")})
 
 
 def _conclude(result: "RunResult", leaderboards: Path, as_json: bool) -> None:

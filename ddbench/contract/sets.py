@@ -1,17 +1,17 @@
-"""Real data as a method sees it (`ExampleSet`), and distilled data as it is scored and shared (`DistilledSet`)."""
+"""Real data for methods (`ExampleSet`), and distilled data to score and share (`DistilledSet`)."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import safetensors
 import safetensors.torch
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from ddbench.errors import PluginError, UsageError
 from ddbench.machine.files import atomic_write, sha256
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The facts of a loaded dataset.
+    """Facts about a loaded dataset.
 
     Attributes:
-        name: the name in records.
-        classes: names of the classes, in the order of the labels.
-        sample_shape: `(channels, height, width)` of an image.
-        mean: per channel, of the training images in [0, 1].
-        std: standard deviation per channel, of the training images in [0, 1].
-        modality: `image`.
+        name: the registered name, such as "mnist".
+        classes: names of the classes, in the order of their labels 0, 1, ...
+        sample_shape: shape of one example, `(channels, height, width)` for images.
+        mean: mean of each channel over the training images in [0, 1].
+        std: standard deviation of each channel over the same images.
+        modality: kind of data, such as "image".
         content_hash: SHA-256 over every image and label of both splits.
         partial: True unless this copy is known to be the full original.
     """
@@ -48,26 +48,26 @@ class DatasetInfo:
 
     @property
     def label(self) -> str:
-        """The name rows carry: that of a partial copy holds its content hash, so it never ranks with the full set."""
+        """Name in rows; a partial copy adds its content hash, so that it never ranks with the full dataset."""
         return f"{self.name}@{self.content_hash[:8]}" if self.partial else self.name
 
-    def pixels(self, inputs: Tensor) -> Tensor:
-        """Normalised `[..., channels, height, width]` back to pixels, where real images lie in [0, 1]."""
+    def pixels(self, inputs: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
+        """Convert normalised `[..., channels, height, width]` to pixels, where real images lie in [0, 1]."""
         shape = (-1, *[1] * (len(self.sample_shape) - 1))
         return inputs * inputs.new_tensor(self.std).view(shape) + inputs.new_tensor(self.mean).view(shape)
 
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """The training and test images that a dataset plugin loads.
+    """Images of both splits as a dataset plugin loads them.
 
     Attributes:
-        train_images: uint8 `[n, channels, height, width]`.
-        train_labels: int64 `[n]`.
-        test_images: uint8 `[m, channels, height, width]`.
-        test_labels: int64 `[m]`.
-        partial: False promises that this copy was verified to be the full original; rows of other copies carry their
-            content hash.
+        train_images: `[n, channels, height, width]` uint8, pixels from 0 to 255.
+        train_labels: `[n]` int64, class numbers from 0.
+        test_images: `[m, channels, height, width]` uint8.
+        test_labels: `[m]` int64.
+        partial: False only where the plugin verified, by checksums for example, that this copy is the full original.
+            Rows of partial copies carry their content hash.
     """
 
     train_images: UInt8[Tensor, "n c h w"]
@@ -77,33 +77,34 @@ class ImageSplits:
     partial: bool = True
 
     def content_hash(self) -> str:
-        """SHA-256 over shapes, images and labels of both splits."""
+        """Return the hexadecimal SHA-256 over shapes, images and labels of both splits."""
         parts = []
         for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             parts.append(f"{tensor.dtype}{tuple(tensor.shape)}{sha256(tensor.contiguous().numpy().tobytes())}")
         return sha256("".join(parts).encode())
 
     def validate(self, who: str, classes: int, sample_shape: tuple[int, ...] | None = None) -> None:
-        """Check types, shapes and labels; raises `PluginError` naming the plugin (`who`) and the first fault.
+        """Check types, shapes and labels. Raises `PluginError` with the first problem.
 
-        `sample_shape` is the one that was declared; without it the images of both splits must have one shape.
+        `who` is the plugin's name in the message. `sample_shape` is the declared shape; without it the images of both
+        splits must have one shape.
         """
-        for fault, remedy in self._faults(classes, sample_shape):
-            raise PluginError(f"{who} gives {fault}.", remedy)
+        for problem, remedy in self._problems(classes, sample_shape):
+            raise PluginError(f"{who} gives {problem}.", remedy)
 
-    def _faults(self, classes: int, sample_shape: tuple[int, ...] | None) -> Iterator[tuple[str, str]]:
+    def _problems(self, classes: int, sample_shape: tuple[int, ...] | None) -> Iterator[tuple[str, str]]:
         for split, images, labels in (
             ("training", self.train_images, self.train_labels),
             ("test", self.test_images, self.test_labels),
         ):
-            if _kind(images) != (torch.uint8, 4):
+            if _dtype_and_dim(images) != (torch.uint8, 4):
                 remedy = "Give a uint8 tensor [n, channels, height, width], pixels from 0 to 255."
-                yield f"{split} images {_described(images)}", remedy
-            if _kind(labels) != (torch.int64, 1):
-                remedy = "Give the number of its class for each image: an int64 tensor [n]."
-                yield f"{split} labels {_described(labels)}", remedy
+                yield f"{split} images {_type_and_shape(images)}", remedy
+            if _dtype_and_dim(labels) != (torch.int64, 1):
+                remedy = "Give each image the number of its class: an int64 tensor [n]."
+                yield f"{split} labels {_type_and_shape(labels)}", remedy
             if len(images) != len(labels) or not len(images):
-                remedy = "Give images in both splits, with one label each; check the files of the dataset."
+                remedy = "Give images in both splits, each with one label; check the files of the dataset."
                 yield f"{len(images)} {split} images and {len(labels)} labels", remedy
             shape = tuple(images.shape[1:])
             sample_shape = sample_shape or shape
@@ -115,14 +116,14 @@ class ImageSplits:
                 yield f"{split} labels outside 0 .. {classes - 1}", remedy
 
 
-def _kind(thing: object) -> tuple[torch.dtype, int] | None:
-    return (thing.dtype, thing.dim()) if isinstance(thing, Tensor) else None
+def _dtype_and_dim(value: object) -> tuple[torch.dtype, int] | None:
+    return (value.dtype, value.dim()) if isinstance(value, Tensor) else None
 
 
-def _described(thing: object) -> str:
-    if isinstance(thing, Tensor):
-        return f"of type {thing.dtype} and shape {list(thing.shape)}"
-    return f"of type {type(thing).__name__}"
+def _type_and_shape(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"of type {value.dtype} and shape {list(value.shape)}"
+    return f"of type {type(value).__name__}"
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,9 @@ class ExampleSet:
     """Real examples.
 
     Attributes:
-        inputs: float32 `[n, *sample_shape]`, normalised per channel.
-        labels: int64 `[n]`.
-        info: the facts of the dataset.
+        inputs: `[n, *sample_shape]` float32, normalised per channel by `info.mean` and `info.std`.
+        labels: `[n]` int64, class numbers from 0.
+        info: facts about the dataset that the examples belong to.
     """
 
     inputs: Float[Tensor, " n *sample"]
@@ -142,23 +143,38 @@ class ExampleSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, indices: Tensor) -> Self:
+    def __getitem__(self, indices: Tensor) -> "ExampleSet":
         indices = indices.to(self.labels.device)
         return replace(self, inputs=self.inputs[indices], labels=self.labels[indices])
 
-    def to(self, device: torch.device) -> Self:
-        """The same examples on `device`."""
+    def to(self, device: torch.device) -> "ExampleSet":
+        """Return the same examples on `device`."""
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
 
-    def of_class(self, label: int, at_least: int = 0) -> Tensor:
-        """Indices of the examples of one class, in their order. Raises `UsageError` where it has too few."""
+    def checksum(self) -> str:
+        """Return a checksum of inputs and labels, at the speed of memory, that a write into them changes.
+
+        A change of one value always changes it, and so does a move of values between blocks of one kilobyte. A move
+        within one block changes it only where it touches one of about 65 000 sampled words, or where the set is small.
+        It finds accidents, not attacks; `info.content_hash` identifies content.
+        """
+        digest = hashlib.sha256()
+        for tensor in (self.inputs, self.labels):
+            digest.update(_block_sums(tensor))
+        return digest.hexdigest()
+
+    def of_class(self, label: int, at_least: int = 0) -> Int[Tensor, " members"]:
+        """Return the indices of the examples of one class, in order.
+
+        Raises `UsageError` where the class has fewer than `at_least`.
+        """
         members = torch.nonzero(self.labels == label).flatten()
         if len(members) < at_least:
             name = self.info.classes[label]
             if not len(members):
                 raise UsageError(
                     f"class {name!r} of {self.info.label} is empty: it has no training images.",
-                    "Give it some, or take it out of the classes of the dataset.",
+                    "Add some, or remove the class from the dataset.",
                 )
             raise UsageError(
                 f"class {name!r} of {self.info.label} has {len(members)} training images, fewer than {at_least}.",
@@ -166,15 +182,15 @@ class ExampleSet:
             )
         return members
 
-    def minibatch(self, size: int, generator: torch.Generator) -> Self:
-        """`size` examples drawn without replacement (all of them, shuffled, where there are fewer)."""
+    def minibatch(self, size: int, generator: torch.Generator) -> "ExampleSet":
+        """Draw `size` examples without replacement; where there are fewer, return all of them, shuffled."""
         return self[torch.randperm(len(self), generator=generator)[:size]]
 
-    def in_steps(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Inputs `[steps, n / steps, *sample_shape]` and labels `[steps, n / steps]`: classes spread over the steps.
+    def in_steps(self, steps: int) -> tuple[Float[Tensor, "steps m *sample"], Int[Tensor, "steps m"]]:
+        """Spread each class evenly over the steps of a distilled set.
 
-        Example i of each class goes to step i modulo `steps`. Where the classes do not divide evenly, all examples
-        stay in one step.
+        Inputs are `[steps, n / steps, *sample_shape]`, labels `[steps, n / steps]`. Example i of each
+        class goes to step i modulo `steps`. Where the classes do not divide evenly, all examples stay in one step.
         """
         places: list[list[int]] = [[] for _ in range(steps)]
         for label in range(len(self.info.classes)):
@@ -185,10 +201,11 @@ class ExampleSet:
         order = torch.tensor(places, device=self.labels.device)
         return self.inputs[order], self.labels[order]
 
-    def random_subset(self, per_class: int, generator: torch.Generator, *, balanced: bool = True) -> Self:
-        """`per_class` examples of each class (or as many in all, whatever their class), drawn without replacement.
+    def random_subset(self, per_class: int, generator: torch.Generator, *, balanced: bool = True) -> "ExampleSet":
+        """Draw `per_class` examples of each class without replacement, class by class.
 
-        Examples come class by class when `balanced`. Raises `UsageError` where a class has too few.
+        With `balanced=False`, draw as many in all from the whole set, whatever their class.
+        Raises `UsageError` where a class has too few.
         """
         if not balanced:
             return self.minibatch(per_class * len(self.info.classes), generator)
@@ -199,17 +216,32 @@ class ExampleSet:
         return self[torch.cat(chosen)]
 
 
+def _block_sums(tensor: Tensor) -> bytes:
+    """Return the sums of all blocks of 128 words of 64 bits, the remaining bytes, and sampled words of `tensor`.
+
+    Integers add up to the same sum in any order, on any device and number of threads; floats would not.
+    """
+    raw = tensor.detach().contiguous().flatten().view(torch.uint8)
+    if raw.storage_offset() % 8:  # Words must be aligned.
+        raw = raw.clone()
+    end = len(raw) // 1024 * 1024
+    words = raw[:end].view(torch.int64)
+    sampled = words[:: max(1, len(words) // 65_536)]
+    return b"".join(part.cpu().numpy().tobytes() for part in (words.view(-1, 128).sum(1), raw[end:], sampled))
+
+
 @dataclass(frozen=True)
 class DistilledSet:
-    """The result of a method: a few synthetic or chosen examples, and how to train on them.
+    """A handful of synthetic or selected examples and the way to train on them. Every method returns one.
 
-    A set with `steps=1` and `lrs=None` is a plain subset.
+    `DistilledSet(inputs[None], labels[None])` is a plain subset: one step, no rates.
 
     Attributes:
-        inputs: float32 `[steps, n, *sample_shape]`, normalised like the training data.
-        labels: int64 `[steps, n]`, or probabilities `[steps, n, classes]`.
-        lrs: learning rate of each gradient-descent step `[epochs, steps]`, or None.
-        metadata: what a stranger needs in order to use the file; see `described`.
+        inputs: `[steps, n, *sample_shape]` float32, normalised like the training data.
+        labels: `[steps, n]` int64 class numbers, or `[steps, n, classes]` float32: probabilities, or any targets where
+            the objective is a regression.
+        lrs: `[epochs, steps]` float32, the rate of each step of gradient descent, or None to let the protocol choose.
+        metadata: facts that a user of the file needs, as text (see `described`).
     """
 
     inputs: Float[Tensor, "steps n *sample"]
@@ -219,27 +251,27 @@ class DistilledSet:
 
     @property
     def count(self) -> int:
-        """How many examples there are in all."""
+        """Number of examples in all steps."""
         return self.inputs.shape[0] * self.inputs.shape[1]
 
     @property
     def soft(self) -> bool:
-        """Whether labels are probabilities."""
+        """True where labels are vectors over the classes, not class numbers."""
         return self.labels.is_floating_point()
 
     @property
     def nbytes(self) -> int:
-        """Bytes stored: images, labels and rates."""
+        """Size in bytes of images, labels and rates."""
         return sum(t.numel() * t.element_size() for t in (self.inputs, self.labels, self.lrs) if t is not None)
 
-    def flat(self) -> tuple[Tensor, Tensor]:
-        """Plain images `[steps * n, *sample_shape]` and labels, for anybody's training loop."""
+    def flat(self) -> tuple[Float[Tensor, " total *sample"], Shaped[Tensor, " total *classes"]]:
+        """Return images `[steps * n, *sample_shape]` and labels `[steps * n]`, for any training loop."""
         return self.inputs.flatten(0, 1), self.labels.flatten(0, 1)
 
-    def pixels(self) -> Tensor:
-        """The images as pixels in [0, 1], `[steps * n, *sample_shape]`: what `metadata` says of mean and std undone.
+    def pixels(self) -> Float[Tensor, " total *sample"]:
+        """Return the images `[steps * n, *sample_shape]` as pixels in [0, 1], by mean and std of `metadata`.
 
-        What lies outside is clipped: distilled images are not bound to the range of real ones.
+        Values outside are clipped, because distilled images may leave the range of real ones.
         """
         shape = (-1, *[1] * (self.inputs.dim() - 3))
         mean, std = (
@@ -249,75 +281,75 @@ class DistilledSet:
         return (self.flat()[0] * std + mean).clamp(0, 1)
 
     def dataset(self) -> "TensorDataset":
-        """A `torch.utils.data` view of `flat`: for a DataLoader, items are pairs of image and label."""
+        """Return `flat` as a `torch.utils.data` dataset for a DataLoader, of pairs of image and label."""
         from torch.utils.data import TensorDataset
 
         return TensorDataset(*self.flat())
 
-    def to(self, device: torch.device) -> Self:
-        """The same set on `device`, without a graph."""
+    def to(self, device: torch.device) -> "DistilledSet":
+        """Return the same set on `device`, detached from any graph."""
         lrs = None if self.lrs is None else self.lrs.detach().to(device)
         inputs, labels = (t.detach().to(device).contiguous() for t in (self.inputs, self.labels))
         return replace(self, inputs=inputs, labels=labels, lrs=lrs)
 
-    def validate(self, task: "Task", whence: str = "the method returned") -> None:
-        """Check shape, dtype, finiteness and budget against `task`; raises `PluginError` naming the first fault."""
-        for fault in self._faults(task):
+    def validate(self, task: "Task", origin: str = "the method returned") -> None:
+        """Check shape, dtype, finiteness and budget against `task`. Raises `PluginError` with the first problem."""
+        for problem in self._problems(task):
             raise PluginError(
-                f"{whence} {fault}.",
+                f"{origin} {problem}.",
                 "A set has inputs [steps, n, *sample_shape], labels [steps, n] and lrs [epochs, steps] or None.",
             )
 
-    def _faults(self, task: "Task") -> list[str]:
+    def _problems(self, task: "Task") -> list[str]:
         classes, budget = len(task.info.classes), task.budget
         tensors = {"inputs": self.inputs, "labels": self.labels, "lrs": self.lrs}
         for name, tensor in tensors.items():
             if not isinstance(tensor, Tensor) and not (name == "lrs" and tensor is None):
                 return [f"{name} of type {type(tensor).__name__} instead of a tensor"]
-        faults = []
+        problems = []
         shape, sample = tuple(self.inputs.shape), tuple(task.info.sample_shape)
         if self.inputs.dim() != 2 + len(sample) or shape[2:] != sample:
             return [f"inputs of shape {list(shape)} where [steps, n, {', '.join(map(str, sample))}] is expected"]
         if self.inputs.dtype != torch.float32:
-            faults.append(f"inputs of type {self.inputs.dtype} instead of torch.float32")
-        wanted = (*shape[:2], classes) if self.soft else shape[:2]
-        if tuple(self.labels.shape) != wanted:
-            return [*faults, f"labels of shape {list(self.labels.shape)} where {list(wanted)} is expected"]
+            problems.append(f"inputs of type {self.inputs.dtype} instead of torch.float32")
+        expected = (*shape[:2], classes) if self.soft else shape[:2]
+        if tuple(self.labels.shape) != expected:
+            return [*problems, f"labels of shape {list(self.labels.shape)} where {list(expected)} is expected"]
         if not self.soft and self.labels.dtype != torch.int64:
-            faults.append(f"labels of type {self.labels.dtype} instead of torch.int64")
+            problems.append(f"labels of type {self.labels.dtype} instead of torch.int64")
         for name, tensor in tensors.items():
             if tensor is not None and not torch.isfinite(tensor).all():
-                faults.append(f"{name} with NaN or infinite values")
+                problems.append(f"{name} with NaN or infinite values")
         sums = self.labels.sum(-1) if self.soft else None
         # Targets of a regression may be any numbers.
-        classifies = task.objective.inner_loss is F.cross_entropy
+        classifies = task.objective.kind == "classification"
         if classifies and sums is not None and not ((sums - 1).abs().le(1e-4).all() and self.labels.ge(0).all()):
-            faults.append("soft labels that are not distributions: they must not be negative and sum to one")
+            problems.append("soft labels that are not distributions: they must not be negative and sum to one")
         if not self.soft and self.labels.numel() and not 0 <= self.labels.min() <= self.labels.max() < classes:
-            faults.append(f"labels outside 0 .. {classes - 1}")
+            problems.append(f"labels outside 0 .. {classes - 1}")
         if not 1 <= self.count <= budget.images_per_class * classes:
-            faults.append(
+            problems.append(
                 f"{self.count} images where the budget is {budget.images_per_class} for each of {classes} classes"
             )
         if self.lrs is None:
             if budget.total_steps % shape[0]:
-                faults.append(
+                problems.append(
                     f"{shape[0]} batches without rates, which {budget.total_steps} steps cannot cycle through"
                 )
         else:
             if self.lrs.dim() != 2 or self.lrs.shape[1] != shape[0]:
-                return [*faults, f"lrs of shape {list(self.lrs.shape)} where [epochs, {shape[0]}] is expected"]
+                return [*problems, f"lrs of shape {list(self.lrs.shape)} where [epochs, {shape[0]}] is expected"]
             if not 1 <= self.lrs.numel() <= budget.total_steps:
-                faults.append(f"{self.lrs.numel()} gradient steps where the budget is {budget.total_steps}")
-        return faults
+                problems.append(f"{self.lrs.numel()} gradient steps where the budget is {budget.total_steps}")
+        return problems
 
-    def described(self, **more: object) -> Self:
-        """The same set with more metadata; what is not text is stored as JSON."""
+    def described(self, **more: object) -> "DistilledSet":
+        """Return the same set with more metadata. Values that are not text become JSON."""
         text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in more.items()}
         return replace(self, metadata={**self.metadata, **text})
 
     def save(self, path: Path) -> str:
-        """Write a safetensors file atomically and return its SHA-256. The same set gives the same bytes."""
+        """Write a safetensors file atomically and return its SHA-256. Equal sets give equal bytes."""
         tensors = {"inputs": self.inputs, "labels": self.labels}
         if self.lrs is not None:
             tensors["lrs"] = self.lrs
@@ -327,8 +359,8 @@ class DistilledSet:
         return sha256(raw)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a file that `save` wrote; runs no code from it. Raises `UsageError` where it is not one."""
+    def load(cls, path: str | Path) -> "DistilledSet":
+        """Read a file of `save` without running code from it. Raises `UsageError` for any other file."""
         path = Path(path)
         if not path.is_file():
             raise UsageError(f"there is no file {path}.", "Give the path of a distilled.safetensors file.")
@@ -345,7 +377,7 @@ class DistilledSet:
 
 
 def _canonical(raw: bytes) -> bytes:
-    """The same safetensors file with its header in sorted order, which the library leaves to chance.
+    """Return the same safetensors file with its header sorted: the library leaves the order to chance.
 
     The format is eight bytes of header length, little-endian, the header as JSON padded with spaces, then the data.
     """

@@ -1,4 +1,4 @@
-"""RunSpec: everything that decides what a run computes, with a canonical form and a fingerprint."""
+"""The spec of a run: `RunSpec` as it is asked for, `Settings` when everything is decided, with its fingerprint."""
 
 import itertools
 import json
@@ -61,42 +61,47 @@ def _a_device(value: str) -> str:
     return value
 
 
-@with_fields
-class RunSpec(_Frozen):
-    """What to run. Every field but `device`, `experiment` and `best_coreset` enters the fingerprint.
+class _Fields(_Frozen):
+    """The fields that a spec has whether it is asked for or complete."""
 
-    `network`, `images_per_class` and `steps` may be left out: the dataset suggests the first two, and `steps` is
-    the largest divisor of `images_per_class` up to 10, so that each step has the same number of images per class.
-    """
-
-    method: Named = Field(description="what distils")
-    dataset: Named = Field(Choice(name="digits"), description="what is distilled")
-    network: Named | None = Field(None, description="the dataset's usual one when left out")
+    method: Named = Field(description="distillation method")
+    dataset: Named = Field(Choice(name="digits"), description="dataset that is distilled")
     sample_shape: tuple[Length, Length, Length] | None = Field(
-        None, description="channels, height and width that images are converted to; as they are when left out"
+        None, description="channels, height and width that images are converted to; none: as they are"
     )
-    init: Named = Field(Choice(name="random"), description="where networks are drawn from")
-    eval_init: Named | None = Field(None, description="init distribution of scoring; the same as init when left out")
-    objective: Named = Field(Choice(name="classification"), description="what the set should achieve")
-    target: Named | None = Field(None, description="pretrained-adaptation target; sets network and init")
-    images_per_class: int | None = Field(None, ge=1, description="over all steps together (IPC)")
-    steps: int | None = Field(None, ge=1, description="gradient steps with a batch of images each")
-    epochs: int = Field(3, ge=1, description="how often the steps are cycled through")
-    protocol: str = Field("replay/v1", description="how the set is scored")
+    init: Named = Field(Choice(name="random"), description="init distribution that networks are drawn from")
+    objective: Named = Field(Choice(name="classification"), description="objective of the distilled set")
+    target: Named | None = Field(None, description="pretrained-adaptation target; it sets network and init")
+    epochs: int = Field(3, ge=1, description="times the steps are cycled through")
+    protocol: str = Field("replay/v1", description="protocol that scores the set")
     eval_networks: int = Field(20, ge=1, le=10_000, description="networks trained to score the result")
     validation: float = Field(0.1, gt=0, lt=1, description="share of the training set that selection happens on")
-    seed: int = Field(0, ge=0, description="of the distillation; networks that score have seeds of their own")
+    seed: int = Field(0, ge=0, description="seed of the distillation; networks that score have their own seeds")
     time_limit: Annotated[float | None, BeforeValidator(parse_duration)] = Field(
         None, gt=0, description="seconds of distillation after which the method stops with what it has"
     )
     smoke: bool = Field(False, description="a few steps on little data, to see that everything works; no row")
-    device: Annotated[str, AfterValidator(_a_device)] = Field("auto", description="auto, cpu, cuda or cuda:1")
-    experiment: str = Field("", description="name of the experiment that the run carries out")
-    best_coreset: bool = Field(False, description="show the score beside that of the best coreset too")
+    device: Annotated[str, AfterValidator(_a_device)] = Field("auto", description="device that the run takes place on")
+    experiment: str = Field("", description="named experiment that the run carries out")
+    best_coreset: bool = Field(False, description="compare the score with that of the best coreset too")
+
+
+@with_fields
+class RunSpec(_Fields):
+    """The run that is asked for: what is left out is decided by `ddbench.plan`.
+
+    The dataset suggests `network` and `images_per_class`. `steps` is the largest divisor of `images_per_class` up to
+    10, so that each step has the same number of images per class. `eval_init` is `init` unless it is named.
+    """
+
+    network: Named | None = Field(None, description="network; the usual one of the dataset when left out")
+    eval_init: Named | None = Field(None, description="init distribution of scoring; the same as init when left out")
+    images_per_class: int | None = Field(None, ge=1, description="images per class over all steps together (IPC)")
+    steps: int | None = Field(None, ge=1, description="gradient steps with a batch of images each")
 
     @classmethod
     def parse(cls, fields: dict[str, Any]) -> Self:
-        """A spec from plain values. Raises `UsageError` naming the field at fault."""
+        """Return the spec of plain values. Raises `UsageError` naming the first invalid field."""
         for key in fields:
             if key not in cls.model_fields:
                 raise UsageError(
@@ -116,9 +121,29 @@ class RunSpec(_Frozen):
                 f"{where}: {message[:1].lower()}{message[1:]}{given}.", "See: ddbench run --help"
             ) from error
 
+
+@with_fields
+class Settings(_Fields):
+    """Everything that decides what a run computes, complete: every default is filled in, every option spelt out.
+
+    Only `target`, `sample_shape` and `time_limit` may be None, which then means none.
+    """
+
+    network: Named = Field(description="network")
+    eval_init: Named = Field(description="init distribution of scoring")
+    images_per_class: int = Field(ge=1, description="images per class over all steps together (IPC)")
+    steps: int = Field(ge=1, description="gradient steps with a batch of images each")
+
     def canonical(self) -> str:
-        """The same text for the same run on any machine: JSON, sorted keys, without what changes nothing of it."""
-        fields = self.model_dump(mode="json", exclude={"device", "experiment", "best_coreset"})
+        """Return the same text for the same run on any machine: JSON with sorted keys.
+
+        It leaves out `NOT_COMPUTED`, and every field of `BORN_LATER` that has the default it was born with, so that a
+        new field moves no fingerprint.
+        """
+        fields = self.model_dump(mode="json", exclude=set(NOT_COMPUTED))
+        for name, default in BORN_LATER.items():
+            if fields[name] == default:
+                del fields[name]
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @property
@@ -132,6 +157,16 @@ class RunSpec(_Frozen):
         dataset = re.sub(r"[^A-Za-z0-9]+", "_", self.dataset.name).strip("_")[-40:]
         smoke = "smoke-" if self.smoke else ""
         return f"{smoke}{self.method.name}-{dataset}-ipc{self.images_per_class}-{self.fingerprint[:6]}"
+
+    def asked(self) -> RunSpec:
+        """Return the spec that asks for exactly this."""
+        return RunSpec.model_validate(self.model_dump())
+
+
+NOT_COMPUTED = ("device", "experiment", "best_coreset")
+"""Fields that change nothing of what is computed."""
+BORN_LATER: dict[str, Any] = {}
+"""Fields younger than the first record, with their defaults as JSON. Such a default never changes."""
 
 
 FLAGS = {

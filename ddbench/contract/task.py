@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,6 +39,23 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """`(logits [batch, classes], labels [batch] or soft [batch, classes])` to a scalar, the mean over the batch."""
 
 
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The mean softmax cross-entropy over a batch, `-sum_c y_c log softmax(z)_c`.
+
+    A type of its own lets the unroll engine recognise the one inner loss that it has hand-derived steps for.
+    """
+
+    def __call__(
+        self, logits: Float[Tensor, "batch classes"], labels: Shaped[Tensor, " batch *classes"]
+    ) -> Float[Tensor, ""]:
+        """Return the loss; labels are classes `[batch]` or distributions `[batch, classes]`."""
+        return F.cross_entropy(logits, labels)
+
+
+cross_entropy = CrossEntropy()
+
+
 def _as_they_are(labels: Tensor) -> Tensor:
     return labels
 
@@ -56,16 +74,19 @@ class Objective:
         inner_loss: the loss that networks minimise when they train on the distilled set.
         relabel: `relabel(labels)`, the labels that real examples have in a distilled set; under poisoning, those of
             the attacked class become those of the target class.
+        kind: the meaning of soft labels: distributions over the classes, or any numbers (regression).
     """
 
     loss: Loss | None
     metrics: Callable[[Tensor, Tensor], dict[str, float]]
     primary: str
     higher_is_better: bool = True
-    inner_loss: Loss = F.cross_entropy
+    inner_loss: Loss = cross_entropy
     relabel: Callable[[Tensor], Tensor] = _as_they_are
+    kind: Literal["classification", "regression"] = "classification"
 
 
+@runtime_checkable
 class InitSampler(Protocol):
     """An init distribution with its options bound: up to `n` initial weights, stacked, for one side.
 
@@ -81,6 +102,7 @@ class InitSampler(Protocol):
         ...
 
 
+@runtime_checkable
 class Sources(Protocol):
     """What an init distribution may draw on besides random numbers: networks trained before, other distributions."""
 

@@ -1,6 +1,8 @@
-"""Components made real: a dataset's examples, loaded, converted and split, and a network built for them."""
+"""Load a dataset, convert and split its examples, and build a network for them."""
 
 import math
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from torch import nn
 from ddbench.contract.component import Component
 from ddbench.contract.sets import DatasetInfo, ExampleSet, ImageSplits
 from ddbench.contract.spec import Choice
-from ddbench.engine.meta_gradient import evaluation_mode
+from ddbench.engine.networks import evaluation_mode
 from ddbench.errors import DdbenchError, PluginError
 from ddbench.machine.environment import free_memory
 from ddbench.machine.folders import data_dir
@@ -31,7 +33,7 @@ def info_from_facts(dataset: Component, sample_shape: tuple[int, ...] | None = N
     )
 
 
-def load_data(
+def load_examples(
     dataset: Component, choice: Choice, sample_shape: Shape | None, *, download: bool
 ) -> tuple[ExampleSet, ExampleSet]:
     """Train and test examples of a dataset, converted to `sample_shape` where one is given, and normalised.
@@ -63,6 +65,36 @@ def _check_memory(name: str, splits: ImageSplits, shape: Shape) -> None:
             f"{name} at {shape[1]}x{shape[2]} pixels takes {needed / 1e9:.0f} GB; {free / 1e9:.0f} GB are free.",
             "Convert to fewer pixels, such as --set target.size=64.",
         )
+
+
+@dataclass(frozen=True)
+class Data:
+    """The examples of a dataset: those that methods see, the validation slice of the training split, the test split."""
+
+    train: ExampleSet
+    validation: ExampleSet
+    test: ExampleSet
+
+    @classmethod
+    def load(
+        cls, dataset: Component, choice: Choice, sample_shape: Shape | None, validation: float, *, download: bool
+    ) -> Self:
+        """Load a dataset and cut the share `validation` off its training split. Raises as `load_examples`."""
+        everything, test = load_examples(dataset, choice, sample_shape, download=download)
+        return cls(*split_validation(everything, validation), test)
+
+    def first_of_each_class(self, train: int, test: int) -> Self:
+        """Return the first `train` training examples of each class, and the first `test` of the other two."""
+        return replace(
+            self,
+            train=_first_of_each_class(self.train, train),
+            validation=_first_of_each_class(self.validation, test),
+            test=_first_of_each_class(self.test, test),
+        )
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same examples on `device`."""
+        return type(self)(self.train.to(device), self.validation.to(device), self.test.to(device))
 
 
 def split_validation(train: ExampleSet, share: float) -> tuple[ExampleSet, ExampleSet]:
@@ -103,3 +135,8 @@ def check_network(module: object, who: str, info: DatasetInfo) -> None:
         raise PluginError(
             f"{who} gives outputs {list(shape[1:])} for {len(info.classes)} classes.", "Give one number for each class."
         )
+
+
+def _first_of_each_class(examples: ExampleSet, count: int) -> ExampleSet:
+    chosen = [examples.of_class(label)[:count] for label in range(len(examples.info.classes))]
+    return examples[torch.cat(chosen)]

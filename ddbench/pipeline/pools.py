@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,18 @@ from torch import Tensor, nn
 
 from ddbench.contract.component import Component
 from ddbench.contract.observer import Pace, Reporter, Silent
-from ddbench.contract.sets import DatasetInfo, ExampleSet
+from ddbench.contract.plan import EvaluationPlan
+from ddbench.contract.sets import DatasetInfo
 from ddbench.contract.spec import Choice, RunSpec
 from ddbench.contract.task import Objective, Side
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import BATCH, Recipe, forecast, train_each
+from ddbench.engine.networks import measure
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 from ddbench.machine.files import atomic_write, locked, sha256
 from ddbench.machine.folders import cache_dir
 from ddbench.machine.seeds import derive_seed
-from ddbench.pipeline.data import build, info_from_facts, load_data, split_validation
-from ddbench.protocols.base import measure
+from ddbench.pipeline.data import Data, build, info_from_facts
 
 TRAINED_AT_A_TIME = 32
 """Networks whose starts and results are in memory together while a pool is trained."""
@@ -129,26 +131,41 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-class Pools:
-    """Opens pools and trains what they lack; for one run it is also what init distributions draw on (`Sources`).
+@dataclass(frozen=True)
+class _Source:
+    """Data that networks of a pool are trained on, and their architecture."""
 
-    `used` says which pools were drawn on, and how many networks of each. Without `may_train` a pool that lacks
-    networks is a `MissingPrerequisite`, and nothing is downloaded.
+    choice: Choice
+    data: Data
+    network: Component
+    network_choice: Choice
+
+
+class Pools:
+    """The pools of one run: opens them, trains what they lack, and gives init distributions their `Sources`.
+
+    Networks are of the plan's architecture. `data` are the run's own examples, already loaded. Without `may_train` a
+    pool that lacks networks is a `MissingPrerequisite`, and nothing is downloaded.
     """
 
     def __init__(
         self,
-        spec: RunSpec,
+        plan: EvaluationPlan,
+        data: Data,
         catalog: Catalog,
         device: torch.device,
         reporter: Reporter | None = None,
         *,
         may_train: bool = True,
     ) -> None:
-        self._spec, self._catalog, self._device = spec, catalog, device
+        self._plan, self._settings, self._data = plan, plan.settings, data
+        self._catalog, self._device = catalog, device
         self._reporter, self._may_train = reporter or Silent(), may_train
-        self._open: dict[str, Pool] = {}
-        self.used: dict[str, dict[str, Any]] = {}
+        self._open: dict[str, tuple[Pool, dict[str, Any]]] = {}
+
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        """Return the facts about each pool that was opened, by its name: how many networks, of which training."""
+        return {pool.folder.name: dict(facts) for pool, facts in self._open.values()}
 
     def pool(
         self,
@@ -164,15 +181,15 @@ class Pools:
         sample_shape: tuple[int, int, int] | None = None,
     ) -> dict[str, Tensor]:
         """See `Sources.pool`."""
-        size, what = (count, "to train on") if side == "train" else (held_out, "held out")
+        size, purpose = (count, "to train on") if side == "train" else (held_out, "held out")
         if n > size:
             option = "count" if side == "train" else "held_out"
             raise UsageError(
-                f"the pool has {size} networks {what}, fewer than the {n} that are needed.",
+                f"the pool has {size} networks {purpose}, fewer than the {n} that are needed.",
                 f"Enlarge it with --set init.{option}={n} (eval_init.{option}, target.{option} where it is theirs), "
                 "or use fewer networks.",
             )
-        if self._spec.smoke:
+        if self._settings.smoke:
             count, held_out, steps = min(count, SMOKE_SIZE), min(held_out, SMOKE_SIZE), min(steps, SMOKE_STEPS)
             n, size = min(n, SMOKE_SIZE), min(size, SMOKE_SIZE)
         pool = self.open(count, held_out, Recipe(steps, lr), dataset, sample_shape)
@@ -184,13 +201,12 @@ class Pools:
     ) -> dict[str, Tensor]:
         """See `Sources.draw`."""
         try:
-            named = Choice.from_name(init)
+            choice = Choice.from_name(init)
         except pydantic.ValidationError as error:
             raise UsageError(f"{init!r} names no init distribution.", "Give a name, or {name, options}.") from error
-        component, choice = self._catalog.resolve("init", named)
-        drawn: dict[str, Tensor] = component.call(
-            choice.options, *sampler_arguments(component.function, (network, info, n, generator, side), self)
-        )
+        component, choice = self._catalog.resolve("init", choice)
+        arguments = sampler_arguments(component.function, (network, info, n, generator, side), self)
+        drawn: dict[str, Tensor] = component.call(choice.options, *arguments)
         return drawn
 
     def open(
@@ -202,55 +218,56 @@ class Pools:
         sample_shape: tuple[int, int, int] | None = None,
         patience: float = math.inf,
     ) -> Pool:
-        """The pool with at least so many networks, trained now where they are not there yet.
+        """Return the pool with at least so many networks, trained now where they are missing.
 
-        Raises `MissingPrerequisite` where that would take more than `patience` seconds.
+        `dataset` names another dataset than the run's, its images converted to `sample_shape`. Raises
+        `MissingPrerequisite` where training would take more than `patience` seconds.
         """
         asked = json.dumps([count, held_out, recipe.steps, recipe.lr, recipe.batch, dataset, sample_shape])
         if asked in self._open:
-            return self._open[asked]
-        choice = self._spec.dataset if dataset is None else Choice.from_name(dataset)
-        shape = self._spec.sample_shape if dataset is None else sample_shape
-        component, choice = self._catalog.resolve("dataset", choice)
-        everything, _ = load_data(component, choice, shape, download=self._may_train)
-        train, validation = split_validation(everything, self._spec.validation)
-        info = train.info
-        assert self._spec.network is not None
-        network, network_choice = self._catalog.resolve(
-            "network", self._spec.network, info_from_facts(component, info.sample_shape)
-        )
-        start = self._catalog.resolve("init", RunSpec.model_fields["init"].default)[1]
+            return self._open[asked][0]
+        source = self._source(dataset, sample_shape)
+        info = source.data.train.info
         spec = PoolSpec(
-            dataset=choice,
+            dataset=source.choice,
             dataset_hash=info.content_hash,
             sample_shape=info.sample_shape,
-            validation=self._spec.validation,
-            network=network_choice,
-            network_source=network.distribution,
-            init=start,
+            validation=self._settings.validation,
+            network=source.network_choice,
+            network_source=source.network.distribution,
+            init=self._catalog.resolve("init", RunSpec.model_fields["init"].default)[1],
             steps=recipe.steps,
             lr=recipe.lr,
             batch=recipe.batch,
         )
         pool = Pool(spec.folder, spec)
-        self._fill(pool, {"train": count, "evaluation": held_out}, network, train, validation, patience)
-        self._open[asked] = pool
-        self.used[pool.folder.name] = {
+        self._fill(pool, {"train": count, "evaluation": held_out}, source.network, source.data, patience)
+        facts = {
             "networks": count,
             "held_out": held_out,
             "dataset": info.label,
             "steps": recipe.steps,
             "lr": recipe.lr,
         }
+        self._open[asked] = pool, facts
         return pool
+
+    def _source(self, dataset: str | None, sample_shape: tuple[int, int, int] | None) -> "_Source":
+        """Return the data that a pool is trained on, and the network for them: the run's own unless it is named."""
+        settings, plan = self._settings, self._plan
+        if dataset is None:
+            return _Source(settings.dataset, self._data, plan.network, settings.network)
+        component, choice = self._catalog.resolve("dataset", Choice(name=dataset))
+        data = Data.load(component, choice, sample_shape, settings.validation, download=self._may_train)
+        facts = info_from_facts(component, data.train.info.sample_shape)
+        return _Source(choice, data, *self._catalog.resolve("network", settings.network, facts))
 
     def _fill(
         self,
         pool: Pool,
         sizes: Mapping[Side, int],
         network: Component,
-        train: ExampleSet,
-        validation: ExampleSet,
+        data: Data,
         patience: float,
     ) -> None:
         """Train what is missing, a network at a time on each worker; each is kept as soon as it is done."""
@@ -268,13 +285,13 @@ class Pools:
             ]
             if not missing:
                 return
-            module = build(network, spec.network, train.info).to(self._device)
+            module = build(network, spec.network, data.train.info).to(self._device)
             if any(buffer.is_floating_point() for buffer in module.buffers()):
                 raise UsageError(
                     f"{spec.network.name} keeps running statistics, which a pool of networks cannot give each its own.",
                     "Choose a network without batch normalisation, such as lenet or convnet.",
                 )
-            train, validation = train.to(self._device), validation.to(self._device)
+            train, validation = data.train.to(self._device), data.validation.to(self._device)
             recipe = Recipe(spec.steps, spec.lr, spec.batch)
             if patience < math.inf:
                 start = self._start(spec, module, train.info, *missing[0])
@@ -309,7 +326,7 @@ class Pools:
         """What trains this pool beforehand, and no other."""
         parts = [f"ddbench pretrain --dataset {spec.dataset.name} --network {spec.network.name}"]
         parts.append(f"--count {sizes['train']} --held-out {sizes['evaluation']} --steps {spec.steps} --lr {spec.lr:g}")
-        if self._spec.sample_shape is not None:
+        if self._settings.sample_shape is not None:
             parts.append(f"--sample-shape {' '.join(map(str, spec.sample_shape))}")
         for part, choice in (("network", spec.network), ("dataset", spec.dataset)):
             parts += [f"--set {part}.{key}={json.dumps(value)}" for key, value in choice.options.items()]

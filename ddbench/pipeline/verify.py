@@ -10,8 +10,8 @@ from ddbench.contract.observer import Reporter
 from ddbench.contract.sets import DistilledSet
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
-from ddbench.pipeline.prepare import Bench
-from ddbench.pipeline.runner import Scores, evaluate
+from ddbench.pipeline.evaluate import Scores, evaluate
+from ddbench.pipeline.prepare import Prepared
 from ddbench.records import leaderboard
 from ddbench.records.audit import faults_of, spec_of
 from ddbench.records.leaderboard import Row
@@ -75,14 +75,16 @@ def verify(
     count = min(networks or row.n, row.n)
     if count < row.n:
         spec = spec.model_copy(update={"eval_networks": count})
-    bench, scores = evaluate(distilled, spec, catalog=catalog, reporter=reporter, companions=False, fetch=fetch)
-    if bench.record.content_hash != row.dataset_hash:
+    prepared, scores = evaluate(
+        distilled, spec.asked(), catalog=catalog, reporter=reporter, companions=False, fetch=fetch
+    )
+    if prepared.record.content_hash != row.dataset_hash:
         raise MissingPrerequisite(
             f"the data here are not those of {row.run_id}: "
-            f"{bench.record.content_hash[:12]}, not {row.dataset_hash[:12]}.",
+            f"{prepared.record.content_hash[:12]}, not {row.dataset_hash[:12]}.",
             "Get the same copy of the dataset.",
         )
-    for fault in _told_otherwise(row, bench, scores, all_networks=count == row.n):
+    for fault in _told_otherwise(row, prepared, scores, all_networks=count == row.n):
         raise DdbenchError(f"the row of {row.run_id} is at fault: {fault}.", "It was not written so by ddbench.")
     found, values = scores.after[row.metric], json.loads(row.values)[:count]
     if found.values == values:
@@ -101,9 +103,9 @@ def verify(
     return Verdict(False, f"does not hold: {how}" + ("" if within else ", out of the row's interval"), found)
 
 
-def _told_otherwise(row: Row, bench: Bench, scores: Scores, *, all_networks: bool) -> Iterator[str]:
+def _told_otherwise(row: Row, prepared: Prepared, scores: Scores, *, all_networks: bool) -> Iterator[str]:
     """What a row says of data, metric and networks that evaluating it again contradicts."""
-    record, objective = bench.record, bench.setting.objective
+    record, objective = prepared.record, prepared.setting.objective
     told: dict[str, object] = {
         "metric": objective.primary,
         "higher_is_better": objective.higher_is_better,

@@ -2,26 +2,25 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 from typing import Protocol as Structural
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from ddbench.contract.journal import Journal, digest
 from ddbench.contract.observer import Pace, Reporter
 from ddbench.contract.sets import DistilledSet, ExampleSet
 from ddbench.contract.task import Budget, Networks, Objective, Side
-from ddbench.engine.meta_gradient import evaluation_mode, unstack
+from ddbench.engine.networks import measure as measure
+from ddbench.engine.networks import unstack
 from ddbench.engine.workers import for_each_network
 from ddbench.errors import DdbenchError
 from ddbench.machine.seeds import derive_seed
 
 FULL_NETWORKS = 5
 """Networks trained on the full data that scores are held against, or that give labels."""
-BATCH = 1000
-"""Examples per forward pass when a network is scored."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Setting:
 
     `networks(side, generator)` opens one side of the init distribution, drawn with `generator`. `full_data(patience)`
     are the weights of networks trained on all that methods are given; it raises `MissingPrerequisite` where that would
-    take longer than `patience` seconds.
+    take longer than `patience` seconds. `journal` keeps the values of networks already scored; the default keeps none.
     """
 
     module: nn.Module
@@ -40,6 +39,11 @@ class Setting:
     budget: Budget
     networks: Callable[[Side, torch.Generator], Networks]
     full_data: Callable[[float], Sequence[dict[str, Tensor]]]
+    journal: Journal = field(default_factory=Journal)
+
+    def scoring(self, name: str) -> "Setting":
+        """Return the same setting, whose journal keeps the values of what is scored apart from others by `name`."""
+        return replace(self, journal=self.journal.within(scored=name))
 
 
 @dataclass(frozen=True)
@@ -83,20 +87,6 @@ class Protocol(Structural):
         ...
 
 
-def measure(
-    module: nn.Module,
-    weights: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    examples: ExampleSet,
-    objective: Objective,
-) -> dict[str, float]:
-    """The objective's metrics of one network on `examples`, in evaluation mode."""
-    with torch.no_grad(), evaluation_mode(module):
-        batches = torch.split(examples.inputs, BATCH)
-        logits = torch.cat([functional_call(module, (dict(weights), dict(buffers)), (batch,)) for batch in batches])
-        return objective.metrics(logits, examples.labels)
-
-
 def better(objective: Objective, value: float, than: float) -> bool:
     """Whether `value` of the primary metric beats `than`; what is not finite never does."""
     if not math.isfinite(value):
@@ -133,8 +123,17 @@ def draw(protocol: str, setting: Setting, side: Side, count: int) -> list[dict[s
     return list(unstack(setting.module, setting.networks(side, generator).sample(count)))
 
 
+def journal_of(protocol: str, sets: Sequence[DistilledSet], setting: Setting, selected: str) -> Journal:
+    """Return the part of the setting's journal that scoring `sets` on their networks reads and writes.
+
+    `selected` is what was selected before, such as the rate, or names the selection itself.
+    """
+    return setting.journal.within(protocol=protocol, sets=digest(sets), selected=selected)
+
+
 def score_networks(
-    sets: int,
+    protocol: str,
+    sets: Sequence[DistilledSet],
     drawn: Sequence[dict[str, Tensor]],
     train: Callable[[nn.Module, int, dict[str, Tensor], int], Trained],
     setting: Setting,
@@ -144,25 +143,34 @@ def score_networks(
     """Score each drawn network on the test split before and after `train(module, set, weights, number)`.
 
     With several sets network i is trained on set i; a distribution with one network (fixed) gives one value for one
-    set, and one for each of several.
+    set, and one for each of several. Networks that the setting's journal holds are not trained again.
     """
     buffers = dict(setting.module.named_buffers())
     before: dict[str, list[float]] = {}
     scores: dict[str, list[float]] = {}
-    total, primary, pace = max(len(drawn), sets), setting.objective.primary, Pace()
+    total, primary, pace = max(len(drawn), len(sets)), setting.objective.primary, Pace()
+    journal = journal_of(protocol, sets, setting, selected)
+    known = {number: journal.get(network=number) for number in range(total)}
 
-    def one(own: nn.Module, number: int) -> tuple[dict[str, float], dict[str, float]]:
+    def score(network: nn.Module, number: int) -> Sequence[dict[str, float]]:
+        # Known networks take their turn too: the number of workers, and with it the rounding, stays the same.
+        if known[number] is not None:
+            pair: Sequence[dict[str, float]] = known[number]
+            return pair
         weights = drawn[number % len(drawn)]
-        first = measure(own, weights, buffers, setting.test, setting.objective)
-        after = train(own, number % sets, weights, number)
-        return first, measure(own, *after, setting.test, setting.objective)
+        first = measure(network, weights, buffers, setting.test, setting.objective)
+        after = measure(network, *train(network, number % len(sets), weights, number), setting.test, setting.objective)
+        pair = [{name: float(value) for name, value in metrics.items()} for metrics in (first, after)]
+        journal.put(pair, network=number)
+        return pair
 
-    def done(result: tuple[dict[str, float], dict[str, float]]) -> None:
-        collect(before, result[0])
-        collect(scores, result[1])
-        pace.tick()
+    def report(pair: Sequence[dict[str, float]]) -> None:
+        collect(before, pair[0])
+        collect(scores, pair[1])
         count = len(scores[primary])
+        if known[count - 1] is None:
+            pace.tick()
         reporter.progress(count, total, {primary: math.fsum(scores[primary]) / count}, pace.left(total - count))
 
-    for_each_network(one, setting.module, range(total), done)
+    for_each_network(score, setting.module, range(total), report)
     return Evaluation(finite(scores, setting), finite(before, setting), selected)

@@ -13,7 +13,7 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.contract.task import Side
 from ddbench.engine.meta_gradient import train
 from ddbench.engine.workers import for_each_network
-from ddbench.protocols.base import Evaluation, Setting, Trained, better, draw, measure, score_networks
+from ddbench.protocols.base import Evaluation, Setting, Trained, better, draw, journal_of, measure, score_networks
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 SELECTION_NETWORKS = 5
@@ -58,12 +58,13 @@ class Replay:
             assert lrs is not None
             return self._trained(own, sets[chosen], lrs, weights, setting)
 
-        return score_networks(len(sets), drawn, trained, setting, selected, reporter)
+        return score_networks(self.name, sets, drawn, trained, setting, selected, reporter)
 
     def _trained(
         self, network: nn.Module, distilled: DistilledSet, lrs: Tensor, weights: dict[str, Tensor], setting: Setting
     ) -> Trained:
-        return train(network, weights, distilled.inputs, distilled.labels, lrs, setting.objective.inner_loss)
+        state = train(network, weights, distilled.inputs, distilled.labels, lrs, setting.objective.inner_loss)
+        return state.params, state.buffers
 
     def _best_rate(self, sets: Sequence[DistilledSet], setting: Setting, reporter: Reporter) -> float:
         """The rate whose mean primary metric on the validation slice is best; the smaller one of equals."""
@@ -71,21 +72,28 @@ class Replay:
         pairs = max(len(drawn), min(len(sets), SELECTION_NETWORKS))
         trials = [(rate, i) for rate in RATES for i in range(pairs)]
         primary, pace, values = setting.objective.primary, Pace(), []
+        journal = journal_of(self.name, sets, setting, "the rate")
+        known = [journal.get(network=i, rate=str(rate)) for rate, i in trials]
 
-        def one(own: nn.Module, trial: tuple[float, int]) -> float:
-            rate, i = trial
+        def one(own: nn.Module, number: int) -> float:
+            rate, i = trials[number]
+            if known[number] is not None:
+                return float(known[number])
             distilled, weights = sets[i % len(sets)], drawn[i % len(drawn)]
             lrs = _constant(distilled, setting.budget.total_steps, rate)
             after, buffers = self._trained(own, distilled, lrs, weights, setting)
-            return measure(own, after, buffers, setting.validation, setting.objective)[primary]
+            value = float(measure(own, after, buffers, setting.validation, setting.objective)[primary])
+            journal.put(value, network=i, rate=str(rate))
+            return value
 
         def done(value: float) -> None:
             values.append(value)
-            pace.tick()
             count = len(values)
+            if known[count - 1] is None:
+                pace.tick()
             reporter.progress(count, len(trials), {"rate": trials[count - 1][0]}, pace.left(len(trials) - count))
 
-        for_each_network(one, setting.module, trials, done)
+        for_each_network(one, setting.module, range(len(trials)), done)
         best, best_value = RATES[0], math.nan
         for position, rate in enumerate(RATES):
             value = math.fsum(values[position * pairs : (position + 1) * pairs]) / pairs

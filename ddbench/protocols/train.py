@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,13 +13,12 @@ from torch.func import functional_call
 from ddbench.contract.observer import Reporter
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.task import Side
-from ddbench.engine.cpu.operators import FastOperators
-from ddbench.engine.fit import Recipe
-from ddbench.engine.inner_steps import inner_mode
+from ddbench.engine.fit import Recipe, fit
+from ddbench.engine.networks import State
 from ddbench.engine.workers import for_each_network
 from ddbench.machine.seeds import derive_seed
 from ddbench.protocols.augment import AMOUNTS, siamese
-from ddbench.protocols.base import FULL_NETWORKS, Evaluation, Setting, Trained, draw, score_networks
+from ddbench.protocols.base import FULL_NETWORKS, Evaluation, Setting, Trained, draw, journal_of, score_networks
 
 RATE, MOMENTUM, DECAY, BATCH = 0.01, 0.9, 5e-4, 256
 TOLD_FROM = 60
@@ -68,14 +67,16 @@ class Train:
             teacher = teachers[number % len(teachers)]
             return self.train(own, sets[chosen], weights, buffers, setting, generator, teacher)
 
-        total = max(len(sets), len(drawn))
-        seconds = self.forecast(sets[0], drawn[0], buffers, setting, total, teachers[0])
+        journal = journal_of(self.name, sets, setting, "nothing")
+        numbers = range(max(len(sets), len(drawn)))
+        remaining = sum(journal.get(network=number) is None for number in numbers)
+        seconds = self.forecast(sets[0], drawn[0], buffers, setting, remaining, teachers[0]) if remaining else 0.0
         if seconds > TOLD_FROM:
             reporter.say(
-                f"Training {total} networks for {self.epochs} epochs each will take about {seconds / 60:.0f} minutes; "
-                "--eval-networks takes fewer."
+                f"Training {remaining} networks for {self.epochs} epochs each will take about {seconds / 60:.0f} "
+                "minutes; --eval-networks takes fewer."
             )
-        return score_networks(len(sets), drawn, train, setting, "nothing", reporter)
+        return score_networks(self.name, sets, drawn, train, setting, "nothing", reporter)
 
     def forecast(
         self,
@@ -110,31 +111,29 @@ class Train:
     ) -> Trained:
         """Weights and buffers of one network after the last epoch; `teacher` are the weights of another."""
         inputs, labels = distilled.flat()
-        weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
-        buffers = {name: tensor.detach().clone() for name, tensor in buffers.items()}
-        parameters = list(weights.values())
-        optimizer = torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=DECAY, fused=True)
-        loss = setting.objective.inner_loss
-        with FastOperators(), inner_mode(network):
-            for epoch in range(self.epochs):
-                if epoch == self.epochs // 2:
-                    optimizer.param_groups[0]["lr"] = RATE / 10
+        per_epoch = math.ceil(len(labels) / BATCH)
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for _ in range(self.epochs):
                 order = torch.randperm(len(labels), generator=generator).to(labels.device)
                 for batch in torch.split(order, BATCH):
-                    images, wanted = inputs[batch], labels[batch]
-                    if self.augment is not None:
-                        images = self.augment(images, generator)
-                    if teacher is not None:
-                        with torch.no_grad():
-                            wanted = functional_call(network, teacher, (images,)).softmax(-1)
-                    logits = functional_call(network, (weights, buffers), (images,))
-                    grads = torch.autograd.grad(
-                        loss(logits, wanted), parameters, allow_unused=True, materialize_grads=True
-                    )
-                    for parameter, grad in zip(parameters, grads, strict=True):
-                        parameter.grad = grad
-                    optimizer.step()
-        return {name: tensor.detach() for name, tensor in weights.items()}, buffers
+                    images = inputs[batch] if self.augment is None else self.augment(inputs[batch], generator)
+                    if teacher is None:
+                        yield images, labels[batch]
+                        continue
+                    with torch.no_grad():
+                        targets = functional_call(network, teacher, (images,)).softmax(-1)
+                    yield images, targets
+
+        def optimiser(parameters: list[Tensor]) -> torch.optim.Optimizer:
+            return torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=DECAY, fused=True)
+
+        def rate(step: int) -> float:
+            return RATE if step // per_epoch < self.epochs // 2 else RATE / 10
+
+        state = State(dict(weights), dict(buffers))
+        state = fit(network, state, batches(), optimiser, loss=setting.objective.inner_loss, rate=rate)
+        return state.params, state.buffers
 
 
 TRAIN_V1 = Train("train/v1", "fresh networks from scratch on the flat set: SGD, 300 epochs", 300)

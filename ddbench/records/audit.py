@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.contract.sets import DistilledSet
-from ddbench.contract.spec import PARTS, RunSpec
+from ddbench.contract.spec import PARTS, Settings
 from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
-from ddbench.protocols import PROTOCOLS, label_regime, protocol_hash
+from ddbench.protocols import PROTOCOLS, get_protocol, label_regime, protocol_hash
 from ddbench.records import leaderboard
 from ddbench.records.leaderboard import Row
 from ddbench.records.result import artifact_path
@@ -66,13 +66,13 @@ def faults_of(row: Row, folder: Path) -> Iterator[str]:
         "protocol": spec.protocol,
         "seed": spec.seed,
         "dataset_hash": distilled.metadata.get("dataset_hash"),
-        "label_regime": label_regime(spec.protocol, distilled),
+        "label_regime": label_regime(get_protocol(spec.protocol), distilled),
         "sample_shape": "x".join(map(str, distilled.inputs.shape[2:])),
         "images": distilled.count,
         "bytes": distilled.nbytes,
     }
     for part in PARTS:
-        choice = getattr(spec, part) or (spec.init if part == "eval_init" else None)
+        choice = getattr(spec, part)
         told[part] = choice.name if choice else ""
         told[f"{part}_options"] = json.dumps(choice.options if choice else {}, sort_keys=True)
     told["dataset"] = distilled.metadata.get("dataset")
@@ -94,7 +94,7 @@ def _form_at_fault(row: Row) -> Iterator[str]:
         yield f"its label regime {row.label_regime!r} is none"
     if row.protocol not in PROTOCOLS:
         yield f"its protocol {row.protocol!r} is none"
-    elif row.protocol_hash != protocol_hash(row.protocol):
+    elif row.protocol_hash != protocol_hash(PROTOCOLS[row.protocol]):
         yield f"its protocol_hash is not that of {row.protocol} as it is here"
     try:
         datetime.datetime.fromisoformat(row.created)
@@ -121,12 +121,12 @@ def _figures_at_fault(row: Row) -> Iterator[str]:
             yield f"its {name} {there} is not that of its values, {right}"
 
 
-def spec_of(distilled: DistilledSet) -> RunSpec:
+def spec_of(distilled: DistilledSet) -> Settings:
     """The spec that a set was made by, as its file tells. Raises `KeyError` or `ValueError` where it tells none."""
-    return RunSpec.parse(json.loads(distilled.metadata["spec"]))
+    return Settings.model_validate(json.loads(distilled.metadata["spec"]))
 
 
-def spec_of_row(row: Row) -> RunSpec | None:
+def spec_of_row(row: Row) -> Settings | None:
     """The spec that a row tells of itself, where it tells all of it: what it does not tell is as by default."""
     parts = {part: (getattr(row, part), getattr(row, f"{part}_options")) for part in PARTS}
     fields: dict[str, Any] = {
@@ -135,9 +135,9 @@ def spec_of_row(row: Row) -> RunSpec | None:
     fields |= {"dataset": {**fields["dataset"], "name": row.dataset.partition("@")[0]}}
     fields |= {name: getattr(row, name) for name in ("images_per_class", "steps", "epochs", "protocol", "seed")}
     shape = tuple(map(int, row.sample_shape.split("x")))
-    usual = RunSpec.model_fields["eval_networks"].default
+    usual = Settings.model_fields["eval_networks"].default
     for sample_shape, networks in itertools.product((None, shape), (row.n, usual)):
-        spec = RunSpec.parse({**fields, "sample_shape": sample_shape, "eval_networks": networks})
+        spec = Settings.model_validate({**fields, "sample_shape": sample_shape, "eval_networks": networks})
         if spec.fingerprint == row.fingerprint:
             return spec
     return None

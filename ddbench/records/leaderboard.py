@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 from pydantic import ConfigDict, Field
 
-from ddbench.contract.spec import RunSpec
+from ddbench.contract.spec import Settings
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.machine.files import atomic_write, locked
 from ddbench.records.result import RunResult
@@ -106,7 +106,7 @@ def row_of(result: RunResult, *, method_source: str, created: str) -> Row:
         result.artifact,
         result.seconds,
     )
-    assert dataset and score and artifact and seconds and spec.network and result.peak_memory_mb is not None
+    assert dataset and score and artifact and seconds and result.peak_memory_mb is not None
     return Row(
         fingerprint=spec.fingerprint,
         created=created,
@@ -125,15 +125,15 @@ def row_of(result: RunResult, *, method_source: str, created: str) -> Row:
         sample_shape="x".join(map(str, dataset.sample_shape)),
         init=spec.init.name,
         init_options=_json(spec.init.options),
-        eval_init=(spec.eval_init or spec.init).name,
-        eval_init_options=_json((spec.eval_init or spec.init).options),
+        eval_init=spec.eval_init.name,
+        eval_init_options=_json(spec.eval_init.options),
         pretrained=_json(result.pretrained),
         objective=spec.objective.name,
         objective_options=_json(spec.objective.options),
         target=spec.target.name if spec.target else "",
         target_options=_json(spec.target.options if spec.target else {}),
-        images_per_class=spec.images_per_class or 0,
-        steps=spec.steps or 0,
+        images_per_class=spec.images_per_class,
+        steps=spec.steps,
         epochs=spec.epochs,
         label_regime=artifact.label_regime,
         protocol=spec.protocol,
@@ -165,7 +165,7 @@ def row_of(result: RunResult, *, method_source: str, created: str) -> Row:
     )
 
 
-def path_for(folder: Path, spec: RunSpec) -> Path:
+def path_for(folder: Path, spec: Settings) -> Path:
     """The CSV a run's row belongs to: adaptation runs have their own, others go by objective."""
     return folder / ("adaptation.csv" if spec.target else f"{spec.objective.name}.csv")
 

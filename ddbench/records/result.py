@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import ConfigDict
 
-from ddbench.contract.spec import RunSpec
+from ddbench.contract.spec import Settings
 from ddbench.errors import UsageError
 from ddbench.machine.files import atomic_write
 from ddbench.records.stats import Score
@@ -86,7 +86,7 @@ class RunResult(_Frozen):
     reason: str = ""
     run_id: str
     run_dir: str
-    spec: RunSpec
+    spec: Settings
     dataset: DatasetRecord | None = None
     primary: str = ""
     higher_is_better: bool = True
@@ -158,19 +158,20 @@ class RunFolder:
         self.result = path / "result.json"
         self.artifact = path / "distilled.safetensors"
         self.log = path / "log.jsonl"
+        self.journal = path / "scores.jsonl"
         self.checkpoint = path / "checkpoint.pt"
         self.picture = path / "distilled.png"
         self.origin = path / "origin.json"
         self.curve = path / "curve.png"
 
-    def write_spec(self, spec: RunSpec) -> None:
+    def write_spec(self, spec: Settings) -> None:
         """Write spec.json."""
         atomic_write(self.spec, spec.model_dump_json(indent=2) + "\n")
 
-    def read_spec(self) -> RunSpec:
+    def read_spec(self) -> Settings:
         """Read spec.json. Raises `UsageError` where this is no run folder."""
         try:
-            return RunSpec.model_validate_json(self.spec.read_text())
+            return Settings.model_validate_json(self.spec.read_text())
         except FileNotFoundError:
             raise UsageError(
                 f"{self.path} is not a run folder: it has no spec.json.", "See the folders in runs/."

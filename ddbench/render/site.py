@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddbench.contract.sets import DistilledSet
-from ddbench.contract.spec import FLAGS, PARTS, Choice, RunSpec
+from ddbench.contract.spec import FLAGS, PARTS, Choice, RunSpec, Settings
 from ddbench.machine.files import atomic_write
 from ddbench.records.audit import spec_of, spec_of_row
 from ddbench.records.dd_ranking import of_line
@@ -109,7 +109,7 @@ def _card(method: str, catalog: "Catalog") -> dict[str, Any] | None:
     return {"help": component.help, "source": component.distribution, "options": options}
 
 
-def _command(spec: RunSpec, source: str, catalog: "Catalog") -> str:
+def _command(spec: Settings, source: str, catalog: "Catalog") -> str:
     """The command that runs a spec again; what is as by default is left out."""
     path, at, _ = source.rpartition("@")
     parts = ["ddbench run", *([f"--plugin {shlex.quote(path)}"] if at else [])]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ddbench.contract.spec import Choice, RunSpec, Sweep
+from ddbench.contract.spec import Choice, Settings, Sweep
 from ddbench.records.leaderboard import PublishedRow, Row
 from ddbench.records.ranking import Line, ranks
 from ddbench.records.result import RunFolder, RunResult
@@ -19,6 +19,7 @@ from ddbench.render.live import duration
 
 if TYPE_CHECKING:
     from ddbench.discovery.catalog import Experiment
+    from ddbench.pipeline.dry_run import DryRun
     from ddbench.pipeline.sweep import Point
 
 PERCENT = ("accuracy", "success")
@@ -146,15 +147,15 @@ def published_lines(experiment: "Experiment", result: RunResult) -> Iterator[str
     yield f"Published: {published.metric} {theirs}, {published.source}; here {ours}"
 
 
-def _inits(spec: RunSpec) -> str:
+def _inits(spec: Settings) -> str:
     """The init distribution, and that of scoring where it is another."""
     init = named(spec.init)
-    return init if spec.eval_init in (None, spec.init) else f"{init}, scored from {named(spec.eval_init or spec.init)}"
+    return init if spec.eval_init == spec.init else f"{init}, scored from {named(spec.eval_init)}"
 
 
-def setting(spec: RunSpec) -> str:
+def setting(spec: Settings) -> str:
     """`mlp from random, 1 step x 3 epochs, replay/v1`."""
-    network = named(spec.network) if spec.network else "the usual network"
+    network = named(spec.network)
     return f"{network} from {_inits(spec)}, {spec.steps} x {spec.epochs} steps, {spec.protocol}"
 
 
@@ -164,26 +165,37 @@ def named(choice: Choice) -> str:
     return f"{choice.name}({options})" if options else choice.name
 
 
-def plan_lines(spec: RunSpec, data: str, memory: str, run_dir: str, leaderboard: str | None) -> Iterator[str]:
-    """What a run would do."""
-    limit = duration(spec.time_limit) if spec.time_limit else "none"
+def plan_lines(planned: "DryRun") -> Iterator[str]:
+    """Yield what a run would do, a line each."""
+    spec, dataset = planned.settings, planned.dataset
+    data = "not here yet"
+    if dataset is not None:
+        counts = f"{dataset.train} training, {dataset.validation} validation, {dataset.test} test images"
+        data = f"{dataset.name}: {counts}"
+    memory = "not predicted"
+    if planned.peak_memory is not None:
+        memory = f"about {planned.peak_memory / 1e6:.0f} MB at the peak ({planned.memory_mode})"
+    elif planned.missing:
+        memory = "not known yet"
     yield "Would run:"
     for key, value in {
         "method": named(spec.method),
         "data": data,
-        "network": named(spec.network) if spec.network else "",
+        "network": named(spec.network),
         "init": _inits(spec),
         "objective": named(spec.objective),
         "budget": f"{spec.images_per_class} images per class, {spec.steps} steps x {spec.epochs} epochs",
         "scoring": f"{spec.protocol} on {spec.eval_networks} networks",
         "seed": str(spec.seed),
         "memory": memory,
-        "time limit": limit,
-        "folder": run_dir,
-        "leaderboard": leaderboard or "none (a smoke run leaves no row)",
-        "fingerprint": spec.fingerprint,
+        "time limit": duration(spec.time_limit) if spec.time_limit else "none",
+        "folder": str(planned.run_dir),
+        "leaderboard": str(planned.leaderboard or "none (a smoke run leaves no row)"),
+        "fingerprint": planned.fingerprint,
     }.items():
         yield f"  {key:<12} {value}"
+    for sentence in planned.missing:
+        yield f"  {'first':<12} {sentence}"
 
 
 def ranking(groups: Sequence[Sequence[Line]]) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ddbench.contract.component import did_you_mean
-from ddbench.contract.spec import RunSpec, place_assignments
+from ddbench.contract.spec import RunSpec, Settings, place_assignments
 from ddbench.discovery.catalog import Experiment
-from ddbench.pipeline.prepare import complete
+from ddbench.pipeline.plan import plan_run
 from ddbench.testing import tiny as small
 from ddbench.testing.checks import Check, Failed, Skipped, Subject
 
@@ -18,14 +18,15 @@ def _experiment(subject: Subject) -> Experiment:
     return subject.thing
 
 
-def _specs(subject: Subject) -> Iterator[RunSpec]:
+def _specs(subject: Subject) -> Iterator[Settings]:
     """Yield the completed spec of the experiment, or of each point of its sweep."""
     experiment = _experiment(subject)
-    spec, _ = complete(RunSpec.parse(experiment.spec), subject.catalog)
-    yield spec
+    spec = RunSpec.parse(experiment.spec)
+    yield plan_run(spec, subject.catalog).settings
     options = set(subject.catalog.get("method", spec.method.name).options.model_fields)
     for _, assignments in experiment.sweep.assignments() if experiment.sweep else ():
-        yield complete(RunSpec.parse(place_assignments(experiment.spec, assignments, options)), subject.catalog)[0]
+        point = RunSpec.parse(place_assignments(experiment.spec, assignments, options))
+        yield plan_run(point, subject.catalog).settings
 
 
 def says_what_it_is(subject: Subject) -> None:

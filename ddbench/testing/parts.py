@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from ddbench.contract.sets import DatasetInfo, ImageSplits
 from ddbench.contract.task import Objective
-from ddbench.engine.meta_gradient import evaluation_mode
+from ddbench.engine.networks import evaluation_mode
 from ddbench.errors import MissingPrerequisite, Unsupported, UsageError
 from ddbench.machine.folders import data_dir
 from ddbench.testing import tiny as small

@@ -7,7 +7,7 @@ from ddbench.contract.observer import Silent
 from ddbench.discovery.catalog import Catalog, Plugin
 from ddbench.errors import DdbenchError, Interrupted
 from ddbench.pipeline.runner import resume, run
-from ddbench.records.result import RunResult
+from ddbench.records.result import RunFolder, RunResult
 from ddbench.testing.checks import Check, Failed, Subject
 
 _ENDS = "ddbench.testing.ends"
@@ -47,10 +47,11 @@ def _run(subject: Subject, end: str, *, observed: bool = True) -> RunResult:
             _check(plugin, lines, f"of a run that is {end}")
             [path] = (folder / "runs").iterdir()
             result = resume(path, **places)  # type: ignore[arg-type]
-        except DdbenchError as error:
+        except DdbenchError:
             if end != "failed":
                 raise
-            result = error.result
+            [path] = (folder / "runs").iterdir()
+            result = RunFolder(path).read_result()
     _check(plugin, lines, f"of a run that is {end}" if end != "interrupted" else "of a run that is resumed")
     assert result is not None
     return result

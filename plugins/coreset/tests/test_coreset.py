@@ -79,10 +79,10 @@ def catalog() -> Catalog:
 
 def chosen(catalog: Catalog, tmp_path, method: str, per_class: int = 3, seed: int = 0, **options):
     from ddbench.contract.spec import RunSpec
-    from ddbench.pipeline.data import load_data
+    from ddbench.pipeline.data import load_examples
 
     spec = RunSpec.parse({"method": method})
-    train, _ = load_data(catalog.get("dataset", "digits"), spec.dataset, None, download=False)
+    train, _ = load_examples(catalog.get("dataset", "digits"), spec.dataset, None, download=False)
     task = Task(train, Objective(None, None, ""), None, Budget(per_class, 1, 1), train.info)
     component = catalog.get("method", method)
     made = component.call(component.validated(options), task, Run(tmp_path, seed=seed))

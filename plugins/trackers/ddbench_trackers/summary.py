@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from ddbench import DistilledSet
 
 if TYPE_CHECKING:
-    from ddbench import RunResult, RunSpec
+    from ddbench import RunResult, Settings
 
 
-def settings(spec: "RunSpec") -> dict[str, str]:
+def settings(spec: "Settings") -> dict[str, str]:
     """Return the fields of a spec that have a value, under dotted names such as `method.outer_steps`."""
     flat = {}
     for name, value in spec.model_dump(mode="json").items():

@@ -5,14 +5,14 @@ from PIL import Image
 
 from ddbench.contract.sets import DistilledSet
 from ddbench.errors import UsageError
-from ddbench.formats.released import read
+from ddbench.formats.families import read
 
 
 @pytest.fixture
-def chosen(make_bench):
+def chosen(make_prepared):
     """Ten real images of each class as normalised by the harness, their labels, and what is known of the data."""
-    bench = make_bench()
-    examples = bench.train.random_subset(10, torch.Generator().manual_seed(0))
+    prepared = make_prepared()
+    examples = prepared.train.random_subset(10, torch.Generator().manual_seed(0))
     return examples.inputs, examples.labels, examples.info
 
 
@@ -41,17 +41,17 @@ def test_files_of_gradient_matching(tmp_path, chosen):
     accuracies = [np.float64(0.5), np.float32(0.5), np.array([0.5]), np.bool_(True), np.str_("a")]
     content = {"data": [list(other), [images, labels]], "accs_all_exps": {"ConvNet": accuracies}}
     torch.save(content, tmp_path / "res.pt")
-    found = read(tmp_path / "res.pt", 1).as_set(info)
-    assert torch.equal(found.flat()[0], images)
-    assert torch.equal(found.flat()[1], labels)
-    again = read(tmp_path / "res.pt", 1).as_set(info, mean=(0.5,), std=(0.25,))
+    distilled = read(tmp_path / "res.pt", 1).to_distilled(info)
+    assert torch.equal(distilled.flat()[0], images)
+    assert torch.equal(distilled.flat()[1], labels)
+    again = read(tmp_path / "res.pt", 1).to_distilled(info, mean=(0.5,), std=(0.25,))
     torch.testing.assert_close(info.pixels(again.flat()[0]), images * 0.25 + 0.5)
     for mean, std in (((0.5,), None), ((0.5, 0.5), (0.25, 0.25))):
         with pytest.raises(UsageError, match="must both be given"):
-            read(tmp_path / "res.pt", 1).as_set(info, mean, std)
+            read(tmp_path / "res.pt", 1).to_distilled(info, mean, std)
     for mean, std in (((0.5,), (0.0,)), ((0.5,), (-1.0,)), ((float("nan"),), (0.25,))):
         with pytest.raises(UsageError, match="the std above zero"):
-            read(tmp_path / "res.pt", 1).as_set(info, mean, std)
+            read(tmp_path / "res.pt", 1).to_distilled(info, mean, std)
     with pytest.raises(UsageError, match="holds 2 repetitions"):
         read(tmp_path / "res.pt", 2)
 
@@ -66,30 +66,30 @@ def test_files_with_scalars_of_numpy_1(tmp_path, chosen):
     assert now in raw
     for then in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
         (tmp_path / "res.pt").write_bytes(raw.replace(now, then))
-        assert torch.equal(read(tmp_path / "res.pt").as_set(info).flat()[0], images)
+        assert torch.equal(read(tmp_path / "res.pt").to_distilled(info).flat()[0], images)
 
 
-def test_whole_numbers_are_told_how_to_become_pixels(tmp_path, chosen, released, ddbench):
+def test_whole_numbers_need_the_scale_of_pixels(tmp_path, chosen, released, ddbench):
     images, labels, info = chosen
     pixels = (info.pixels(images) * 255).round().to(torch.uint8)
     torch.save({"data": [[pixels, labels]]}, tmp_path / "res.pt")
-    told = ddbench(*released).told()
-    assert "whole numbers (uint8)" in told and "--file-mean 0 --file-std 0.00392157" in told
-    found = read(tmp_path / "res.pt").as_set(info, mean=(0.0,), std=(0.00392157,))
-    torch.testing.assert_close(found.flat()[0], images, atol=0.02, rtol=0)
+    message = ddbench(*released).told()
+    assert "whole numbers (uint8)" in message and "--file-mean 0 --file-std 0.00392157" in message
+    distilled = read(tmp_path / "res.pt").to_distilled(info, mean=(0.0,), std=(0.00392157,))
+    torch.testing.assert_close(distilled.flat()[0], images, atol=0.02, rtol=0)
 
 
-def test_whitened_files_come_back_as_pixels(tmp_path, chosen, make_bench, released, ddbench):
+def test_whitening_is_undone(tmp_path, chosen, make_prepared, released, ddbench):
     """Whitened by the singular value decomposition, as the repositories do it, and undone by eigenvectors."""
     images, labels, info = chosen
-    pixels = info.pixels(make_bench().everything.inputs)
+    pixels = info.pixels(make_prepared().everything.inputs)
     flat = pixels.flatten(1)
     mean = flat.mean(0)
     u, s, _ = torch.linalg.svd((flat - mean).T @ (flat - mean) / len(flat))
     whiten = u @ torch.diag(1 / (s + 0.1).sqrt()) @ u.T
     whitened = ((info.pixels(images).flatten(1) - mean) @ whiten).view_as(images)
     torch.save({"data": [[whitened, labels]]}, tmp_path / "zca.pt")
-    back = read(tmp_path / "zca.pt").as_set(info, whitened_by=pixels).flat()[0]
+    back = read(tmp_path / "zca.pt").to_distilled(info, whitened_by=pixels).flat()[0]
     torch.testing.assert_close(back, images, atol=1e-4, rtol=1e-4)
 
     def score(file: str, *flags: object) -> float:
@@ -111,35 +111,35 @@ def test_files_of_trajectory_matching(tmp_path, chosen):
         (logits.softmax(1), False, logits.softmax(1)),
     ):
         torch.save(saved, tmp_path / "labels_best.pt")
-        torch.testing.assert_close(read(tmp_path).as_set(info, logits=said).flat()[1], wanted)
+        torch.testing.assert_close(read(tmp_path).to_distilled(info, logits=said).flat()[1], wanted)
     onehot = torch.nn.functional.one_hot(labels, 10).float()
     for wrong in (logits, onehot * 0.5, onehot * 2 - 0.3):
         torch.save(wrong, tmp_path / "labels_best.pt")
         with pytest.raises(UsageError, match="not probabilities") as caught:
-            read(tmp_path).as_set(info)
+            read(tmp_path).to_distilled(info)
         assert "--file-labels logits" in caught.value.hint
     torch.save(onehot[:, :7], tmp_path / "labels_best.pt")
     with pytest.raises(UsageError, match="of 7 classes, digits has 10"):
-        read(tmp_path).as_set(info)
+        read(tmp_path).to_distilled(info)
     torch.save(labels, tmp_path / "labels_best.pt")
     with pytest.raises(UsageError, match="not logits"):
-        read(tmp_path).as_set(info, logits=True)
+        read(tmp_path).to_distilled(info, logits=True)
 
 
-def test_a_learned_rate_is_said_not_to_be_used(tmp_path, chosen):
+def test_a_notice_says_that_a_learned_rate_is_not_used(tmp_path, chosen):
     images, labels, _ = chosen
     torch.save(images, tmp_path / "images_best.pt")
     torch.save(labels, tmp_path / "labels_best.pt")
-    assert read(tmp_path).told == ()
+    assert read(tmp_path).notices == ()
     for rate in (torch.tensor(0.025), 0.025):
         torch.save(rate, tmp_path / "lr_best.pt")
-        assert "learned rate 0.025" in read(tmp_path).told[0]
+        assert "learned rate 0.025" in read(tmp_path).notices[0]
     torch.save(_Code(), tmp_path / "lr_best.pt")
     with pytest.raises(UsageError, match="could run code"):
         read(tmp_path)
     for rate in (torch.zeros(2), "fast"):
         torch.save(rate, tmp_path / "lr_best.pt")
-        with pytest.raises(UsageError, match="no learned rate"):
+        with pytest.raises(UsageError, match="not hold one learned rate"):
             read(tmp_path)
 
 
@@ -147,20 +147,20 @@ def test_files_of_inducing_points(tmp_path, chosen):
     images, labels, info = chosen
     onehot = np.eye(10, dtype=np.float32)[labels.numpy()]
     smooth = 0.8 * onehot + 0.02
-    for saved, wanted, told in (
+    for saved, wanted, message in (
         (onehot - 0.1, labels, "taken as hard"),
         (smooth, torch.from_numpy(smooth), ""),
         (smooth - 0.1, torch.from_numpy(smooth), "taken as soft"),
     ):
         np.savez(tmp_path / "kip.npz", images=images.permute(0, 2, 3, 1).numpy(), labels=saved)
         kip = read(tmp_path / "kip.npz")
-        assert told in "".join(kip.told) and len(kip.told) == bool(told)
-        found = kip.as_set(info)
-        assert torch.equal(found.flat()[0], images)
-        torch.testing.assert_close(found.flat()[1], wanted)
+        assert message in "".join(kip.notices) and len(kip.notices) == bool(message)
+        distilled = kip.to_distilled(info)
+        assert torch.equal(distilled.flat()[0], images)
+        torch.testing.assert_close(distilled.flat()[1], wanted)
     np.savez(tmp_path / "kip.npz", images=images.permute(0, 2, 3, 1).numpy(), labels=onehot * 1.3 - 0.2)
     with pytest.raises(UsageError, match="not probabilities"):
-        read(tmp_path / "kip.npz").as_set(info)
+        read(tmp_path / "kip.npz").to_distilled(info)
     with pytest.raises(UsageError, match="holds one set"):
         read(tmp_path / "kip.npz", 1)
 
@@ -172,15 +172,15 @@ def test_folders_of_images(tmp_path, chosen):
         folder = tmp_path / "set" / info.classes[labels[i]]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[i, 0].numpy()).save(folder / f"{i:03}.png")
-    found = read(tmp_path / "set").as_set(info)
+    distilled = read(tmp_path / "set").to_distilled(info)
     order = torch.argsort(labels, stable=True)
-    torch.testing.assert_close(found.flat()[0], images[order], atol=0.02, rtol=0)
-    assert torch.equal(found.flat()[1], labels[order])
+    torch.testing.assert_close(distilled.flat()[0], images[order], atol=0.02, rtol=0)
+    assert torch.equal(distilled.flat()[1], labels[order])
     with pytest.raises(UsageError, match="are pixels"):
-        read(tmp_path / "set").as_set(info, mean=(0.5,), std=(0.25,))
+        read(tmp_path / "set").to_distilled(info, mean=(0.5,), std=(0.25,))
     (tmp_path / "set" / "7").rename(tmp_path / "set" / "seven")
-    with pytest.raises(UsageError, match="'seven' is no class"):
-        read(tmp_path / "set").as_set(info)
+    with pytest.raises(UsageError, match="'seven' is not a class"):
+        read(tmp_path / "set").to_distilled(info)
 
 
 class _Code:
@@ -188,7 +188,7 @@ class _Code:
         return print, ("run",)
 
 
-def test_files_that_hold_none(tmp_path, chosen, capsys):
+def test_files_of_no_family(tmp_path, chosen, capsys):
     images, labels, info = chosen
     torch.save({"data": [[_Code(), labels]]}, tmp_path / "code.pt")
     torch.save({"data": [[images[:5], labels]]}, tmp_path / "short.pt")
@@ -197,9 +197,9 @@ def test_files_that_hold_none(tmp_path, chosen, capsys):
     np.savez(tmp_path / "pickled.npz", images=np.array([object()]), labels=np.zeros(1))
     (tmp_path / "text.npz").write_text("x")
     (tmp_path / "empty").mkdir()
-    for name, told in {
-        "code.pt": "not a file of tensors alone",
-        "beside.pt": "not a file of tensors alone",
+    for name, message in {
+        "code.pt": "does not hold tensors only",
+        "beside.pt": "does not hold tensors only",
         "short.pt": "no images",
         "other.pt": "no list of",
         "none.pt": "no file",
@@ -207,7 +207,7 @@ def test_files_that_hold_none(tmp_path, chosen, capsys):
         "text.npz": "no arrays",
         "empty": "no folders of images",
     }.items():
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             read(tmp_path / name)
     assert "run" not in capsys.readouterr().out
     np.savez(tmp_path / "words.npz", images=images.numpy(), labels=np.array(["a"] * 100))
@@ -215,18 +215,18 @@ def test_files_that_hold_none(tmp_path, chosen, capsys):
         read(tmp_path / "words.npz")
     torch.save({"data": [[torch.zeros(10, 3, 8, 8), labels[:10]]]}, tmp_path / "colour.pt")
     with pytest.raises(UsageError, match="are 3x8x8, those of digits 1x8x8"):
-        read(tmp_path / "colour.pt").as_set(info)
+        read(tmp_path / "colour.pt").to_distilled(info)
 
 
 def test_sets_that_cannot_be_scored(tmp_path, chosen):
     images, labels, info = chosen
     holed = images.clone()
     holed[3, 0, 2, 2] = float("nan")
-    for entry, told in (
-        ([images, labels, labels], "no pair"),
-        ([images], "no pair"),
-        (images[:2], "no pair"),
-        (None, "no pair"),
+    for entry, message in (
+        ([images, labels, labels], "not a pair"),
+        ([images], "not a pair"),
+        (images[:2], "not a pair"),
+        (None, "not a pair"),
         ([images, 3], "no images"),
         ([images, torch.tensor(3)], "no images"),
         ([images.to_sparse(), labels], "no images"),
@@ -242,39 +242,39 @@ def test_sets_that_cannot_be_scored(tmp_path, chosen):
         ([images, torch.where(labels == 3, 4, labels)], "class '3' has no image in this file"),
     ):
         torch.save({"data": [entry]}, tmp_path / "res.pt")
-        with pytest.raises(UsageError, match=told):
-            read(tmp_path / "res.pt").as_set(info)
+        with pytest.raises(UsageError, match=message):
+            read(tmp_path / "res.pt").to_distilled(info)
 
 
 def test_a_released_file_is_scored(ddbench, released):
-    found = ddbench(*released, "--cross-network", "mlp", "--json")
-    assert found.code == 0, found.err
-    document = found.json()
+    result = ddbench(*released, "--cross-network", "mlp", "--json")
+    assert result.code == 0, result.err
+    document = result.json()
     assert document["spec"]["images_per_class"] == 10
     assert [one["spec"]["network"]["name"] for one in document["others"]] == ["mlp"]
     assert document["score"]["mean"] > 0.5
     assert "Name its dataset" in ddbench("evaluate", "res.pt").told()
-    assert "for the 100 classes" not in ddbench(*released).err
+    assert "for the 100 classes" not in result.err
     shown = ddbench(*released, "--cross-network", "mlp").out
     assert "linear on digits, replay/v1" in shown
     assert "mlp on digits, replay/v1" in shown
 
 
-def test_what_was_scored_outlives_a_network_that_does_not_fit(ddbench, released, tmp_path):
-    found = ddbench(*released, "--cross-network", "linear,lenet,mlp,mlp,torchvision/vgg11", "--json")
-    document = found.json()
+def test_a_network_that_does_not_fit_leaves_the_other_scores(ddbench, released, tmp_path):
+    result = ddbench(*released, "--cross-network", "linear,lenet,mlp,mlp,torchvision/vgg11", "--json")
+    document = result.json()
     assert [one["spec"]["network"]["name"] for one in document["others"]] == ["mlp"]
     assert [one["network"] for one in document["passed_over"]] == ["lenet", "torchvision/vgg11"]
     assert "at least 12x12" in document["passed_over"][0]["reason"]
-    assert "Passed over lenet: lenet needs images of at least 12x12" in " ".join(found.err.split())
+    assert "Passed over lenet: lenet needs images of at least 12x12" in " ".join(result.err.split())
     (tmp_path / "text.pt").write_text("hello")
-    assert "no file of tensors" in ddbench("evaluate", "text.pt", "-d", "digits").told()
+    assert "not a file of tensors" in ddbench("evaluate", "text.pt", "-d", "digits").told()
     (tmp_path / "set" / "0").mkdir(parents=True)
     (tmp_path / "set" / "0" / "x.png").write_text("no picture")
-    assert "x.png is no picture" in ddbench("evaluate", "set", "-d", "digits").told()
+    assert "x.png is not a picture" in ddbench("evaluate", "set", "-d", "digits").told()
 
 
-def test_label_regime_is_told(ddbench, released, tmp_path, chosen):
+def test_the_label_regime_is_reported(ddbench, released, tmp_path, chosen):
     hard = ddbench(*released)
     assert ["labels", "hard"] in [line.split() for line in hard.out.splitlines()]
     assert hard.out.splitlines()[-1].startswith("in fractions: IOR ")
@@ -291,40 +291,42 @@ def test_label_regime_is_told(ddbench, released, tmp_path, chosen):
     assert document["label_regime"] == "stored soft" and document["fairness"].keys() == {"IOR"}
 
 
-def test_names_that_do_not_exist_are_told_before_anything_is_scored(ddbench, released):
+def test_unknown_names_are_reported_before_scoring(ddbench, released):
     for flag, kind in (("--cross-network", "network"), ("--also-on", "dataset")):
-        found = ddbench(*released, flag, "nosuch")
-        assert found.code == 2 and f"there is no {kind} called 'nosuch'" in found.told()
-        assert "Scoring" not in found.err
+        result = ddbench(*released, flag, "nosuch")
+        assert result.code == 2 and f"there is no {kind} called 'nosuch'" in result.told()
+        assert "Scoring" not in result.err
 
 
 @pytest.fixture
-def artefact(tmp_path, make_bench):
+def artefact(tmp_path, make_prepared):
     """A set as a run leaves it, scored on one network; `classes` puts other names into its metadata."""
-    bench = make_bench(images_per_class=1, steps=1, protocol="replay/v1", eval_networks=1)
-    real = bench.train.random_subset(1, torch.Generator().manual_seed(0))
+    prepared = make_prepared(images_per_class=1, steps=1, protocol="replay/v1", eval_networks=1)
+    real = prepared.train.random_subset(1, torch.Generator().manual_seed(0))
 
-    def made(classes: tuple[str, ...]) -> list[str]:
+    def build(classes: tuple[str, ...]) -> list[str]:
         distilled = DistilledSet(real.inputs[None], real.labels[None])
-        distilled.described(classes=list(classes), spec=bench.spec.canonical()).save(tmp_path / "own.safetensors")
+        distilled.described(classes=list(classes), spec=prepared.settings.canonical()).save(
+            tmp_path / "own.safetensors"
+        )
         return ["evaluate", "own.safetensors"]
 
-    return made
+    return build
 
 
 def test_a_set_of_other_classes_is_refused_before_anything_is_scored(ddbench, artefact):
     own = artefact(tuple("0123456789"))
-    found = ddbench(*own, "--json")
-    assert found.code == 0, found.err
-    assert found.json()["others"] == []
+    result = ddbench(*own, "--json")
+    assert result.code == 0, result.err
+    assert result.json()["others"] == []
     for flag in ("--dataset", "--also-on"):
         refused = ddbench(*own, flag, "fashion_mnist")
         assert (
             refused.code == 2 and "label 0 is '0' in own.safetensors and 'T-shirt' in fashion_mnist" in refused.told()
         )
         assert "Scoring" not in refused.err
-    for classes, told in (("1023456789", "label 0 is '1'"), ("012345678", "label 9 is no class")):
-        assert told in ddbench(*artefact(tuple(classes))).told()
+    for classes, message in (("1023456789", "label 0 is '1'"), ("012345678", "label 9 is no class")):
+        assert message in ddbench(*artefact(tuple(classes))).told()
 
 
 def test_options_about_foreign_files_are_refused_for_our_own(ddbench, artefact):

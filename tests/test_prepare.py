@@ -3,11 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddbench.contract.spec import RunSpec
+from ddbench.contract.spec import RunSpec, Settings
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, MissingPrerequisite, PluginError, UsageError
 from ddbench.pipeline.data import split_validation
-from ddbench.pipeline.prepare import complete, prepare
+from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.prepare import prepare
 
 PLUGIN = '''
 """Parts that fail, and a target."""
@@ -85,8 +86,8 @@ def faulty(tmp_path: Path) -> Catalog:
     return catalog
 
 
-def completed(catalog: Catalog, **fields: object) -> RunSpec:
-    return complete(RunSpec.parse({"method": "random_subset", **fields}), catalog)[0]
+def completed(catalog: Catalog, **fields: object) -> Settings:
+    return plan_run(RunSpec.parse({"method": "random_subset", **fields}), catalog).settings
 
 
 def test_a_complete_spec_spells_everything_out(catalog: Catalog):
@@ -96,7 +97,7 @@ def test_a_complete_spec_spells_everything_out(catalog: Catalog):
     assert spec.init.options == {"scheme": "xavier", "distribution": "normal"}
     mnist = completed(catalog, dataset="mnist")
     assert (mnist.network.name, mnist.images_per_class, mnist.steps) == ("lenet", 10, 10)
-    again, _ = complete(spec, catalog)
+    again = plan_run(spec.asked(), catalog).settings
     assert again.fingerprint == spec.fingerprint
 
 
@@ -106,18 +107,18 @@ def test_unknown_names(catalog: Catalog, part: str):
         completed(catalog, **{part: "nonsense"})
 
 
-def test_data_is_split_and_the_test_split_is_not_in_the_task(make_bench):
-    bench = make_bench()
-    assert (bench.record.train, bench.record.validation, bench.record.test) == (1295, 142, 360)
-    task = bench.task(torch.Generator())
-    held = {x.numpy().tobytes() for part in (bench.setting.validation, bench.setting.test) for x in part.inputs}
+def test_data_is_split_and_the_test_split_is_not_in_the_task(make_prepared):
+    prepared = make_prepared()
+    assert (prepared.record.train, prepared.record.validation, prepared.record.test) == (1295, 142, 360)
+    task = prepared.task(torch.Generator())
+    held = {x.numpy().tobytes() for part in (prepared.setting.validation, prepared.setting.test) for x in part.inputs}
     # Digits holds a few images twice; all others are in one split only.
     assert sum(x.numpy().tobytes() in held for x in task.train.inputs) <= 2
     assert not any("test" in name or "validation" in name for name in vars(task))
 
 
-def test_the_validation_slice_has_its_share_of_each_class(make_bench):
-    train = make_bench(validation=0.1).train
+def test_the_validation_slice_has_its_share_of_each_class(make_prepared):
+    train = make_prepared(validation=0.1).train
     kept, held_out = split_validation(train, 0.25)
     assert len(kept) + len(held_out) == len(train)
     for label in range(10):
@@ -127,17 +128,18 @@ def test_the_validation_slice_has_its_share_of_each_class(make_bench):
     assert torch.equal(held_out.inputs, again.inputs)
 
 
-def test_smoke_runs_take_little_data(make_bench):
-    bench = make_bench(smoke=True)
-    assert len(bench.train) == 500
-    assert len(bench.setting.test) == 200
+def test_smoke_runs_take_little_data(make_prepared):
+    prepared = make_prepared(smoke=True)
+    assert len(prepared.train) == 500
+    assert len(prepared.setting.test) == 200
 
 
 def test_targets_bring_dataset_network_and_weights(faulty: Catalog):
-    spec, parts = complete(RunSpec.parse({"method": "random_subset", "target": "from_ones"}), faulty)
-    assert (spec.dataset.name, spec.network.name, spec.init.name) == ("digits", "linear", "from_ones")
-    bench = prepare(spec, parts)
-    drawn = bench.task(torch.Generator()).networks.sample(5)
+    plan = plan_run(RunSpec.parse({"method": "random_subset", "target": "from_ones"}), faulty)
+    settings = plan.settings
+    assert (settings.dataset.name, settings.network.name, settings.init.name) == ("digits", "linear", "from_ones")
+    prepared = prepare(plan, faulty)
+    drawn = prepared.task(torch.Generator()).networks.sample(5)
     assert drawn["classifier.bias"].tolist() == [[1.0] * 10]
 
 
@@ -152,7 +154,7 @@ def test_targets_bring_dataset_network_and_weights(faulty: Catalog):
 )
 def test_faulty_parts_are_named(faulty: Catalog, fields, told):
     with pytest.raises(PluginError, match=told):
-        prepare(*complete(RunSpec.parse({"method": "random_subset", **fields}), faulty))
+        prepare(plan_run(RunSpec.parse({"method": "random_subset", **fields}), faulty), faulty)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +162,14 @@ def test_faulty_parts_are_named(faulty: Catalog, fields, told):
     [("crashing", "ZeroDivisionError: on purpose"), ("nan", "NaN or infinite"), ("short", "of shape")],
 )
 def test_faulty_inits_are_told_when_they_draw(faulty: Catalog, init, told):
-    bench = prepare(*complete(RunSpec.parse({"method": "random_subset", "init": init}), faulty))
+    prepared = prepare(plan_run(RunSpec.parse({"method": "random_subset", "init": init}), faulty), faulty)
     with pytest.raises(PluginError, match=told):
-        bench.task(torch.Generator()).networks.sample(2)
+        prepared.task(torch.Generator()).networks.sample(2)
 
 
 def test_networks_that_do_not_fit_the_images(catalog: Catalog):
     with pytest.raises(UsageError, match="lenet needs images of at least 12x12 pixels; digits has 8x8"):
-        prepare(*complete(RunSpec.parse({"method": "random_subset", "network": "lenet"}), catalog))
+        prepare(plan_run(RunSpec.parse({"method": "random_subset", "network": "lenet"}), catalog), catalog)
 
 
 def test_devices():
@@ -186,7 +188,7 @@ def test_devices():
 def test_the_name_of_an_experiment_stays_where_its_task_does(catalog):
     def named(experiment: str, **changes: object) -> str:
         fields = {**catalog.experiment(experiment).spec, "experiment": experiment, **changes}
-        return complete(RunSpec.parse(fields), catalog)[0].experiment
+        return plan_run(RunSpec.parse(fields), catalog).settings.experiment
 
     method = {"name": "unrolled_gd", "options": {"outer_steps": 5}}
     assert named("wang2018/mnist-fixed-1x3", seed=4, method=method) == "wang2018/mnist-fixed-1x3"
@@ -197,4 +199,4 @@ def test_the_name_of_an_experiment_stays_where_its_task_does(catalog):
         assert named("wang2018/mnist-fixed-1x3", **change) == ""
     fixed = {"name": "usps_to_mnist", "options": {"fixed": True}}
     assert named("wang2018/usps-to-mnist-random", target=fixed) == ""
-    assert complete(RunSpec.parse({"method": "herding", "experiment": "no/such"}), catalog)[0].experiment == ""
+    assert plan_run(RunSpec.parse({"method": "herding", "experiment": "no/such"}), catalog).settings.experiment == ""
