@@ -22,13 +22,13 @@ from ddbench.contract.component import KINDS, Component
 from ddbench.contract.spec import FLAGS, Choice, RunSpec
 from ddbench.contract.task import Networks, Sources
 from ddbench.discovery.catalog import Catalog
-from ddbench.engine.meta_gradient import MetaGradient, meta_gradient
 from ddbench.errors import Interrupted, PluginError
 from ddbench.records.leaderboard import Row, read
 from ddbench.records.ranking import Line, groups
 from ddbench.records.stats import Score
 from ddbench.render.cards import option_rows
 from ddbench.render.tables import in_percent
+from ddbench.unroll import MetaGradient, meta_gradient
 
 LONG = 70
 """Characters from which a signature is broken into lines."""

@@ -119,6 +119,7 @@ def test_sets_that_fit_the_task():
         (dict(inputs=torch.zeros(2, 0, 1, 2, 2), labels=torch.zeros(2, 0, dtype=torch.int64)), "0 images"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("without_shape_checks")
 def test_sets_that_do_not(change, message):
     with pytest.raises(PluginError) as error:
         changed(toy_set(), **change).validate(toy_task())
@@ -165,6 +166,7 @@ def test_a_partial_copy_is_named_by_its_content():
         (dict(test_images=splits().test_images[:, :, :3]), "test images of shape [3, 3, 4] where [3, 4, 4] is expected"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("without_shape_checks")
 def test_data_that_cannot_be_used(change, message):
     splits().validate("dataset 'toy'", 2)
     splits().validate("dataset 'toy'", 2, (3, 4, 4))

@@ -9,6 +9,7 @@ from ddbench.errors import DdbenchError, MissingPrerequisite, PluginError, Usage
 from ddbench.pipeline.data import split_validation
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import prepare
+from ddbench.pipeline.runner import run
 
 PLUGIN = '''
 """Parts that fail, and a target."""
@@ -200,3 +201,79 @@ def test_the_name_of_an_experiment_stays_where_its_task_does(catalog):
     fixed = {"name": "usps_to_mnist", "options": {"fixed": True}}
     assert named("wang2018/usps-to-mnist-random", target=fixed) == ""
     assert plan_run(RunSpec.parse({"method": "herding", "experiment": "no/such"}), catalog).settings.experiment == ""
+
+
+COUNTED = """
+import ddbench
+from ddbench import DistilledSet
+from ddbench.builtin.datasets import digits as real
+
+loads = []
+
+@ddbench.dataset(classes=tuple("0123456789"), sample_shape=(1, 8, 8), network="linear", images_per_class=1)
+def counted(root, download):
+    \"\"\"Digits, counting how often they are loaded.\"\"\"
+    loads.append(1)
+    return real(root, download)
+
+@ddbench.method
+def scribbles(task, run):
+    \"\"\"Return real images, after writing into one of them.\"\"\"
+    task.train.inputs[0, 0, 0, 0] += 1
+    return DistilledSet(task.train.inputs[None, :10].clone(), task.train.labels[None, :10])
+
+@ddbench.hookimpl
+def ddbench_datasets():
+    return [counted]
+
+@ddbench.hookimpl
+def ddbench_methods():
+    return [scribbles]
+"""
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Catalog:
+    (tmp_path / "counted.py").write_text(COUNTED)
+    catalog = Catalog([tmp_path / "counted.py"])
+    assert catalog.broken == []
+    return catalog
+
+
+def loads_of(catalog: Catalog) -> list[int]:
+    return catalog.get("dataset", "counted").function.__globals__["loads"]
+
+
+def test_a_run_with_pretrained_networks_loads_its_data_once(counting: Catalog, tmp_path: Path):
+    init = {"name": "random_pretrained", "options": {"count": 2, "held_out": 2, "steps": 5}}
+    spec = {"method": "random_subset", "dataset": "counted", "init": init, "eval_networks": 2, "protocol": "train/v1"}
+    result = run(spec, catalog=counting, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+    assert result.status == "ok"
+    assert len(loads_of(counting)) == 1
+
+
+def test_methods_are_given_the_data_themselves(make_prepared):
+    prepared = make_prepared()
+    task = prepared.task(torch.Generator())
+    assert task.train.inputs.data_ptr() == prepared.train.inputs.data_ptr()
+
+
+def test_a_method_that_writes_into_the_training_data_is_named(counting: Catalog, tmp_path: Path):
+    spec = {"method": "scribbles", "dataset": "counted", "eval_networks": 2}
+    with pytest.raises(PluginError, match="'scribbles' .* wrote into the training data"):
+        run(spec, catalog=counting, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+
+
+def test_a_set_may_be_scored_on_another_network(catalog: Catalog):
+    spec = RunSpec.parse({"method": "random_subset", "network": "linear", "eval_network": "mlp"})
+    plan = plan_run(spec, catalog)
+    prepared = prepare(plan, catalog)
+    assert "classifier.weight" in prepared.task(torch.Generator()).networks.sample(1)
+    scoring = prepared.setting.networks("evaluation", torch.Generator()).sample(1)
+    assert "fc1.weight" in scoring
+    same = plan_run(RunSpec.parse({"method": "random_subset", "network": "linear"}), catalog).settings
+    assert same.eval_network == same.network
+    assert '"eval_network":' not in same.canonical()
+    assert '"eval_network":' in plan.settings.canonical()
+    with pytest.raises(UsageError, match="brings its own scoring network"):
+        plan_run(RunSpec.parse({"method": "random_subset", "target": "mnist_to_usps", "eval_network": "mlp"}), catalog)

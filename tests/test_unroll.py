@@ -10,8 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-import ddbench.engine.networks
-from ddbench.networks import evaluation_mode, inner_mode
+from ddbench.networks import evaluation_mode, inner_mode, unstack
 from ddbench.unroll import Checkpoint, Recompute, Store, choose_engine, meta_gradient, train
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -221,19 +220,17 @@ def test_modes_are_put_back():
     assert [m.training for m in network.modules()] == [True, False, True]
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_shapes_that_do_not_belong_together():
-    # Without the shape checks that tests switch on: what a user meets.
-    unchecked = meta_gradient.__wrapped__
-    unstack = ddbench.engine.networks.unstack.__wrapped__
     network, params, inputs, labels, lrs, *rest = problem(5, 2, 2, 2, 2, soft=False)
     with pytest.raises(ValueError, match="lrs"):
-        unchecked(network, params, inputs, labels, lrs[:, :1], *rest)
+        meta_gradient(network, params, inputs, labels, lrs[:, :1], *rest)
     with pytest.raises(ValueError, match="labels"):
-        unchecked(network, params, inputs, labels[:1], lrs, *rest)
+        meta_gradient(network, params, inputs, labels[:1], lrs, *rest)
     with pytest.raises(ValueError, match="window"):
-        unchecked(network, params, inputs, labels, lrs, *rest, window=0)
+        meta_gradient(network, params, inputs, labels, lrs, *rest, window=0)
     with pytest.raises(ValueError, match="Store\\(\\)"):
-        unchecked(network, params, inputs, labels, lrs, *rest, memory="store")
+        meta_gradient(network, params, inputs, labels, lrs, *rest, memory="store")
     with pytest.raises(ValueError, match="every must be at least 1"):
         Checkpoint(every=0)
     with pytest.raises(ValueError, match="leading"):

@@ -28,6 +28,9 @@ def run(
     network: Annotated[
         str | None, named("network", "Network, torchvision/NAME or timm/NAME. [the dataset's usual one]")
     ] = None,
+    eval_network: Annotated[
+        str | None, named("network", "Network that scores the result. [the same]", "--eval-network")
+    ] = None,
     init: Annotated[str | None, named("init", "Init distribution. [random]")] = None,
     eval_init: Annotated[
         str | None, named("init", "Init distribution of the networks that score. [the same]", "--eval-init")
@@ -96,6 +99,7 @@ def run(
         "method": method,
         "dataset": dataset,
         "network": network,
+        "eval_network": eval_network,
         "init": init,
         "eval_init": eval_init,
         "objective": objective,

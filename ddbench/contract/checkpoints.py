@@ -99,12 +99,12 @@ def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
         log_bytes = generators.pop("log_bytes")
         return {**saved, "generators": generators, "log_bytes": log_bytes}
 
-    point = content.pop("good")
+    point, rollback_loop = content.pop("good"), content.pop("good_of")
     return {
         **content,
         "loops": [loop(saved) for saved in content["loops"]],
         "rollback_point": point and loop(point),
-        "rollback_loop": content.pop("good_of"),
+        "rollback_loop": rollback_loop,
     }
 
 

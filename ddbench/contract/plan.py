@@ -20,6 +20,7 @@ class EvaluationPlan:
         protocol: the protocol that `settings` names.
         dataset: the dataset that `settings` names.
         network: the network that `settings` names.
+        eval_network: the network that `settings` names for scoring.
         objective: the objective that `settings` names.
         init: the component that networks to distil for are drawn from: the adaptation target if there is one.
         eval_init: the component that networks to score on are drawn from.
@@ -30,6 +31,7 @@ class EvaluationPlan:
     protocol: "Protocol"
     dataset: Component
     network: Component
+    eval_network: Component
     objective: Component
     init: Component
     eval_init: Component
@@ -38,7 +40,7 @@ class EvaluationPlan:
     @property
     def components(self) -> tuple[Component, ...]:
         """The components of the plan."""
-        return self.dataset, self.network, self.objective, self.init, self.eval_init
+        return self.dataset, self.network, self.eval_network, self.objective, self.init, self.eval_init
 
     @property
     def distributions(self) -> dict[str, str]:
@@ -55,6 +57,7 @@ class Plan(EvaluationPlan):
         protocol: the protocol that `settings` names.
         dataset: the dataset that `settings` names.
         network: the network that `settings` names.
+        eval_network: the network that `settings` names for scoring.
         objective: the objective that `settings` names.
         init: the component that networks to distil for are drawn from: the adaptation target if there is one.
         eval_init: the component that networks to score on are drawn from.

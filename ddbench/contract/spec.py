@@ -3,7 +3,8 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 import pydantic
@@ -14,7 +15,7 @@ from ddbench.contract.documented import with_fields
 from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
 
-PARTS = ("method", "dataset", "network", "init", "eval_init", "objective", "target")
+PARTS = ("method", "dataset", "network", "eval_network", "init", "eval_init", "objective", "target")
 DEFAULT_STEPS = 10
 
 
@@ -91,10 +92,12 @@ class RunSpec(_Fields):
     """The run that is asked for: what is left out is decided by `ddbench.plan`.
 
     The dataset suggests `network` and `images_per_class`. `steps` is the largest divisor of `images_per_class` up to
-    10, so that each step has the same number of images per class. `eval_init` is `init` unless it is named.
+    10, so that each step has the same number of images per class. `eval_network` is the same as `network`, and
+    `eval_init` as `init`, unless they are named.
     """
 
     network: Named | None = Field(None, description="network; the usual one of the dataset when left out")
+    eval_network: Named | None = Field(None, description="network that scores; the same as network when left out")
     eval_init: Named | None = Field(None, description="init distribution of scoring; the same as init when left out")
     images_per_class: int | None = Field(None, ge=1, description="images per class over all steps together (IPC)")
     steps: int | None = Field(None, ge=1, description="gradient steps with a batch of images each")
@@ -130,9 +133,16 @@ class Settings(_Fields):
     """
 
     network: Named = Field(description="network")
+    eval_network: Named = Field(description="network that scores")
     eval_init: Named = Field(description="init distribution of scoring")
     images_per_class: int = Field(ge=1, description="images per class over all steps together (IPC)")
     steps: int = Field(ge=1, description="gradient steps with a batch of images each")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _fill_younger_fields(cls, fields: Any) -> Any:
+        """Give fields that an older record does not have the defaults they were born with."""
+        return {**_born_defaults(fields), **fields} if isinstance(fields, dict) else fields
 
     def canonical(self) -> str:
         """Return the same text for the same run on any machine: JSON with sorted keys.
@@ -141,7 +151,7 @@ class Settings(_Fields):
         new field moves no fingerprint.
         """
         fields = self.model_dump(mode="json", exclude=set(NOT_COMPUTED))
-        for name, default in BORN_LATER.items():
+        for name, default in _born_defaults(fields).items():
             if fields[name] == default:
                 del fields[name]
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
@@ -165,12 +175,33 @@ class Settings(_Fields):
 
 NOT_COMPUTED = ("device", "experiment", "best_coreset")
 """Fields that change nothing of what is computed."""
-BORN_LATER: dict[str, Any] = {}
-"""Fields younger than the first record, with their defaults as JSON. Such a default never changes."""
+
+
+@dataclass(frozen=True)
+class SameAs:
+    """The default of a field that has the value of another one."""
+
+    field: str
+
+
+BORN_LATER: dict[str, Any] = {"eval_network": SameAs("network")}
+"""Fields younger than the first record, with the JSON defaults they were born with. Such a default never changes."""
+
+
+def _born_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {}
+    for name, default in BORN_LATER.items():
+        if isinstance(default, SameAs):
+            if default.field in fields:
+                defaults[name] = fields[default.field]
+        else:
+            defaults[name] = default
+    return defaults
 
 
 FLAGS = {
-    "method": "method", "dataset": "dataset", "network": "network", "init": "init", "eval_init": "eval-init",
+    "method": "method", "dataset": "dataset", "network": "network",
+    "eval_network": "eval-network", "init": "init", "eval_init": "eval-init",
     "objective": "objective", "target": "target", "images_per_class": "ipc", "steps": "steps", "epochs": "epochs",
     "protocol": "protocol", "eval_networks": "eval-networks", "seed": "seed", "time_limit": "time-limit",
 }  # fmt: skip

@@ -141,7 +141,7 @@ def _key(prepared: Prepared, method: Component) -> str:
     choice = Choice(name=method.name, options=method.validated({}))
     changes = {"method": choice, "seed": 0, "time_limit": None, "eval_networks": networks}
     settings = plan.settings.model_copy(update=changes)
-    parts = (plan.dataset, plan.network, plan.objective, plan.init, plan.eval_init)
+    parts = (plan.dataset, plan.network, plan.eval_network, plan.objective, plan.init, plan.eval_init)
     sources = [method.distribution, *(f"{part.kind} {part.name} {part.distribution}" for part in parts)]
     origin = json.dumps(prepared.provenance(), sort_keys=True)
     machine = json.dumps(describe(prepared.device))

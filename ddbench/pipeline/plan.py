@@ -55,12 +55,16 @@ def _decide(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
     objective, objective_choice = catalog.resolve("objective", spec.objective)
     info = info_from_facts(dataset, shape)
     network, network_choice = catalog.resolve("network", network_choice or usual_network(dataset), info)
+    eval_network, eval_network_choice = network, network_choice
+    if spec.eval_network is not None and spec.eval_network != network_choice:
+        eval_network, eval_network_choice = catalog.resolve("network", spec.eval_network, info)
     images_per_class = spec.images_per_class or dataset.facts.get("images_per_class", USUAL_IMAGES_PER_CLASS)
     settings = Settings.model_validate(
         {
             **spec.model_dump(),
             "dataset": dataset_choice,
             "network": network_choice,
+            "eval_network": eval_network_choice,
             "sample_shape": shape,
             "init": init_choice,
             "eval_init": eval_choice,
@@ -70,7 +74,7 @@ def _decide(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
             "steps": spec.steps or default_steps(images_per_class),
         }
     )
-    return EvaluationPlan(settings, protocol, dataset, network, objective, init, eval_init, adaptation)
+    return EvaluationPlan(settings, protocol, dataset, network, eval_network, objective, init, eval_init, adaptation)
 
 
 def _resolve_init(spec: RunSpec, catalog: Catalog) -> tuple[Component, Choice, AdaptationTarget | None]:
@@ -92,6 +96,7 @@ def _check_not_named_twice(spec: RunSpec, adaptation: AdaptationTarget, target: 
         and "dataset" in spec.model_fields_set
         and spec.dataset.name != adaptation.dataset,
         "network": spec.network is not None and spec.network.name != adaptation.network,
+        "scoring network": spec.eval_network is not None and spec.eval_network.name != adaptation.network,
         "init": "init" in spec.model_fields_set and spec.init.name != target.name,
         "sample shape": None not in (spec.sample_shape, adaptation.sample_shape)
         and spec.sample_shape != adaptation.sample_shape,

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from ddbench.contract.component import Component
 from ddbench.contract.observer import Pace, Reporter, Silent
-from ddbench.contract.plan import EvaluationPlan
 from ddbench.contract.sets import DatasetInfo
-from ddbench.contract.spec import Choice, RunSpec
+from ddbench.contract.spec import Choice, RunSpec, Settings
 from ddbench.contract.task import Objective, Side
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import BATCH, Recipe, forecast, train_each
@@ -132,25 +131,33 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """A network component and the choice that names it, its options spelt out."""
+
+    component: Component
+    choice: Choice
+
+
+@dataclass(frozen=True)
 class _Source:
     """Data that networks of a pool are trained on, and their architecture."""
 
     choice: Choice
     data: Data
-    network: Component
-    network_choice: Choice
+    network: Architecture
 
 
 class Pools:
     """The pools of one run: opens them, trains what they lack, and gives init distributions their `Sources`.
 
-    Networks are of the plan's architecture. `data` are the run's own examples, already loaded. Without `may_train` a
+    Networks are of one `architecture`. `data` are the run's own examples, already loaded. Without `may_train` a
     pool that lacks networks is a `MissingPrerequisite`, and nothing is downloaded.
     """
 
     def __init__(
         self,
-        plan: EvaluationPlan,
+        settings: Settings,
+        architecture: Architecture,
         data: Data,
         catalog: Catalog,
         device: torch.device,
@@ -158,7 +165,7 @@ class Pools:
         *,
         may_train: bool = True,
     ) -> None:
-        self._plan, self._settings, self._data = plan, plan.settings, data
+        self._settings, self._architecture, self._data = settings, architecture, data
         self._catalog, self._device = catalog, device
         self._reporter, self._may_train = reporter or Silent(), may_train
         self._open: dict[str, tuple[Pool, dict[str, Any]]] = {}
@@ -233,15 +240,15 @@ class Pools:
             dataset_hash=info.content_hash,
             sample_shape=info.sample_shape,
             validation=self._settings.validation,
-            network=source.network_choice,
-            network_source=source.network.distribution,
+            network=source.network.choice,
+            network_source=source.network.component.distribution,
             init=self._catalog.resolve("init", RunSpec.model_fields["init"].default)[1],
             steps=recipe.steps,
             lr=recipe.lr,
             batch=recipe.batch,
         )
         pool = Pool(spec.folder, spec)
-        self._fill(pool, {"train": count, "evaluation": held_out}, source.network, source.data, patience)
+        self._fill(pool, {"train": count, "evaluation": held_out}, source.network.component, source.data, patience)
         facts = {
             "networks": count,
             "held_out": held_out,
@@ -254,13 +261,14 @@ class Pools:
 
     def _source(self, dataset: str | None, sample_shape: tuple[int, int, int] | None) -> "_Source":
         """Return the data that a pool is trained on, and the network for them: the run's own unless it is named."""
-        settings, plan = self._settings, self._plan
+        settings = self._settings
         if dataset is None:
-            return _Source(settings.dataset, self._data, plan.network, settings.network)
+            return _Source(settings.dataset, self._data, self._architecture)
         component, choice = self._catalog.resolve("dataset", Choice(name=dataset))
         data = Data.load(component, choice, sample_shape, settings.validation, download=self._may_train)
         facts = info_from_facts(component, data.train.info.sample_shape)
-        return _Source(choice, data, *self._catalog.resolve("network", settings.network, facts))
+        network = Architecture(*self._catalog.resolve("network", self._architecture.choice, facts))
+        return _Source(choice, data, network)
 
     def _fill(
         self,

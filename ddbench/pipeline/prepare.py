@@ -23,7 +23,7 @@ from ddbench.errors import PluginError, UsageError, blamed_on
 from ddbench.machine.environment import resolve_device
 from ddbench.machine.files import sha256
 from ddbench.pipeline.data import Data, build, check_network
-from ddbench.pipeline.pools import Pools, sampler_arguments
+from ddbench.pipeline.pools import Architecture, Pools, sampler_arguments
 from ddbench.protocols import Setting
 from ddbench.protocols.base import FULL_NETWORKS
 from ddbench.records.result import DatasetRecord
@@ -41,8 +41,8 @@ class Prepared:
     plan: the plan that was prepared.
     train: the examples that methods see; the validation slice and the test split are in `setting` alone.
     checksum: of `train` as it was loaded, so that a method which writes into it is noticed.
-    setting: everything a protocol needs besides the set.
-    init: the sampler of networks to distil for.
+    setting: everything a protocol needs besides the set; its network is the one that scores.
+    module, init: the network to distil for, and the sampler of its weights.
     pools: pools of pretrained networks that init distributions draw on.
     weights: files of pretrained weights that were read, `{name: {"sha256": ...}}`.
     record: the facts about the data that the record holds.
@@ -52,8 +52,9 @@ class Prepared:
     train: ExampleSet
     checksum: str
     setting: Setting
+    module: nn.Module
     init: InitSampler
-    pools: Pools
+    pools: tuple[Pools, ...]
     weights: Mapping[str, dict[str, Any]]
     record: DatasetRecord
     device: torch.device
@@ -86,7 +87,8 @@ class Prepared:
 
     def provenance(self) -> dict[str, dict[str, Any]]:
         """Return the origin of pretrained networks so far: weights files by content, and facts about pools."""
-        return {**self.weights, **self.pools.provenance()}
+        opened = {name: facts for pools in self.pools for name, facts in pools.provenance().items()}
+        return {**self.weights, **opened}
 
     def task(self, generator: torch.Generator) -> Task:
         """Return what a method is given, its networks drawn with `generator`.
@@ -94,7 +96,7 @@ class Prepared:
         The data are those of the run, not a copy (see `check_untouched`); the network is a copy.
         """
         setting, info = self.setting, self.train.info
-        networks = Networks(copy.deepcopy(setting.module), self.init, info, generator, "train")
+        networks = Networks(copy.deepcopy(self.module), self.init, info, generator, "train")
         return Task(self.train, setting.objective, networks, setting.budget, info)
 
     def check_untouched(self, method: Component) -> None:
@@ -143,6 +145,11 @@ def prepare(
         data = whole.first_of_each_class(max(SMOKE_TRAIN, settings.images_per_class), SMOKE_TEST)
     info = data.train.info
     module = _build_network(plan, data).to(device)
+    network = Architecture(plan.network, settings.network)
+    eval_module, eval_network = module, network
+    if settings.eval_network != settings.network:
+        eval_network = Architecture(plan.eval_network, settings.eval_network)
+        eval_module = build(plan.eval_network, settings.eval_network, info).to(device)
     objective = plan.objective.call(settings.objective.options, info)
     if not isinstance(objective, Objective):
         raise PluginError(f"{plan.objective.who} returned {type(objective).__name__}, not an Objective.")
@@ -151,28 +158,32 @@ def prepare(
             f"{protocol.name} has labels given by a classifier; {settings.objective.name} is another objective.",
             "Choose another --protocol.",
         )
-    pools = Pools(plan, whole, catalog, device, reporter, may_train=download)
+
+    def open_pools(network: Architecture) -> Pools:
+        return Pools(settings, network, whole, catalog, device, reporter, may_train=download)
+
+    pools = open_pools(network)
+    eval_pools = pools if eval_network == network else open_pools(eval_network)
     init = _sampler(plan.init, settings.init, plan.adaptation, pools)
-    eval_init = init
-    if settings.eval_init != settings.init:
-        eval_init = _sampler(plan.eval_init, settings.eval_init, None, pools)
+    eval_adaptation = plan.adaptation if settings.eval_init == settings.init else None
+    eval_init = _sampler(plan.eval_init, settings.eval_init, eval_adaptation, eval_pools)
 
     def networks(side: Side, generator: torch.Generator) -> Networks:
-        return Networks(module, eval_init, info, generator, side)
+        return Networks(eval_module, eval_init, info, generator, side)
 
     def full_data(patience: float) -> list[dict[str, Tensor]]:
         # Beside a score they are not what the run draws on: pools of their own keep them out of its record.
-        own = pools if protocol.teacher else Pools(plan, whole, catalog, device, reporter, may_train=download)
+        own = eval_pools if protocol.teacher else open_pools(eval_network)
         pool = own.open(0, FULL_NETWORKS, Recipe(SMOKE_STEPS) if settings.smoke else Recipe(), patience=patience)
         stacked = pool.weights("evaluation", range(FULL_NETWORKS))
-        return list(unstack(module, {name: tensor.to(device) for name, tensor in stacked.items()}))
+        return list(unstack(eval_module, {name: tensor.to(device) for name, tensor in stacked.items()}))
 
     return Prepared(
         plan=plan,
         train=data.train,
         checksum=data.train.checksum(),
         setting=Setting(
-            module=module,
+            module=eval_module,
             validation=data.validation,
             test=data.test,
             objective=objective,
@@ -180,8 +191,9 @@ def prepare(
             networks=networks,
             full_data=full_data,
         ),
+        module=module,
         init=init,
-        pools=pools,
+        pools=(pools,) if eval_pools is pools else (pools, eval_pools),
         weights=_weights_read(plan.adaptation),
         record=_record(data),
         device=device,

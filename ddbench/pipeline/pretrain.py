@@ -10,7 +10,7 @@ from ddbench.engine.fit import Recipe
 from ddbench.machine.environment import resolve_device
 from ddbench.pipeline.data import Data
 from ddbench.pipeline.plan import plan_evaluation
-from ddbench.pipeline.pools import Pool, Pools
+from ddbench.pipeline.pools import Architecture, Pool, Pools
 
 
 def pretrain(
@@ -31,5 +31,6 @@ def pretrain(
     plan = plan_evaluation(RunSpec.parse({"method": "none", **fields}), catalog)
     settings = plan.settings
     data = Data.load(plan.dataset, settings.dataset, settings.sample_shape, settings.validation, download=True)
-    pools = Pools(plan, data, catalog, resolve_device(settings.device), reporter)
+    network = Architecture(plan.network, settings.network)
+    pools = Pools(settings, network, data, catalog, resolve_device(settings.device), reporter)
     return pools.open(count, held_out, recipe or Recipe())

@@ -306,7 +306,7 @@ def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Repor
     """Say what will run, on which data, and where it is kept."""
     settings, record, budget = plan.settings, prepared.record, prepared.setting.budget
     copy = "not known to be the full original: ranked apart" if record.partial else "the full data, verified"
-    parameters = sum(p.numel() for p in prepared.setting.module.parameters())
+    parameters = sum(p.numel() for p in prepared.module.parameters())
     total = budget.images_per_class * len(prepared.train.info.classes)
     reporter.say(
         f"Data     {record.name}: {record.train} training, {record.validation} validation, {record.test} test images; "
@@ -318,6 +318,8 @@ def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Repor
     origin = f"{'target' if settings.target else 'init'} {settings.init.name}"
     if settings.eval_init != settings.init:
         origin += f", scored from {settings.eval_init.name}"
+    if settings.eval_network != settings.network:
+        origin += f", scored on {settings.eval_network.name}"
     reporter.say(f"Network  {settings.network.name}, {parameters:,} weights from {origin}, on {prepared.device}")
     reporter.say(
         f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"

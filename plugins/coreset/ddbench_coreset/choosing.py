@@ -29,13 +29,14 @@ Rule = Callable[[Tensor, int], Tensor]
 
 def compute_features(task: Task, run: Run, kind: str, epochs: int) -> Float[Tensor, "n d"]:
     """Return finite features of all training examples."""
-    module = task.networks.module
     if kind == "pixels":
         features = task.train.inputs.flatten(1)
-    elif kind == "trained":
-        features, _ = penultimate(module, trace(task, run, TRACED, epochs).last.network(0), task.train.inputs)
     else:
-        state = State(next(unstack(module, task.networks.sample(1))), dict(module.named_buffers()))
+        module = task.networks.module
+        if kind == "trained":
+            state = trace(task, run, TRACED, epochs).last.network(0)
+        else:
+            state = State(next(unstack(module, task.networks.sample(1))), dict(module.named_buffers()))
         features, _ = penultimate(module, state, task.train.inputs)
     return require_finite(features, "features", "Choose other --set features, or another --network or --init.")
 
