@@ -10,7 +10,6 @@ class DdbenchError(Exception):
     Attributes:
         message: what failed, in one sentence.
         hint: what to do about it, in one sentence.
-        result: the record of the run, if a run failed.
         exit_code: the exit code of the command line.
     """
 

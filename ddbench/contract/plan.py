@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 class EvaluationPlan:
     """Everything that scoring a set needs, decided; nothing is loaded yet.
 
-    settings: every choice and option spelt out.
-    protocol: the protocol that `settings` names.
-    dataset, network, eval_network, objective: the components that `settings` names.
-    init: the component that networks to distil for are drawn from: the adaptation target where there is one.
-    eval_init: the component that networks to score on are drawn from.
-    adaptation: the answer of the adaptation target; None where there is no target.
+    Attributes:
+        settings: every choice and option spelt out.
+        protocol: the protocol that `settings` names.
+        dataset: the dataset that `settings` names.
+        network: the network that `settings` names.
+        eval_network: the network that `settings` names for scoring.
+        objective: the objective that `settings` names.
+        init: the component that networks to distil for are drawn from: the adaptation target if there is one.
+        eval_init: the component that networks to score on are drawn from.
+        adaptation: the answer of the adaptation target; None if there is no target.
     """
 
     settings: Settings
@@ -46,7 +50,20 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class Plan(EvaluationPlan):
-    """Everything that a run needs, decided: the plan of its evaluation, and its method."""
+    """Everything that a run needs, decided; nothing is loaded yet.
+
+    Attributes:
+        settings: every choice and option spelt out.
+        protocol: the protocol that `settings` names.
+        dataset: the dataset that `settings` names.
+        network: the network that `settings` names.
+        eval_network: the network that `settings` names for scoring.
+        objective: the objective that `settings` names.
+        init: the component that networks to distil for are drawn from: the adaptation target if there is one.
+        eval_init: the component that networks to score on are drawn from.
+        adaptation: the answer of the adaptation target; None if there is no target.
+        method: the method that `settings` names.
+    """
 
     method: Component
 

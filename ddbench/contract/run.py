@@ -43,7 +43,8 @@ class Run:
     The harness makes it; a plugin's tests can make one with a folder and nothing else.
 
     Attributes:
-        seed, generator: the sources of all randomness; the generator is on the CPU.
+        seed: the seed of the run.
+        generator: the source of all random numbers, on the CPU.
         device: where tensors live.
         share_done: the share of the loop that is over, 0 to 1, for schedules. Under a time limit it follows the clock:
             such a run ends its schedule in time but cannot be repeated to the byte.

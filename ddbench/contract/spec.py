@@ -11,6 +11,7 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from ddbench.contract.component import did_you_mean
+from ddbench.contract.documented import with_fields
 from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
 
@@ -86,6 +87,7 @@ class _Fields(_Frozen):
     best_coreset: bool = Field(False, description="compare the score with that of the best coreset too")
 
 
+@with_fields
 class RunSpec(_Fields):
     """The run that is asked for: what is left out is decided by `ddbench.plan`.
 
@@ -123,6 +125,7 @@ class RunSpec(_Fields):
             ) from error
 
 
+@with_fields
 class Settings(_Fields):
     """Everything that decides what a run computes, complete: every default is filled in, every option spelt out.
 

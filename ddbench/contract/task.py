@@ -74,7 +74,7 @@ class Objective:
         inner_loss: the loss that networks minimise when they train on the distilled set.
         relabel: `relabel(labels)`, the labels that real examples have in a distilled set; under poisoning, those of
             the attacked class become those of the target class.
-        kind: what soft labels are: distributions over the classes, or any numbers (regression).
+        kind: the meaning of soft labels: distributions over the classes, or any numbers (regression).
     """
 
     loss: Loss | None
