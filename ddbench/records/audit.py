@@ -71,7 +71,7 @@ def faults_of(row: Row, folder: Path) -> Iterator[str]:
         "images": distilled.count,
         "bytes": distilled.nbytes,
     }
-    for part in PARTS:
+    for part in (part for part in PARTS if f"{part}_options" in Row.model_fields):
         choice = getattr(spec, part)
         told[part] = choice.name if choice else ""
         told[f"{part}_options"] = json.dumps(choice.options if choice else {}, sort_keys=True)
@@ -128,7 +128,7 @@ def spec_of(distilled: DistilledSet) -> Settings:
 
 def spec_of_row(row: Row) -> Settings | None:
     """The spec that a row tells of itself, where it tells all of it: what it does not tell is as by default."""
-    parts = {part: (getattr(row, part), getattr(row, f"{part}_options")) for part in PARTS}
+    parts = {part: (getattr(row, part), getattr(row, f"{part}_options")) for part in PARTS if hasattr(row, part)}
     fields: dict[str, Any] = {
         part: {"name": name, "options": json.loads(options)} for part, (name, options) in parts.items() if name
     }
