@@ -1,9 +1,9 @@
-"""Seconds and memory of the coreset rules, against the obvious numpy and what other packages offer; same choices.
+"""Seconds and memory of the coreset rules, compared with plain numpy and other packages; same choices.
 
     python benchmarks/coresets.py
     python benchmarks/coresets.py --images-per-class 10
 
-Each case runs in a process of its own; memory is what the process grew by at its peak beyond the data. Ten classes of
+Each case runs in a process of its own; memory is the peak of the process beyond the data. Ten classes of
 60 000 x 784 and 50 000 x 512 random features, the same number of each.
 """
 
@@ -15,48 +15,48 @@ import time
 
 SIZES = {"60000x784": (60_000, 784), "50000x512": (50_000, 512)}
 RULES = {
-    "herding": ("ours", "numpy"),
-    "k_center": ("ours", "numpy"),
-    "facility_location": ("ours", "numpy", "apricot"),
-    "k_medoids": ("ours", "sklearn_extra"),
+    "herding": ("ddbench", "numpy"),
+    "k_center": ("ddbench", "numpy"),
+    "facility_location": ("ddbench", "numpy", "apricot"),
+    "k_medoids": ("ddbench", "sklearn_extra"),
 }
 
 
-def chosen(rule: str, by: str, features, count: int) -> list[int]:
-    """The indices of one class, by one implementation."""
+def choose(rule: str, by: str, features, count: int) -> list[int]:
+    """Return the indices chosen within one class by one implementation."""
     import numpy as np
     import torch
     from ddbench_coreset import selection
-    from ddbench_coreset.geometry import _distances
+    from ddbench_coreset.geometry import pairwise_distances
 
-    if by == "ours":
+    if by == "ddbench":
         if rule == "herding":
             return selection.herd(features, count).tolist()
         if rule == "k_center":
             first = int(torch.linalg.vector_norm(features - features.mean(0), dim=1).argmin())
             return selection.greedy_k_center(features, count, first).tolist()
-        distances = _distances(features)
+        distances = pairwise_distances(features)
         if rule == "k_medoids":
             return selection.k_medoids(distances, count, 100).tolist()
         return selection.facility_location(distances.max() - distances, count).tolist()
 
     x = features.double().numpy()
     if by == "numpy" and rule == "herding":
-        mean, total, found = x.mean(0), np.zeros(x.shape[1]), []
+        mean, total, indices = x.mean(0), np.zeros(x.shape[1]), []
         for t in range(1, count + 1):
             gaps = np.linalg.norm(mean - (total + x) / t, axis=1)
-            gaps[found] = np.inf
-            found.append(int(gaps.argmin()))
-            total = total + x[found[-1]]
-        return found
+            gaps[indices] = np.inf
+            indices.append(int(gaps.argmin()))
+            total = total + x[indices[-1]]
+        return indices
     if by == "numpy" and rule == "k_center":
-        found = [int(np.linalg.norm(x - x.mean(0), axis=1).argmin())]
-        while len(found) < count:
-            distances = np.stack([np.linalg.norm(x - x[i], axis=1) for i in found], 1)
+        indices = [int(np.linalg.norm(x - x.mean(0), axis=1).argmin())]
+        while len(indices) < count:
+            distances = np.stack([np.linalg.norm(x - x[i], axis=1) for i in indices], 1)
             nearest = distances.min(1)
-            nearest[found] = -1
-            found.append(int(nearest.argmax()))
-        return found
+            nearest[indices] = -1
+            indices.append(int(nearest.argmax()))
+        return indices
     squares = (x * x).sum(1)
     distances = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * x @ x.T, 0))
     if by == "sklearn_extra":
@@ -72,31 +72,31 @@ def chosen(rule: str, by: str, features, count: int) -> list[int]:
         from apricot import FacilityLocationSelection
 
         return FacilityLocationSelection(count, metric="precomputed", optimizer="lazy").fit(similarity).ranking.tolist()
-    covered, found = np.zeros(len(x)), []
+    covered, indices = np.zeros(len(x)), []
     for _ in range(count):
         gains = np.maximum(similarity, covered).sum(1)
-        gains[found] = -np.inf
-        found.append(int(gains.argmax()))
-        covered = np.maximum(covered, similarity[found[-1]])
-    return found
+        gains[indices] = -np.inf
+        indices.append(int(gains.argmax()))
+        covered = np.maximum(covered, similarity[indices[-1]])
+    return indices
 
 
 def measure(rule: str, by: str, size: str, per_class: int) -> dict[str, float]:
-    """Seconds for all ten classes and bytes beyond the data."""
+    """Return the seconds for all ten classes, the bytes beyond the data and the choices."""
     import resource
 
     import torch
 
     n, d = SIZES[size]
     features = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
-    chosen(rule, by, features[:100], 2)  # imports and threads are there before the clock runs
+    choose(rule, by, features[:100], 2)  # loads libraries and starts threads before the clock runs
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started, firsts = time.perf_counter(), []
+    started, choices = time.perf_counter(), []
     for label in range(10):
-        firsts.append(chosen(rule, by, features[label * n // 10 : (label + 1) * n // 10], per_class))
+        choices.append(choose(rule, by, features[label * n // 10 : (label + 1) * n // 10], per_class))
     seconds = time.perf_counter() - started
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    return {"seconds": seconds, "bytes": grown, "chosen": [sorted(one) for one in firsts]}
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return {"seconds": seconds, "bytes": peak, "chosen": [sorted(choice) for choice in choices]}
 
 
 def main() -> None:
@@ -109,26 +109,26 @@ def main() -> None:
         rule, by, size, per_class = options.case
         print(json.dumps(measure(rule, by, size, int(per_class))))
         return
-    print(f"{'rule':<18} {'features':<10} {'IPC':>3}  {'ours':>8} {'beyond data':>11}  against")
+    print(f"{'rule':<18} {'features':<10} {'IPC':>3}  {'ddbench':>8} {'beyond data':>11}  others")
     for size in options.sizes:
         for rule, implementations in RULES.items():
             for per_class in options.images_per_class:
-                found = {}
+                results = {}
                 for by in implementations:
                     command = [sys.executable, __file__, "--case", rule, by, size, str(per_class)]
                     done = subprocess.run(command, capture_output=True, text=True)
-                    found[by] = json.loads(done.stdout) if done.returncode == 0 else None
-                ours = found.pop("ours")
-                assert ours is not None, "ours failed"
-                beside = []
-                for by, its in found.items():
-                    if its is None:
-                        beside.append(f"{by} is not installed")
+                    results[by] = json.loads(done.stdout) if done.returncode == 0 else None
+                reference = results.pop("ddbench")
+                assert reference is not None, "ddbench failed"
+                others = []
+                for by, result in results.items():
+                    if result is None:
+                        others.append(f"{by} is not installed")
                         continue
-                    same = "the same choice" if its["chosen"] == ours["chosen"] else "another choice"
-                    beside.append(f"{by} {its['seconds'] / ours['seconds']:.1f} times as long, {same}")
-                cost = f"{ours['seconds']:>6.2f} s {ours['bytes'] / 1e6:>8.0f} MB"
-                print(f"{rule:<18} {size:<10} {per_class:>3}  {cost}  {'; '.join(beside)}", flush=True)
+                    same = "the same choice" if result["chosen"] == reference["chosen"] else "another choice"
+                    others.append(f"{by} {result['seconds'] / reference['seconds']:.1f} times as long, {same}")
+                cost = f"{reference['seconds']:>6.2f} s {reference['bytes'] / 1e6:>8.0f} MB"
+                print(f"{rule:<18} {size:<10} {per_class:>3}  {cost}  {'; '.join(others)}", flush=True)
 
 
 if __name__ == "__main__":

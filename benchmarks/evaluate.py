@@ -1,11 +1,12 @@
-"""Networks trained a second by train/v1, against the research loop; same steps, same examples.
+"""Speed of train/v1, compared with the research loop; same steps, same examples.
 
     python benchmarks/evaluate.py lenet
     python benchmarks/evaluate.py convnet --epochs 5
 
 The research loop trains one network after the other on all threads: stock modules, a shuffling DataLoader over the
-distilled images, `loss.backward()`, `torch.optim.SGD`. Ours is the protocol itself, with fewer epochs and a handful of
-test images. The two take turns, each in a process of its own: how ours keeps freed memory must not help the other.
+distilled images, `loss.backward()`, `torch.optim.SGD`. The harness runs the protocol itself, with fewer epochs and a
+handful of test images. The two take turns, each in a process of its own: how one keeps freed memory must not help the
+other.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def task(name: str) -> tuple[DatasetInfo, nn.Module, torch.Tensor, torch.Tensor]
 
 
 def research_loop(name: str, epochs: int) -> float:
-    """Seconds of training one network."""
+    """Return the seconds of training one network."""
     _, module, inputs, labels = task(name)
     started = time.perf_counter()
     network = as_usual(module)
@@ -82,7 +83,7 @@ def main() -> None:
     )
     distilled = DistilledSet(inputs[None], labels[None])
 
-    def ours() -> float:
+    def protocol_seconds() -> float:
         started = time.perf_counter()
         protocol.evaluate([distilled], setting, args.networks, Silent())
         return (time.perf_counter() - started) / args.networks
@@ -91,11 +92,11 @@ def main() -> None:
     print(describe(torch.device("cpu")))
     with ProcessPoolExecutor(1, get_context("spawn")) as other:
 
-        def theirs() -> float:
+        def loop_seconds() -> float:
             return other.submit(research_loop, args.network, args.epochs).result()
 
-        ours(), theirs()
-        rounds = [(theirs(), ours()) for _ in range(args.rounds)]
+        protocol_seconds(), loop_seconds()
+        rounds = [(loop_seconds(), protocol_seconds()) for _ in range(args.rounds)]
     slow, fast = (1000 * statistics.median(column) / args.epochs for column in zip(*rounds, strict=True))
     ratios = sorted(a / b for a, b in rounds)
     print(f"research loop  {slow:.2f} ms a step and network")

@@ -12,11 +12,11 @@ CASES = [
     *(("alexcifarnet", classes, 30, "recompute") for classes in (10, 100, 200)),
     *(("convnet", classes, 30, "recompute") for classes in (10, 100, 200)),
 ]
-"""Network, classes, inner steps, memory mode; two networks, real batch 512, one image per class and step."""
+"""Network, classes, inner steps, way of going back; two networks, real batch 512, one image per class and step."""
 
 
 def measure(network: str, classes: int, total: int, memory: str) -> dict[str, float]:
-    """Bytes above what the process held before, predicted and measured, and seconds."""
+    """Return the bytes beyond those held before, predicted and measured, and the seconds."""
     import time
 
     import torch
@@ -24,9 +24,8 @@ def measure(network: str, classes: int, total: int, memory: str) -> dict[str, fl
 
     from ddbench import DatasetInfo
     from ddbench.builtin import networks
-    from ddbench.engine.memory import fitting_memory
-    from ddbench.engine.meta_gradient import meta_gradient
     from ddbench.machine.environment import keep_freed_memory
+    from ddbench.unroll import MEMORIES, fastest_fitting, meta_gradient
 
     keep_freed_memory()
     shape = (1, 28, 28) if network == "lenet" else (3, 32, 32)
@@ -38,14 +37,16 @@ def measure(network: str, classes: int, total: int, memory: str) -> dict[str, fl
     inputs, labels = torch.randn(steps, classes, *shape), torch.arange(classes).repeat(steps, 1)
     lrs = torch.full((total // steps, steps), 0.01)
     real, y = torch.randn(512, *shape), torch.randint(classes, (512,))
-    predicted = fitting_memory(module, 2, tuple(inputs.shape), classes, total, 512, 0, memory=memory)[1]
-    before, start = held(), time.perf_counter()
-    meta_gradient(module, params, inputs, labels, lrs, F.cross_entropy, real, y, memory=memory)
-    return {"predicted": predicted, "measured": held() - before, "seconds": time.perf_counter() - start}
+    [way] = [way for way in MEMORIES if way.name == memory]
+    device = torch.device("cpu")
+    _, predicted = fastest_fitting(module, 2, tuple(inputs.shape), classes, total, 512, device, among=[way])
+    before, start = peak_bytes(), time.perf_counter()
+    meta_gradient(module, params, inputs, labels, lrs, F.cross_entropy, real, y, memory=way)
+    return {"predicted": predicted, "measured": peak_bytes() - before, "seconds": time.perf_counter() - start}
 
 
-def held() -> int:
-    """Peak bytes of this process so far."""
+def peak_bytes() -> int:
+    """Return the peak bytes of this process so far."""
     from ddbench.machine.environment import peak_memory_mb
 
     return round(peak_memory_mb() * 1e6)
@@ -59,11 +60,11 @@ def main() -> None:
     print("network       classes  steps  memory      predicted MB  measured MB  seconds")
     for case in CASES:
         command = [sys.executable, __file__, *map(str, case)]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         network, classes, total, memory = case
         print(
-            f"{network:<13} {classes:>7} {total:>6}  {memory:<11} {found['predicted'] / 1e6:>12.0f} "
-            f"{found['measured'] / 1e6:>12.0f} {found['seconds']:>8.1f}",
+            f"{network:<13} {classes:>7} {total:>6}  {memory:<11} {figures['predicted'] / 1e6:>12.0f} "
+            f"{figures['measured'] / 1e6:>12.0f} {figures['seconds']:>8.1f}",
             flush=True,
         )
 

@@ -1,4 +1,4 @@
-"""Seconds to train a network for a pool, against one network after the other with a DataLoader; same steps, same batch.
+"""Seconds to train a network for a pool, compared with one network after the other and a DataLoader; same steps.
 
     python benchmarks/pretrain.py            # LeNet on MNIST
     python benchmarks/pretrain.py --steps 300
@@ -22,19 +22,19 @@ from ddbench.contract.spec import Choice
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import Recipe, train_each
 from ddbench.machine.environment import describe, keep_freed_memory
-from ddbench.pipeline.data import build, load_data, split_validation
+from ddbench.pipeline.data import build, load_examples, split_validation
 
 
 def textbook(module: nn.Module, examples, recipe: Recipe) -> float:
-    own, started = copy.deepcopy(as_usual(module)), time.perf_counter()
+    network, started = copy.deepcopy(as_usual(module)), time.perf_counter()
     loader = DataLoader(TensorDataset(examples.inputs, examples.labels), recipe.batch, shuffle=True, drop_last=True)
-    optimizer = torch.optim.Adam(own.parameters(), recipe.lr, betas=(0.5, 0.999))
+    optimizer = torch.optim.Adam(network.parameters(), recipe.lr, betas=(0.5, 0.999))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     done = 0
     while done < recipe.steps:
         for inputs, labels in loader:
             optimizer.zero_grad()
-            F.cross_entropy(own(inputs), labels).backward()
+            F.cross_entropy(network(inputs), labels).backward()
             optimizer.step()
             schedule.step()
             done += 1
@@ -43,7 +43,7 @@ def textbook(module: nn.Module, examples, recipe: Recipe) -> float:
     return time.perf_counter() - started
 
 
-def ours(module: nn.Module, examples, recipe: Recipe, networks: int) -> float:
+def pool(module: nn.Module, examples, recipe: Recipe, networks: int) -> float:
     starts = [{name: p.detach() for name, p in module.named_parameters()}] * networks
     started = time.perf_counter()
     train_each(module, starts, range(networks), examples, recipe, lambda weights: None)
@@ -61,16 +61,15 @@ def main() -> None:
     keep_freed_memory()
     catalog = Catalog()
     component, choice = catalog.resolve("dataset", Choice(name=options.dataset))
-    examples, _ = split_validation(load_data(component, choice, None, download=True)[0], 0.1)
+    examples, _ = split_validation(load_examples(component, choice, None, download=True)[0], 0.1)
     network, choice = catalog.resolve("network", Choice(name=options.network), examples.info)
     module, recipe = build(network, choice, examples.info), Recipe(options.steps, 0.003)
     print(describe(torch.device("cpu")))
     ratios = []
     for round_ in range(options.rounds):
-        theirs = textbook(module, examples, recipe)
-        own = ours(module, examples, recipe, options.networks)
-        ratios.append(theirs / own)
-        print(f"round {round_ + 1}: DataLoader {theirs:.2f} s a network, pool {own:.2f} s, ratio {ratios[-1]:.2f}")
+        slow, fast = textbook(module, examples, recipe), pool(module, examples, recipe, options.networks)
+        ratios.append(slow / fast)
+        print(f"round {round_ + 1}: DataLoader {slow:.2f} s a network, pool {fast:.2f} s, ratio {ratios[-1]:.2f}")
     print(
         f"{options.network} on {options.dataset}, {options.steps} steps: median ratio {statistics.median(ratios):.2f}"
     )

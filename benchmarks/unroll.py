@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from ddbench import DatasetInfo
 from ddbench.builtin import networks
-from ddbench.engine.meta_gradient import meta_gradient
 from ddbench.machine.environment import keep_freed_memory
+from ddbench.unroll import MEMORIES, choose_engine, meta_gradient
 
 STEPS, EPOCHS, PER_STEP, REAL = 10, 3, 10, 1024
 
@@ -29,7 +29,7 @@ STEPS, EPOCHS, PER_STEP, REAL = 10, 3, 10, 1024
 def textbook(
     module: nn.Module, params: dict[str, Tensor], inputs: Tensor, labels: Tensor, lrs: Tensor, real: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean gradients over the networks, by autograd through training written out."""
+    """Return the mean gradients over the networks, by autograd through training written out."""
     inputs, lrs = inputs.clone().requires_grad_(), lrs.clone().requires_grad_()
     count = len(next(iter(params.values())))
     for net in range(count):
@@ -44,7 +44,7 @@ def textbook(
 
 
 def compiled(module: nn.Module, params: dict[str, Tensor], real: Tensor, y: Tensor) -> str:
-    """What compiling the outer batch would give: seconds to compile, and a gradient's seconds compiled and as it is."""
+    """Return the gain from compiling the outer batch: seconds to compile, seconds of a gradient with and without."""
     weights = {name: stacked[0].clone().requires_grad_() for name, stacked in params.items()}
 
     def loss(weights: dict[str, Tensor], real: Tensor, y: Tensor) -> Tensor:
@@ -54,15 +54,17 @@ def compiled(module: nn.Module, params: dict[str, Tensor], real: Tensor, y: Tens
         return lambda: torch.autograd.grad(function(weights, real, y), list(weights.values()))
 
     eager, fast = gradient(loss), gradient(torch.compile(loss))
-    once = timed(fast)
+    compiling = timed(fast)
     eager()
     plain, quick = (statistics.median(timed(f) for _ in range(5)) for f in (eager, fast))
-    gain = f"pays off after {once / (plain - quick):.0f} outer steps" if quick < plain else "never pays off"
-    return f"{once:.0f} s to compile the outer batch, then {quick:.3f} s where stock modules take {plain:.3f}: {gain}"
+    gain = f"pays off after {compiling / (plain - quick):.0f} outer steps" if quick < plain else "never pays off"
+    return (
+        f"{compiling:.0f} s to compile the outer batch, then {quick:.3f} s where stock modules take {plain:.3f}: {gain}"
+    )
 
 
 def flops(module: nn.Module, shape: tuple[int, ...]) -> float:
-    """Multiplications and additions of one outer step of one network that no engine can do without.
+    """Return the number of multiplications and additions that one outer step of one network needs in any engine.
 
     In units of one example forward: 3 for each real example (forward, both gradients); 9 for each distilled example
     and step (forward, both gradients, and each of the three products' two derivatives).
@@ -75,7 +77,7 @@ def flops(module: nn.Module, shape: tuple[int, ...]) -> float:
 
 
 def peak() -> float:
-    """Floating-point operations a second in a large float32 matrix product."""
+    """Return the floating-point operations a second of a large float32 matrix product."""
     a = torch.randn(2048, 2048)
     a @ a
     return 2 * 2048**3 / min(timed(lambda: a @ a) for _ in range(5))
@@ -92,8 +94,8 @@ def main() -> None:
     parser.add_argument("network", choices=["lenet", "alexcifarnet"])
     parser.add_argument("--networks", type=int, default=4, help="networks an outer step averages over")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--memory", choices=["store", "recompute", "checkpoint"], default="store")
-    parser.add_argument("--compile", action="store_true", help="say what compiling the outer batch would give")
+    parser.add_argument("--memory", choices=[memory.name for memory in MEMORIES], default="store")
+    parser.add_argument("--compile", action="store_true", help="measure the gain from compiling the outer batch")
     args = parser.parse_args()
 
     shape = (1, 28, 28) if args.network == "lenet" else (3, 32, 32)
@@ -110,19 +112,22 @@ def main() -> None:
     inputs, labels = torch.randn(STEPS, PER_STEP, *shape), torch.arange(10).repeat(STEPS, 1)
     lrs, real, y = torch.full((EPOCHS, STEPS), 0.02), torch.randn(REAL, *shape), torch.randint(10, (REAL,))
 
-    def ours() -> object:
-        return meta_gradient(modules[0], params, inputs, labels, lrs, F.cross_entropy, real, y, memory=args.memory)
+    [memory] = [memory for memory in MEMORIES if memory.name == args.memory]
+
+    def engine() -> object:
+        return meta_gradient(modules[0], params, inputs, labels, lrs, F.cross_entropy, real, y, memory=memory)
 
     def reference() -> object:
         return textbook(stock, params, inputs, labels, lrs, real, y)
 
     keep_freed_memory()
-    ours(), reference()
-    rounds = [(timed(reference), timed(ours)) for _ in range(args.rounds)]
+    engine(), reference()
+    rounds = [(timed(reference), timed(engine)) for _ in range(args.rounds)]
     slow, fast = (statistics.median(column) / args.networks for column in zip(*rounds, strict=True))
-    ratios = sorted(theirs / mine for theirs, mine in rounds)
+    ratios = sorted(textbook / engine for textbook, engine in rounds)
     rate, best = flops(modules[0], shape) / fast, peak()
     print(f"{args.network}, {args.networks} networks, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"engine    {choose_engine(modules[0], inputs, args.networks)}")
     print(f"textbook  {slow:.3f} s per network")
     print(f"ddbench   {fast:.3f} s per network")
     print(

@@ -16,15 +16,20 @@ if TYPE_CHECKING:
     from ddbench.contract.hookspecs import hookimpl as hookimpl
     from ddbench.contract.metric import Metric as Metric
     from ddbench.contract.observer import Observer as Observer
+    from ddbench.contract.plan import Plan as Plan
     from ddbench.contract.run import Run as Run
     from ddbench.contract.sets import DatasetInfo as DatasetInfo
     from ddbench.contract.sets import DistilledSet as DistilledSet
     from ddbench.contract.sets import ExampleSet as ExampleSet
     from ddbench.contract.sets import ImageSplits as ImageSplits
     from ddbench.contract.spec import RunSpec as RunSpec
+    from ddbench.contract.spec import Settings as Settings
     from ddbench.contract.task import AdaptationTarget as AdaptationTarget
     from ddbench.contract.task import Budget as Budget
+    from ddbench.contract.task import Loss as Loss
     from ddbench.contract.task import Objective as Objective
+    from ddbench.contract.task import Side as Side
+    from ddbench.contract.task import Sources as Sources
     from ddbench.contract.task import Task as Task
     from ddbench.discovery.catalog import Catalog as Catalog
     from ddbench.errors import DdbenchError as DdbenchError
@@ -32,7 +37,12 @@ if TYPE_CHECKING:
     from ddbench.errors import Unsupported as Unsupported
     from ddbench.errors import UsageError as UsageError
     from ddbench.machine.folders import data_dir as data_dir
+    from ddbench.pipeline.dry_run import dry_run as dry_run
+    from ddbench.pipeline.evaluate import evaluate as evaluate
+    from ddbench.pipeline.pretrain import pretrain as pretrain
+    from ddbench.pipeline.runner import resume as resume
     from ddbench.pipeline.runner import run as run
+    from ddbench.pipeline.sweep import sweep as sweep
     from ddbench.records.leaderboard import load_leaderboard as load_leaderboard
     from ddbench.records.result import RunResult as RunResult
 
@@ -62,11 +72,21 @@ _HOME_OF = {
     "objective": "contract.component",
     "target": "contract.component",
     "RunResult": "records.result",
+    "dry_run": "pipeline.dry_run",
+    "evaluate": "pipeline.evaluate",
+    "pretrain": "pipeline.pretrain",
+    "resume": "pipeline.runner",
     "run": "pipeline.runner",
+    "sweep": "pipeline.sweep",
+    "Plan": "contract.plan",
     "RunSpec": "contract.spec",
+    "Settings": "contract.spec",
     "AdaptationTarget": "contract.task",
     "Budget": "contract.task",
+    "Loss": "contract.task",
     "Objective": "contract.task",
+    "Side": "contract.task",
+    "Sources": "contract.task",
     "Task": "contract.task",
 }
 

@@ -1,15 +1,17 @@
-"""What can go wrong in a way a user can act on, each with the exit code the command line gives it."""
+"""Failures that a user can act on, each with its exit code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ddbench.records.result import RunResult
 
 
 class DdbenchError(Exception):
-    """A failure explained in one sentence (`message`) and answered in another (`hint`)."""
+    """A failure that a user can act on.
+
+    Attributes:
+        message: what failed, in one sentence.
+        hint: what to do about it, in one sentence.
+        exit_code: the exit code of the command line.
+    """
 
     exit_code = 1
 
@@ -17,43 +19,41 @@ class DdbenchError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.result: RunResult | None = None
-        """What the run had reached, where it was a run that failed."""
 
 
 class UsageError(DdbenchError):
-    """What was asked for does not exist or does not fit: a name, an option, a file."""
+    """A name, an option or a file that does not exist or does not fit."""
 
     exit_code = 2
 
 
 class MissingPrerequisite(DdbenchError):
-    """Data, an optional package or a device that the run needs is not there."""
+    """Data, an optional package or a device that the run needs and that is missing."""
 
     exit_code = 3
 
 
 class PluginError(DdbenchError):
-    """A plugin failed to load, broke the contract or raised."""
+    """A plugin that failed to load, violated the contract or raised."""
 
     exit_code = 4
 
 
 class Interrupted(DdbenchError):
-    """The user stopped the run; a checkpoint was kept."""
+    """A run that the user stopped; a checkpoint is kept."""
 
     exit_code = 130
 
 
 class Unsupported(DdbenchError):
-    """Raised by a method that cannot serve a task: the run is `skipped`, which is not a failure."""
+    """A task that a method does not support: the method raises it, and the run is `skipped`, which is not a failure."""
 
     exit_code = 0
 
 
 @contextmanager
 def blamed_on(who: str) -> Iterator[None]:
-    """Turn whatever a plugin raises into a `PluginError` that names it; errors of ddbench's own pass as they are."""
+    """Turn an exception of a plugin into a `PluginError` that names the plugin; errors of ddbench pass unchanged."""
     try:
         yield
     except (DdbenchError, MemoryError):

@@ -1,8 +1,34 @@
-"""Networks for authors of methods: their weights, modes and workers, and how they are trained and measured."""
+"""Networks for authors of methods: states, modes and workers; training, measuring, and reading files of weights."""
 
-from ddbench.engine.cpu.operators import FastOperators
-from ddbench.engine.inner_steps import inner_mode
-from ddbench.engine.meta_gradient import evaluation_mode, unstack
+from ddbench.contract.task import CrossEntropy, InitSampler, Loss, Networks, Side, Sources, cross_entropy
+from ddbench.engine.cpu.operators import fast_operators
+from ddbench.engine.fit import POOL_RATE, POOL_STEPS, Optimiser, fit
+from ddbench.engine.networks import Params, State, evaluation_mode, forward, inner_mode, measure, unstack
 from ddbench.engine.workers import for_each_network
+from ddbench.machine.environment import free_memory
+from ddbench.machine.files import load_tensors
 
-__all__ = ["FastOperators", "evaluation_mode", "for_each_network", "inner_mode", "unstack"]
+__all__ = [
+    "POOL_RATE",
+    "POOL_STEPS",
+    "CrossEntropy",
+    "InitSampler",
+    "Loss",
+    "Networks",
+    "Optimiser",
+    "Params",
+    "Side",
+    "Sources",
+    "State",
+    "cross_entropy",
+    "evaluation_mode",
+    "fast_operators",
+    "fit",
+    "for_each_network",
+    "forward",
+    "free_memory",
+    "inner_mode",
+    "load_tensors",
+    "measure",
+    "unstack",
+]

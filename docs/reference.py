@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import architecture
 import pydantic
 import typer
 from sphinx.application import Sphinx
@@ -21,7 +22,6 @@ from ddbench.contract.component import KINDS, Component
 from ddbench.contract.spec import FLAGS, Choice, RunSpec
 from ddbench.contract.task import Networks, Sources
 from ddbench.discovery.catalog import Catalog
-from ddbench.engine.meta_gradient import MetaGradient, meta_gradient
 from ddbench.errors import Interrupted, PluginError
 from ddbench.records.columns import COLUMNS
 from ddbench.records.ranking import Line, compared, groups
@@ -29,6 +29,7 @@ from ddbench.records.result import FULL_DATA
 from ddbench.records.stats import Score
 from ddbench.records.store import read
 from ddbench.render.cards import option_rows
+from ddbench.unroll import MetaGradient, meta_gradient
 
 LONG = 70
 """Characters from which a signature is broken into lines."""
@@ -47,6 +48,7 @@ def write(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name, page in PAGES.items():
         (folder / f"{name}.md").write_text("\n".join(page()) + "\n")
+    (folder / "architecture.svg").write_text(architecture.picture())
 
 
 def commands() -> Iterator[str]:
@@ -76,7 +78,7 @@ def commands() -> Iterator[str]:
 def spec() -> Iterator[str]:
     """The fields of a run spec."""
     yield "# Run spec\n"
-    yield inspect.cleandoc(RunSpec.__doc__ or "") + "\n"
+    yield inspect.cleandoc(RunSpec.__doc__ or "").partition("Attributes:")[0] + "\n"
     rows = []
     for name, field in RunSpec.model_fields.items():
         flag = f"`--{FLAGS[name]}`" if name in FLAGS else ""
@@ -105,10 +107,8 @@ def options() -> Iterator[str]:
 def _component(component: Component) -> Iterator[str]:
     yield f"\n### {component.name}\n"
     yield inspect.getdoc(component.function) or ""
-    rows = [
-        (f"`{name}`", f"`{kind}`", f"`{default}`", text)
-        for name, kind, default, text in option_rows(component.option_schema)
-    ]
+    options = option_rows(component.option_schema)
+    rows = [(f"`{name}`", f"`{kind}`", f"`{default}`", text) for name, kind, default, text in options]
     if rows:
         yield ""
         yield from _table(("option", "type", "default", "meaning"), rows)
@@ -138,15 +138,18 @@ def hooks() -> Iterator[str]:
 
 
 def _unindented(docstring: str) -> str:
-    return inspect.cleandoc(docstring).replace('\\"', '"')
+    """Return a docstring as Markdown: without its indentation, attributes as a list."""
+    text, mark, fields = inspect.cleandoc(docstring).replace('\\"', '"').partition("Attributes:\n")
+    return text + ("\n" + re.sub(r"(?m)^    (\w+): ", r"- `\1`: ", fields) if mark else "")
 
 
 def columns() -> Iterator[str]:
     """The columns of a leaderboard."""
     yield "# Leaderboard columns\n"
-    yield "A CSV holds a row for each record, with raw values; `ddbench.load_leaderboard()` gives the same as a table."
-    yield "Columns of type `list` and `dict` are JSON in a CSV. Records compare where the columns marked *ranking* are"
-    yield "the same, and share a line, which is averaged over seeds, where those marked *line* are the same too.\n"
+    yield "A CSV holds a row for each record, with raw values. `ddbench.load_leaderboard()` gives the same table."
+    yield "Columns of type `list` and `dict` are JSON in a CSV."
+    yield "Records are ranked together where the columns marked *ranking* are the same."
+    yield "They share a line, averaged over seeds, where those marked *line* are the same too.\n"
     rows = [
         (f"`{c.name}`", f"`{c.kind.__name__}`", c.description, c.compares, f"`{c.flag}`" if c.flag else "")
         for c in COLUMNS
@@ -214,12 +217,16 @@ def _argument(argument: ast.arg, default: ast.expr | None) -> str:
 def results() -> Iterator[str]:
     """The committed rows: methods against images per class, a table for all that compare but for the budget."""
     yield "# Results\n"
+    records = read(LEADERBOARDS) if LEADERBOARDS.is_dir() else []
+    if not records:
+        yield "There are no records: this copy has no `leaderboards/`, or an empty one."
+        return
     yield "Every figure is of a committed leaderboard line: the mean over the networks that scored, with half of its 95"
     yield "% interval (none for a single network). Tables hold lines that differ in method and budget alone; where a"
     yield "method was run with other options too, its best line stands first. `*` marks data that is not the full"
     yield "original."
     tables: dict[tuple[object, ...], list[Line]] = {}
-    for group in groups(read(LEADERBOARDS)):
+    for group in groups(records):
         record = group[0].first
         common = [column.cell(record) for column in compared() if column.name not in BUDGET]
         tables.setdefault(tuple(common), []).extend(group)
@@ -235,7 +242,7 @@ def _results(ordered: list[Line]) -> Iterator[str]:
     objective = settings.objective.name
     aims = [objective] if objective != RunSpec.model_fields["objective"].default.name else []
     aims += [settings.target.name] if settings.target else []
-    networks = f"{settings.network.name} from {settings.eval_init.name}"
+    networks = f"{settings.eval_network.name} from {settings.eval_init.name}"
     yield f"\n## {', '.join([name + '*' * bool(at), networks, settings.protocol, *aims])}\n"
     scale, unit = (100, ", %") if metric.unit == "share" else (1, "")
     cells: dict[tuple[str, int], dict[str, str]] = {}
@@ -271,4 +278,5 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "hooks": hooks,
     "columns": columns,
     "api": api,
+    "architecture": architecture.page,
 }

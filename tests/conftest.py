@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
-from ddbench.pipeline.prepare import Bench, complete, prepare
+from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.prepare import Prepared, prepare
 from tests.forked import forked
 
 DDBENCH = Path(sys.executable).with_name("ddbench")
@@ -25,6 +27,14 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Tiny networks run faster, and beside other tests steadier, on one thread.
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """What a user meets: the shape checks that pytest adds are off."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture
@@ -42,10 +52,10 @@ def catalog() -> Catalog:
 
 
 @pytest.fixture
-def make_bench(catalog: Catalog) -> Callable[..., Bench]:
-    def make(**fields: object) -> Bench:
-        spec, parts = complete(RunSpec.parse({"method": "random_subset", "network": "linear", **fields}), catalog)
-        return prepare(spec, parts)
+def make_prepared(catalog: Catalog) -> Callable[..., Prepared]:
+    def make(**fields: object) -> Prepared:
+        plan = plan_run(RunSpec.parse({"method": "random_subset", "network": "linear", **fields}), catalog)
+        return prepare(plan, catalog)
 
     return make
 

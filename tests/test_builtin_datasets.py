@@ -17,7 +17,7 @@ def test_digits_need_nothing(tmp_path: Path):
     assert splits.test_images.shape == (360, 1, 8, 8)
     assert splits.train_images.dtype == torch.uint8
     assert not splits.partial
-    # Pinned: rows made on other machines are of the very same images.
+    # Pinned: rows from other machines are about the same images.
     assert splits.content_hash() == "69aeb2c301d282904a877f8dd4a34a4a69bd9438a32dc4fb8b928a6e9cff1348"
     assert list(tmp_path.iterdir()) == []
 

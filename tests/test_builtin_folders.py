@@ -3,11 +3,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddbench.builtin.folders import _held_out
+from ddbench.builtin.folders import _in_test_split
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, UsageError
-from ddbench.pipeline.prepare import complete, prepare
+from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.prepare import prepare
 
 
 def draw(path: Path, shade: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> None:
@@ -19,7 +20,7 @@ def draw(path: Path, shade: int, size: tuple[int, int] = (8, 8), mode: str = "L"
 def load(catalog: Catalog, path: Path, **options: object):
     dataset = {"name": f"folder:{path}", "options": options}
     spec = RunSpec.parse({"method": "random_subset", "dataset": dataset, "network": "linear", "images_per_class": 2})
-    return prepare(*complete(spec, catalog))
+    return prepare(plan_run(spec, catalog), catalog)
 
 
 @pytest.fixture
@@ -31,18 +32,18 @@ def flat(tmp_path: Path) -> Path:
 
 
 def test_class_folders_are_split_by_file_name(catalog: Catalog, flat: Path):
-    bench = load(catalog, flat)
-    assert bench.train.info.classes == ("dark", "light")
-    assert bench.train.info.sample_shape == (1, 8, 8)
-    everything = bench.record.train + bench.record.validation + bench.record.test
+    prepared = load(catalog, flat)
+    assert prepared.train.info.classes == ("dark", "light")
+    assert prepared.train.info.sample_shape == (1, 8, 8)
+    everything = prepared.record.train + prepared.record.validation + prepared.record.test
     assert everything == 60
-    assert 4 <= bench.record.test <= 20
-    assert bench.record.name == f"folder:set@{bench.record.content_hash[:8]}"
-    tests = bench.record.test
+    assert 4 <= prepared.record.test <= 20
+    assert prepared.record.name == f"folder:set@{prepared.record.content_hash[:8]}"
+    tests = prepared.record.test
     draw(flat / "dark" / "new.png", 50)
     more = load(catalog, flat)
     assert more.record.test - tests in (0, 1)
-    assert more.record.content_hash != bench.record.content_hash
+    assert more.record.content_hash != prepared.record.content_hash
 
 
 def test_train_and_test_folders_and_colour(catalog: Catalog, tmp_path: Path):
@@ -50,15 +51,15 @@ def test_train_and_test_folders_and_colour(catalog: Catalog, tmp_path: Path):
         for name in ("cat", "dog"):
             for i in range(count):
                 draw(tmp_path / split / name / f"{i}.jpg", 10 * i, (12, 8), "RGB")
-    bench = load(catalog, tmp_path)
-    assert bench.train.info.sample_shape == (3, 8, 12)
-    assert (bench.record.train + bench.record.validation, bench.record.test) == (20, 6)
+    prepared = load(catalog, tmp_path)
+    assert prepared.train.info.sample_shape == (3, 8, 12)
+    assert (prepared.record.train + prepared.record.validation, prepared.record.test) == (20, 6)
     assert load(catalog, tmp_path, size=4).train.info.sample_shape == (3, 4, 4)
 
 
 def test_pixels_are_those_of_the_files(catalog: Catalog, flat: Path):
-    bench = load(catalog, flat)
-    shades = {round(float(x)) for x in (bench.train.info.pixels(bench.train.inputs)[:, 0, 0, 0] * 255)}
+    prepared = load(catalog, flat)
+    shades = {round(float(x)) for x in (prepared.train.info.pixels(prepared.train.inputs)[:, 0, 0, 0] * 255)}
     assert shades <= {*range(40, 70), *range(200, 230)}
 
 
@@ -101,7 +102,7 @@ def test_class_folders_without_images_are_named(catalog: Catalog, tmp_path: Path
 
 def test_a_class_that_is_all_held_out_is_named(catalog: Catalog, flat: Path):
     (flat / "few").mkdir()
-    name = next(f"{i}.png" for i in range(100) if _held_out(flat / "few" / f"{i}.png"))
+    name = next(f"{i}.png" for i in range(100) if _in_test_split(flat / "few" / f"{i}.png"))
     draw(flat / "few" / name, 9)
     with pytest.raises(UsageError, match=r"every image of .*set/few falls into the fifth"):
         load(catalog, flat)
@@ -113,17 +114,17 @@ def test_split_folders_by_their_usual_names(catalog: Catalog, tmp_path: Path, tr
         for name in ("a", "b"):
             for i in range(count):
                 draw(tmp_path / split / name / f"{i}.png", 10 * i)
-    bench = load(catalog, tmp_path)
-    assert bench.train.info.classes == ("a", "b")
-    assert bench.record.test == 6
+    prepared = load(catalog, tmp_path)
+    assert prepared.train.info.classes == ("a", "b")
+    assert prepared.record.test == 6
 
 
 def test_one_colour_image_makes_the_set_colour_and_sixteen_bits_are_scaled(catalog: Catalog, flat: Path):
     draw(flat / "light" / "colour.png", 9, mode="RGB")
     Image.new("I;16", (8, 8), 128 * 257).save(flat / "dark" / "deep.png")
-    bench = load(catalog, flat)
-    assert bench.train.info.sample_shape == (3, 8, 8)
-    parts = (bench.train, bench.setting.validation, bench.setting.test)
+    prepared = load(catalog, flat)
+    assert prepared.train.info.sample_shape == (3, 8, 8)
+    parts = (prepared.train, prepared.setting.validation, prepared.setting.test)
     shades = {round(float(x)) for part in parts for x in (part.info.pixels(part.inputs)[:, 0, 0, 0] * 255)}
     assert 128 in shades
     assert 255 not in shades

@@ -7,12 +7,13 @@ from torch.nn import functional as F
 from ddbench.contract.sets import DatasetInfo
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
+from ddbench.networks import CrossEntropy
 
 INFO = DatasetInfo("x", ("cat", "dog", "hen"), (1, 2, 2), (0.0,), (1.0,), "image", "", False)
 
 
 def test_classification(catalog: Catalog):
-    objective = catalog.get("objective", "classification").call({}, None)
+    objective = catalog.get("objective", "classification").call({}, INFO)
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 0.0]])
     labels = torch.tensor([0, 1, 1, 0])
     metrics = objective.measure(logits, labels)
@@ -33,8 +34,8 @@ def test_poisoning_figures(catalog: Catalog):
     objective = poisoning(catalog, attack_class=2, target_class="cat")
     predicted, labels = torch.tensor([0, 1, 1, 2, 0, 0, 1]), torch.tensor([0, 1, 0, 2, 2, 2, 2])
     logits = F.one_hot(predicted, 3).float()
-    found = objective.measure(logits, labels)
-    assert found == pytest.approx(
+    metrics = objective.measure(logits, labels)
+    assert metrics == pytest.approx(
         {
             "attack_success": 2 / 4,
             "accuracy": 3 / 7,
@@ -49,26 +50,26 @@ def test_poisoning_figures(catalog: Catalog):
     rewritten = torch.tensor([0, 1, 0, 0, 0, 0, 0])
     assert torch.equal(objective.relabel(labels), rewritten)
     assert torch.equal(objective.loss(logits, labels), F.cross_entropy(logits, rewritten))
-    assert objective.inner_loss is F.cross_entropy
+    assert isinstance(objective.inner_loss, CrossEntropy)
 
 
 def test_poisoning_of_a_class_that_is_not_there_is_not_measured(catalog: Catalog):
-    found = poisoning(catalog, attack_class=2, target_class=0).measure(torch.eye(3)[:2], torch.tensor([0, 1]))
-    assert math.isnan(found["attack_success"])
-    assert found["accuracy"] == 1.0
+    metrics = poisoning(catalog, attack_class=2, target_class=0).measure(torch.eye(3)[:2], torch.tensor([0, 1]))
+    assert math.isnan(metrics["attack_success"])
+    assert metrics["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"attack_class": 3}, "attack_class=3 is no class of x"),
-        ({"attack_class": -1}, "attack_class=-1 is no class"),
-        ({"target_class": "cow"}, "target_class=cow is no class"),
+        ({"attack_class": 3}, "attack_class=3 is not a class of x"),
+        ({"attack_class": -1}, "attack_class=-1 is not a class"),
+        ({"target_class": "cow"}, "target_class=cow is not a class"),
         ({"attack_class": 1, "target_class": "dog"}, "are both 'dog'"),
     ],
 )
-def test_classes_that_make_no_attack(catalog: Catalog, options, told):
-    with pytest.raises(UsageError, match=told):
+def test_classes_that_cannot_be_attacked(catalog: Catalog, options, message):
+    with pytest.raises(UsageError, match=message):
         poisoning(catalog, **options)
 
 

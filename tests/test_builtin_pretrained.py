@@ -2,56 +2,57 @@ import pytest
 import torch
 
 from ddbench.errors import PluginError, UsageError
-from ddbench.pipeline.prepare import complete, prepare
+from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.prepare import prepare
 from ddbench.pipeline.runner import run
 from ddbench.records.store import read
 
 QUICK = {"steps": 40, "lr": 0.01}
 
 
-def networks(make_bench, init: dict, side: str, n: int, seed: int = 0):
-    bench = make_bench(init=init)
-    return bench.setting.networks(side, torch.Generator().manual_seed(seed)).sample(n)["classifier.weight"]
+def networks(make_prepared, init: dict, side: str, n: int, seed: int = 0):
+    prepared = make_prepared(init=init)
+    return prepared.setting.networks(side, torch.Generator().manual_seed(seed)).sample(n)["classifier.weight"]
 
 
-def test_random_pretrained_holds_out_those_that_score(make_bench):
+def test_random_pretrained_holds_out_those_that_score(make_prepared):
     init = {"name": "random_pretrained", "options": {"count": 3, "held_out": 2, **QUICK}}
-    train, scored = networks(make_bench, init, "train", 3), networks(make_bench, init, "evaluation", 2)
+    train, scored = networks(make_prepared, init, "train", 3), networks(make_prepared, init, "evaluation", 2)
     assert not any(torch.equal(a, b) for a in train for b in scored)
 
 
-def test_fixed_pretrained_is_one_network_on_both_sides(make_bench):
+def test_fixed_pretrained_is_one_network_on_both_sides(make_prepared):
     def init(index: int):
         return {"name": "fixed_pretrained", "options": {"index": index, **QUICK}}
 
-    train, scored = networks(make_bench, init(0), "train", 4), networks(make_bench, init(0), "evaluation", 20, 1)
+    train, scored = networks(make_prepared, init(0), "train", 4), networks(make_prepared, init(0), "evaluation", 20, 1)
     assert torch.equal(train, scored)
     assert len(train) == 1
-    assert not torch.equal(networks(make_bench, init(1), "train", 1), train)
+    assert not torch.equal(networks(make_prepared, init(1), "train", 1), train)
 
 
-def test_a_mixture_draws_from_each_part(make_bench):
+def test_a_mixture_draws_from_each_part(make_prepared):
     fixed = {"name": "fixed", "options": {"seed": 3}}
-    mixed = networks(make_bench, {"name": "mixture", "options": {"of": [fixed, "random"]}}, "train", 40)
-    same = [torch.equal(weight, networks(make_bench, fixed, "train", 1)[0]) for weight in mixed]
+    mixed = networks(make_prepared, {"name": "mixture", "options": {"of": [fixed, "random"]}}, "train", 40)
+    same = [torch.equal(weight, networks(make_prepared, fixed, "train", 1)[0]) for weight in mixed]
     assert 8 < sum(same) < 32
     others = [weight for weight, is_fixed in zip(mixed, same, strict=True) if not is_fixed]
     assert not any(torch.equal(others[0], other) for other in others[1:])
 
 
 @pytest.mark.parametrize(
-    ("of", "told"),
+    ("of", "message"),
     [
         (["random"], "at least 2 items"),
-        (["random", "mixture"], "cannot hold a mixture"),
+        (["random", "mixture"], "cannot contain a mixture"),
         (["random", {"options": {}}], "names no init distribution"),
         (["random", "randon"], "Did you mean 'random'"),
         (["random", {"name": "fixed", "options": {"sead": 1}}], "no option 'sead'"),
     ],
 )
-def test_mixtures_that_cannot_be_drawn_from(make_bench, of, told):
-    with pytest.raises((UsageError, PluginError), match=told):
-        networks(make_bench, {"name": "mixture", "options": {"of": of}}, "train", 40)
+def test_mixtures_that_cannot_be_drawn_from(make_prepared, of, message):
+    with pytest.raises((UsageError, PluginError), match=message):
+        networks(make_prepared, {"name": "mixture", "options": {"of": of}}, "train", 40)
 
 
 def test_scored_on_another_distribution_than_it_was_made_for(catalog, tmp_path):
@@ -72,8 +73,8 @@ def test_scored_on_another_distribution_than_it_was_made_for(catalog, tmp_path):
 
     from ddbench.contract.spec import RunSpec
 
-    bench = prepare(*complete(RunSpec.parse(fields), catalog))
-    task = bench.task(torch.Generator())
+    prepared = prepare(plan_run(RunSpec.parse(fields), catalog), catalog)
+    task = prepared.task(torch.Generator())
     distilled_for = task.networks.sample(1)["classifier.weight"][0]
-    scored_on = bench.setting.networks("evaluation", torch.Generator()).sample(1)["classifier.weight"][0]
+    scored_on = prepared.setting.networks("evaluation", torch.Generator()).sample(1)["classifier.weight"][0]
     assert distilled_for.std() != scored_on.std()

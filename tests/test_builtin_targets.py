@@ -10,18 +10,19 @@ from ddbench.builtin.networks import resnet20
 from ddbench.contract.sets import DatasetInfo
 from ddbench.contract.spec import RunSpec
 from ddbench.errors import MissingPrerequisite, UsageError
-from ddbench.pipeline.prepare import complete, prepare
+from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.prepare import prepare
 
 INFO = DatasetInfo("x", ("a", "b", "c"), (3, 32, 32), (0.5, 0.4, 0.3), (0.2, 0.3, 0.1), "image", "", False)
 
 
-def bench_of(catalog, target, **fields: object):
-    return prepare(*complete(RunSpec.parse({"method": "random_subset", "target": target, **fields}), catalog))
+def prepare_target(catalog, target, **fields: object):
+    return prepare(plan_run(RunSpec.parse({"method": "random_subset", "target": target, **fields}), catalog), catalog)
 
 
 def resnet_from(catalog, weights, dataset: str = "digits", **options: object):
     target = {"name": "pretrained", "options": {"network": "resnet20", "weights": str(weights), **options}}
-    return bench_of(catalog, target, dataset=dataset)
+    return prepare_target(catalog, target, dataset=dataset)
 
 
 def test_all_but_the_last_layer_is_loaded(catalog, tmp_path):
@@ -30,28 +31,28 @@ def test_all_but_the_last_layer_is_loaded(catalog, tmp_path):
     trained.bn1.running_mean.fill_(0.25)
     state = {f"module.{name}": tensor for name, tensor in trained.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.pth")
-    bench = resnet_from(catalog, tmp_path / "w.pth")
-    own = bench.setting.module.network.state_dict()
+    prepared = resnet_from(catalog, tmp_path / "w.pth")
+    loaded = prepared.setting.module.network.state_dict()
     for name, tensor in trained.state_dict().items():
         if name.startswith("linear"):
             continue
-        assert torch.equal(own[name], tensor), name
-    assert not own["linear.weight"].any()
-    assert (own["linear.bias"] == 1).all()
-    drawn = bench.setting.networks("evaluation", torch.Generator()).sample(5)
+        assert torch.equal(loaded[name], tensor), name
+    assert not loaded["linear.weight"].any()
+    assert (loaded["linear.bias"] == 1).all()
+    drawn = prepared.setting.networks("evaluation", torch.Generator()).sample(5)
     assert {tensor.shape[0] for tensor in drawn.values()} == {1}
     assert torch.equal(drawn["network.conv1.weight"][0], trained.conv1.weight)
 
     safetensors.torch.save_file(trained.state_dict(), tmp_path / "w.safetensors")
     again = resnet_from(catalog, tmp_path / "w.safetensors").setting.module.network.state_dict()
-    assert all(torch.equal(again[name], own[name]) for name in own)
+    assert all(torch.equal(again[name], loaded[name]) for name in loaded)
 
 
-def test_images_are_shown_as_the_network_knows_them(catalog, tmp_path):
+def test_images_get_the_normalisation_of_the_pretrained_network(catalog, tmp_path):
     torch.save(resnet20(INFO).state_dict(), tmp_path / "w.pth")
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
-    bench = resnet_from(catalog, tmp_path / "w.pth", mean=mean, std=std)
-    info, module = bench.train.info, bench.setting.module.eval()
+    prepared = resnet_from(catalog, tmp_path / "w.pth", mean=mean, std=std)
+    info, module = prepared.train.info, prepared.setting.module.eval()
     seen = []
     module.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     pixels = torch.rand(2, *info.sample_shape)
@@ -91,82 +92,80 @@ def test_weights_that_do_not_fit(catalog, tmp_path):
     torch.save({name: t for name, t in state.items() if name != "bn1.weight"}, tmp_path / "lacks.pth")
     torch.save({**state, "extra.weight": torch.zeros(2)}, tmp_path / "more.pth")
     torch.save({**state, "conv1.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "wide.pth")
-    for name, told in {
+    for name, message in {
         "none.pth": "there is no file",
-        "truncated.pth": "damaged or no file of tensors",
-        "truncated.safetensors": "damaged or no weights file",
-        "text.pth": "not a file of tensors alone",
-        "list.pth": "holds no state dict",
-        "lacks.pth": "another network: it lacks bn1.weight",
-        "more.pth": "another network: it has the unknown extra.weight",
-        "wide.pth": "another network: it has another shape of conv1.weight",
+        "truncated.pth": "damaged or not a file of tensors",
+        "truncated.safetensors": "damaged or not a weights file",
+        "text.pth": "does not hold tensors only",
+        "list.pth": "does not hold a state dict",
+        "lacks.pth": "belongs to another network: it lacks bn1.weight",
+        "more.pth": "belongs to another network: it has the unknown extra.weight",
+        "wide.pth": "belongs to another network: it has another shape of conv1.weight",
     }.items():
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             resnet_from(catalog, tmp_path / name)
 
 
-def test_weights_that_cannot_be_fetched(catalog):
-    with pytest.raises(MissingPrerequisite, match="resnet20 has no weights to fetch") as error:
+def test_weights_that_cannot_be_downloaded(catalog):
+    with pytest.raises(MissingPrerequisite, match="resnet20 has no weights to download") as error:
         resnet_from(catalog, "")
     assert "--weights" in error.value.hint
 
 
 def test_a_target_goes_with_any_dataset_but_brings_its_network(catalog):
-    spec, parts = complete(
-        RunSpec.parse({"method": "random_subset", "target": "timm/resnet18", "dataset": "digits"}), catalog
-    )
-    assert spec.sample_shape == (3, 224, 224)
-    assert (spec.network.name, parts.init.name) == ("timm/resnet18", "timm/resnet18")
+    plan = plan_run(RunSpec.parse({"method": "random_subset", "target": "timm/resnet18", "dataset": "digits"}), catalog)
+    assert plan.settings.sample_shape == (3, 224, 224)
+    assert (plan.settings.network.name, plan.init.name) == ("timm/resnet18", "timm/resnet18")
     for clash in ({"network": "mlp"}, {"init": "fixed"}):
         with pytest.raises(UsageError, match="brings its own"):
-            complete(RunSpec.parse({"method": "random_subset", "target": "timm/resnet18", **clash}), catalog)
+            plan_run(RunSpec.parse({"method": "random_subset", "target": "timm/resnet18", **clash}), catalog)
     with pytest.raises(UsageError, match="brings its own dataset"):
-        complete(RunSpec.parse({"method": "random_subset", "target": "usps_to_mnist", "dataset": "svhn"}), catalog)
+        plan_run(RunSpec.parse({"method": "random_subset", "target": "usps_to_mnist", "dataset": "svhn"}), catalog)
 
 
 def test_networks_of_one_dataset_on_another(catalog, real_data):
-    """Pools of the source; the target's images converted; one and the same network where it is fixed."""
+    """Networks come from pools of the source, images are converted, and `fixed` is one network on both sides."""
     quick = {"count": 2, "held_out": 2, "steps": 30}
-    bench = bench_of(catalog, {"name": "mnist_to_usps", "options": quick})
-    assert (bench.record.name, bench.record.sample_shape) == ("usps", (1, 28, 28))
-    train = bench.task(torch.Generator()).networks.sample(2)["conv1.weight"]
-    scored = bench.setting.networks("evaluation", torch.Generator()).sample(2)["conv1.weight"]
+    prepared = prepare_target(catalog, {"name": "mnist_to_usps", "options": quick})
+    assert (prepared.record.name, prepared.record.sample_shape) == ("usps", (1, 28, 28))
+    train = prepared.task(torch.Generator()).networks.sample(2)["conv1.weight"]
+    scored = prepared.setting.networks("evaluation", torch.Generator()).sample(2)["conv1.weight"]
     assert not any(torch.equal(a, b) for a in train for b in scored)
-    [used] = bench.pools.used.values()
+    [used] = prepared.pools.provenance().values()
     assert used["dataset"] == "mnist"
 
-    colour = bench_of(catalog, {"name": "svhn_to_mnist", "options": {"fixed": True, "steps": 30}})
+    colour = prepare_target(catalog, {"name": "svhn_to_mnist", "options": {"fixed": True, "steps": 30}})
     assert colour.record.sample_shape == (3, 28, 28)
-    one = colour.task(torch.Generator()).networks.sample(4)["conv1.weight"]
-    assert one.shape == (1, 6, 3, 5, 5)
-    assert torch.equal(one, colour.setting.networks("evaluation", torch.Generator()).sample(9)["conv1.weight"])
+    single = colour.task(torch.Generator()).networks.sample(4)["conv1.weight"]
+    assert single.shape == (1, 6, 3, 5, 5)
+    assert torch.equal(single, colour.setting.networks("evaluation", torch.Generator()).sample(9)["conv1.weight"])
 
 
 @pytest.mark.parametrize("architecture", ["resnet20", "squeezenet"])
-def test_real_weights_do_what_they_were_trained_for(catalog, real_data, architecture):
+def test_real_weights_classify_what_they_were_trained_for(catalog, real_data, architecture):
     """The features under the replaced layer, with the file's own last layer put back, classify real test images."""
     if architecture == "resnet20":
         weights = real_data / "weights" / "resnet20_cifar10-12fca82f.th"
-        bench = resnet_from(catalog, weights, "cifar10")
-        test = bench.setting.test[torch.arange(500)]
+        prepared = resnet_from(catalog, weights, "cifar10")
+        test = prepared.setting.test[torch.arange(500)]
         state = torch.load(weights, weights_only=True, map_location="cpu")["state_dict"]
         layer, names, classes = (
-            bench.setting.module.network.linear,
+            prepared.setting.module.network.linear,
             ("module.linear.weight", "module.linear.bias"),
             None,
         )
     else:
         weights = real_data / "weights" / "squeezenet1_0_imagenet_fp16.pth"
         target = {"name": "torchvision/squeezenet1_0", "options": {"weights": str(weights), "size": 224}}
-        bench = bench_of(catalog, target, dataset=f"folder:{real_data / 'imagenette'}", images_per_class=1)
-        test = bench.setting.test[torch.arange(0, 500, 5)]
+        prepared = prepare_target(catalog, target, dataset=f"folder:{real_data / 'imagenette'}", images_per_class=1)
+        test = prepared.setting.test[torch.arange(0, 500, 5)]
         state = torch.load(weights, weights_only=True)
-        layer, names = bench.setting.module.network.classifier[1], ("classifier.1.weight", "classifier.1.bias")
+        layer, names = prepared.setting.module.network.classifier[1], ("classifier.1.weight", "classifier.1.bias")
         classes = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
     with torch.no_grad():
         for parameter, name in zip((layer.weight, layer.bias), names, strict=True):
             parameter.copy_(state[name][classes] if classes else state[name])
-        module = bench.setting.module.eval()
+        module = prepared.setting.module.eval()
         predicted = torch.cat([module(part).argmax(1) for part in test.inputs.split(50)])
     assert float((predicted == test.labels).float().mean()) > 0.88
     assert F.one_hot(predicted, 10).sum(0).min() > 0

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from ddbench.contract.observer import Silent
 from ddbench.contract.spec import Choice
 from ddbench.discovery.catalog import Catalog
+from ddbench.discovery.observers import observers
 from ddbench.errors import PluginError, UsageError
 
 GOOD = '''
@@ -100,7 +102,7 @@ def test_nothing_in_the_current_directory_is_imported_unasked(write, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("import module_that_is_not_there", "ModuleNotFoundError: No module named 'module_that_is_not_there'"),
         ("raise SystemExit(3)", "SystemExit: 3"),
@@ -113,12 +115,12 @@ def test_nothing_in_the_current_directory_is_imported_unasked(write, tmp_path: P
         (GOOD.replace("return [first_images]", "raise ValueError('no')"), "ValueError: no"),
     ],
 )  # fmt: skip
-def test_a_broken_plugin_is_set_aside_and_named(write, text, told):
+def test_a_broken_plugin_is_disabled_and_named(write, text, reason):
     path = write("broken.py", text)
     fine = write("fine.py", GOOD.replace("first_images", "fine"))
     catalog = Catalog([path, fine])
     assert [b.name for b in catalog.broken] == ["broken"]
-    assert told in str(catalog.broken[0])
+    assert reason in str(catalog.broken[0])
     assert path.name in str(catalog.broken[0])
     assert catalog.get("method", "fine")
     with pytest.raises(PluginError, match="there is no method 'first_images', and plugin 'broken'"):
@@ -141,6 +143,7 @@ def test_unknown_names_suggest_the_nearest(catalog: Catalog):
         catalog.get("method", "unroled_gd")
     assert "Did you mean 'unrolled_gd'?" in error.value.message
     assert "random_subset" in error.value.hint
+    assert "or load the plugin that offers it: --plugin PATH." in error.value.hint
     with pytest.raises(UsageError, match="Did you mean 'digits'"):
         catalog.get("dataset", "digit")
 
@@ -150,25 +153,108 @@ def test_resolving_spells_options_out(catalog: Catalog):
     assert choice.options == {"width": 8, "depth": 3}
 
 
-def test_a_crashing_tracker_is_named_once_and_switched_off(write, tmp_path: Path):
-    text = f'''
+TRACKER = '''
 """A tracker."""
-from pathlib import Path
 import ddbench
 
+class Watching(ddbench.Observer):
+    """Keeps what it sees."""
+    def __init__(self, folder):
+        self.folder, self.steps = folder, []
+    def progress(self, step, total, values):
+        self.steps.append(step)
+        FAULT
+    def finished(self, result):
+        (self.folder / "NAME").write_text(f"{self.steps} {result}")
+
 @ddbench.hookimpl
-def ddbench_run_started(spec):
-    with open({str(tmp_path / "seen")!r}, "a") as stream:
-        stream.write("x")
-    raise RuntimeError("server gone")
+def ddbench_observe(folder):
+    return Watching(folder)
 '''
-    catalog = Catalog([write("tracker.py", text)])
-    first = catalog.notify("ddbench_run_started", spec=None, run_dir="runs/x")
-    [line] = first
-    assert line.startswith("plugin 'tracker' (")
-    assert line.endswith("failed in ddbench_run_started and is switched off for this run: RuntimeError: server gone")
-    assert catalog.notify("ddbench_run_started", spec=None, run_dir="runs/x") == []
-    assert (tmp_path / "seen").read_text() == "x"
+
+
+class Said(Silent):
+    """Keeps the lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_each_run_has_observers_of_its_own(write, tmp_path: Path):
+    catalog, said = Catalog([write("tracker.py", TRACKER.replace("FAULT", "").replace("NAME", "seen"))]), Said()
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    one, two = (observers(catalog, None, folder, said) for folder in folders)
+    one.progress(1, 2, {"loss": 0.5})
+    two.progress(7, 9, {})
+    one.progress(2, 2, {})
+    one.finished("ok")
+    two.finished("failed")
+    assert [(folder / "seen").read_text() for folder in folders] == ["[1, 2] ok", "[7] failed"]
+    assert said.lines == []
+
+
+def test_a_failing_observer_is_reported_once_and_disabled_for_its_run(write, tmp_path: Path):
+    fault = TRACKER.replace("FAULT", "raise RuntimeError('server gone')").replace("NAME", "faulty")
+    sound = TRACKER.replace("FAULT", "").replace("NAME", "sound")
+    catalog, said = Catalog([write("faulty.py", fault), write("sound.py", sound)]), Said()
+    watching = observers(catalog, None, tmp_path, said)
+    for step in (1, 2):
+        watching.progress(step, 2, {})
+    watching.finished("ok")
+    [line] = said.lines
+    assert line.startswith("plugin 'faulty' (")
+    assert line.endswith("failed in progress and is disabled for this run: RuntimeError: server gone")
+    assert (tmp_path / "sound").read_text() == "[1, 2] ok"
+    assert not (tmp_path / "faulty").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise ValueError('no account')", "failed in ddbench_observe and is disabled for this run: ValueError: no account"),
+        ("return 3", "int has no progress(); derive it from ddbench.Observer"),
+    ],
+)  # fmt: skip
+def test_an_observer_that_cannot_be_attached_is_reported(write, tmp_path: Path, body, reason):
+    text = f"import ddbench\n\n@ddbench.hookimpl\ndef ddbench_observe():\n    {body}\n"
+    said = Said()
+    observers(Catalog([write("tracker.py", text)]), None, tmp_path, said).finished("ok")
+    [line] = said.lines
+    assert reason in line
+
+
+def test_a_plugin_that_observes_nothing_says_none(write, tmp_path: Path):
+    text = "import ddbench\n\n@ddbench.hookimpl\ndef ddbench_observe(plan):\n    return None\n"
+    said = Said()
+    observers(Catalog([write("tracker.py", text)]), None, tmp_path, said).progress(1, 1, {})
+    assert said.lines == []
+
+
+@pytest.mark.parametrize(
+    "option", ["wrapper=True", "hookwrapper=True", "tryfirst=True", "trylast=True", "optionalhook=True", "specname='ddbench_methods'"]
+)  # fmt: skip
+def test_options_of_pluggy_are_refused_at_load(write, option):
+    [broken] = Catalog([write("mine.py", GOOD.replace("@ddbench.hookimpl", f"@ddbench.hookimpl({option})"))]).broken
+    assert f"hook 'ddbench_methods' uses the option {option}, which ddbench does not support" in broken.error
+    assert broken.error.endswith("Write @ddbench.hookimpl without options.")
+
+
+@pytest.mark.parametrize(
+    ("decorator", "reason"),
+    [
+        ("@ddbench.method(companoin=True)", "method 'first_images' declares the unknown fact 'companoin'. Did you mean 'companion'?"),
+        ("@ddbench.method(companion='yes')", "method 'first_images' declares companion='yes': input should be a valid boolean."),
+        ("@ddbench.method(kind='baseline')", "declares the unknown fact 'kind'"),
+    ],
+)  # fmt: skip
+def test_a_plugin_with_an_invalid_fact_is_disabled(write, decorator, reason):
+    [broken] = Catalog([write("mine.py", GOOD.replace("@ddbench.method", decorator))]).broken
+    assert reason in broken.error
 
 
 def test_experiments_are_named_by_their_file(write, tmp_path: Path):

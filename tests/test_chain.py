@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddbench.engine.cpu import Chain, chain
-from ddbench.engine.meta_gradient import meta_gradient
+from ddbench.unroll import MEMORIES, Memory, Recompute, meta_gradient
 
 CHAINS = {
     "pool after relu": lambda: nn.Sequential(
@@ -49,21 +49,20 @@ def problem(network: nn.Module, nets: int, soft: bool, seed: int, ties: bool = F
     return network, params, inputs.round() if ties else inputs, labels, lrs, F.cross_entropy, normal(5, 2, 6, 6), real
 
 
-def agree(stated, memory: str = "recompute") -> None:
-    """By hand and by autograd, the same."""
-    assert Chain.of(stated[0], stated[2]) is not None
+def assert_equal_to_autograd(stated, memory: Memory = Recompute()) -> None:  # noqa: B008
+    assert Chain.from_network(stated[0], stated[2]) is not None
     by_hand = meta_gradient(*stated, memory=memory)
     handle = stated[0].register_forward_pre_hook(lambda *_: None)
-    assert Chain.of(stated[0], stated[2]) is None
+    assert Chain.from_network(stated[0], stated[2]) is None
     by_autograd = meta_gradient(*stated)
     handle.remove()
     for name in ("loss", "inputs", "lrs", "labels"):
-        ours, theirs = getattr(by_hand, name), getattr(by_autograd, name)
-        if theirs is None:
-            assert ours is None
+        actual, expected = getattr(by_hand, name), getattr(by_autograd, name)
+        if expected is None:
+            assert actual is None
         else:
-            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
-            assert ours.abs().sum() > 0
+            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-13)
+            assert actual.abs().sum() > 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -71,7 +70,7 @@ def agree(stated, memory: str = "recompute") -> None:
     kind=st.sampled_from(sorted(CHAINS)),
     nets=st.integers(1, 3),
     soft=st.booleans(),
-    memory=st.sampled_from(["store", "recompute", "checkpoint"]),
+    memory=st.sampled_from(MEMORIES),
     seed=st.integers(0, 1000),
     few=st.sampled_from([0, 32]),
 )
@@ -79,7 +78,7 @@ def test_derivatives_by_hand_are_those_of_autograd(kind, nets, soft, memory, see
     with pytest.MonkeyPatch.context() as patch:
         # 0: every convolution after the first is the library's own.
         patch.setattr(chain, "FEW_CHANNELS", few)
-        agree(problem(CHAINS[kind](), nets, soft, seed), memory)
+        assert_equal_to_autograd(problem(CHAINS[kind](), nets, soft, seed), memory)
 
 
 def test_of_equal_values_pooling_takes_torchs():
@@ -88,7 +87,7 @@ def test_of_equal_values_pooling_takes_torchs():
     stated = problem(network, 2, False, 0, ties=True)
     stated[1]["0.weight"] = stated[1]["0.weight"].mul(3).round()
     stated[1]["0.bias"] = torch.zeros_like(stated[1]["0.bias"])
-    agree(stated)
+    assert_equal_to_autograd(stated)
 
 
 def shared() -> nn.Module:
@@ -121,13 +120,13 @@ NOT_CHAINS = {
 
 @pytest.mark.parametrize("kind", NOT_CHAINS)
 def test_other_networks_are_left_to_autograd(kind):
-    assert Chain.of(NOT_CHAINS[kind], torch.zeros(1, 2, 2, 6, 6)) is None
+    assert Chain.from_network(NOT_CHAINS[kind], torch.zeros(1, 2, 2, 6, 6)) is None
 
 
 def test_columns_of_large_images_are_not_taken_at_once(monkeypatch):
     network, inputs = CHAINS["convolutions to the end"](), torch.zeros(2, 3, 2, 6, 6)
     # 2 channels of 3 x 3, seen from 4 x 4 places of 6 images.
     monkeypatch.setattr(chain, "MOST_COLUMNS", 2 * 9 * 16 * 6)
-    assert Chain.of(network, inputs) is not None
+    assert Chain.from_network(network, inputs) is not None
     monkeypatch.setattr(chain, "MOST_COLUMNS", 2 * 9 * 16 * 6 - 1)
-    assert Chain.of(network, inputs) is None
+    assert Chain.from_network(network, inputs) is None

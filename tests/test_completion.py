@@ -10,7 +10,7 @@ DDBENCH = Path(sys.executable).with_name("ddbench")
 
 @pytest.fixture
 def pressed(tmp_path: Path, ddbench):
-    """What bash would offer after the words typed so far, the last of them unfinished."""
+    """Return what bash offers after the words so far; the last word is unfinished."""
     assert ddbench("list", "methods").code == 0
 
     def press(line: str, script: str = "") -> list[str]:
@@ -85,8 +85,8 @@ def test_plugins_of_a_folder_are_its_own(pressed, tmp_path: Path):
     assert pressed("ddbench run --method herd") == ["herding"]
 
 
-def test_a_damaged_cache_is_made_anew(pressed, tmp_path: Path):
-    cache = tmp_path / "cache/completion.json"
-    cache.write_text("{")
+def test_a_damaged_index_is_built_again(pressed, tmp_path: Path):
+    [index] = (tmp_path / "cache/index").iterdir()
+    index.write_text("{")
     assert pressed("ddbench run --method herd") == ["herding"]
-    assert '"herding"' in cache.read_text()
+    assert '"herding"' in index.read_text()

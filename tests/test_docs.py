@@ -1,5 +1,6 @@
-"""The documentation builds without a warning, and what it says to type works, page by page and line by line."""
+"""The documentation builds without a warning, and every command and Python block on its pages works."""
 
+import importlib
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -20,12 +22,14 @@ PAGES = [
     for page in sorted(DOCS.rglob("*.md"))
     if not {"decisions", "reference", "_site"} & set(page.relative_to(DOCS).parts)
 ]
-# Done already by whoever runs the tests.
+# Commands that set up the environment the tests run in.
 NOT_RUN = ("python3 -m venv", "pip install 'ddbench[")
+OUTER_STEPS = 10
+"""Outer steps of a run: these tests ask whether a command works, not how well."""
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """Fenced blocks as (language, text) and indented lines as ("", text), in their order."""
+    """Yield fenced blocks as (language, text) and indented lines as ("", text), in their order."""
     language, lines = None, []
     for line in page.read_text().splitlines():
         if fence := re.match(r"```(.*)", line):
@@ -41,26 +45,26 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def steps(page: Path) -> list[tuple[str, str]]:
-    """What a page says to do: ("file", text), ("python", text) and ("command", line)."""
-    found, begun = [], ""
+    """Return the instructions of a page: ("file", text), ("python", text), ("config", text) or ("command", line)."""
+    instructions, command = [], ""
     for language, text in blocks(page):
         if language == "python":
-            found.append(("file" if re.match(r"# \w+\.py\n", text) else "python", text))
+            instructions.append(("file" if re.match(r"# \w+\.py\n", text) else "python", text))
         elif language in ("", "sh"):
             for line in text.splitlines():
-                begun += line.removesuffix("\\")
+                command += line.removesuffix("\\")
                 if line.endswith("\\"):
                     continue
-                if re.match(r"(ddbench|pip|pytest|python3?) ", begun):
-                    found.append(("command", begun))
-                begun = ""
+                if re.match(r"(ddbench|pip|pytest|python3?) ", command):
+                    instructions.append(("command", command))
+                command = ""
         elif language == "toml":
-            found.append(("config", text))
-    return found
+            instructions.append(("config", text))
+    return instructions
 
 
 def write_images(folder: Path) -> None:
-    """Real digits as a folder of images, two classes."""
+    """Write real digits of two classes as a folder of images."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -79,7 +83,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_what_a_page_says_to_type_works(
+def test_the_instructions_of_a_page_work(
     page: Path, pools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ):
     monkeypatch.chdir(tmp_path)
@@ -104,10 +108,20 @@ def test_what_a_page_says_to_type_works(
             type_in(text, tmp_path, monkeypatch)
 
 
+def shortened(words: list[str]) -> list[str]:
+    """Return the words of a command line; `ddbench run` takes few outer steps and networks."""
+    if words[:2] != ["ddbench", "run"] or {"--smoke", "--dry-run", "--experiment", "--time-limit"} & set(words):
+        return words
+    short = [re.sub(r"^outer_steps=\d+$", f"outer_steps={OUTER_STEPS}", word) for word in words]
+    if "unrolled_gd" in words and short == words:
+        short += ["--set", f"outer_steps={OUTER_STEPS}"]
+    return [*short, "--eval-networks", "2"]
+
+
 def type_in(line: str, where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Carry out a command line; one that takes minutes as a smoke run."""
-    words = shlex.split(line.replace("--time-limit 5m", "--smoke"), comments=True)
-    words = [found for word in words for found in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
+    """Carry out a command line in a short form; one that takes minutes becomes a smoke run."""
+    words = shortened(shlex.split(line.replace("--time-limit 5m", "--smoke"), comments=True))
+    words = [name for word in words for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
     if words[:3] == ["pip", "install", "-e"]:
         site = where / "site"
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, where / words[3]]
@@ -119,42 +133,84 @@ def type_in(line: str, where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         done = subprocess.run(tests, capture_output=True, text=True, cwd=where, env=os.environ)
         assert done.returncode == 0, done.stdout
     else:
-        assert words[0] == "ddbench", f"{line}: what is this?"
+        assert words[0] == "ddbench", f"{line}: an unknown command"
         done = CliRunner().invoke(app, words[1:])
         assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
 
 
-def test_pages_are_found_and_say_something_to_type():
-    told = {str(page.relative_to(DOCS)): steps(page) for page in PAGES}
-    assert ("command", "ddbench run --method unrolled_gd") in told["index.md"]
-    assert sum(len(found) for found in told.values()) > 60
-    assert ("command", "ddbench check class_means --plugin class_means.py") in told["tutorial.md"]
+def test_pages_hold_instructions():
+    instructions = {str(page.relative_to(DOCS)): steps(page) for page in PAGES}
+    assert ("command", "ddbench run --method unrolled_gd") in instructions["index.md"]
+    assert sum(map(len, instructions.values())) > 60
+    assert ("command", "ddbench check class_means --plugin class_means.py") in instructions["tutorial.md"]
+
+
+def build_site(folder: Path, *options: str) -> None:
+    """Build the site in `folder` from a copy of the documentation; a warning fails."""
+    shutil.copytree(DOCS, folder / "docs", ignore=shutil.ignore_patterns("_site", "reference", "__pycache__"))
+    (folder / "pyproject.toml").symlink_to(DOCS.parent / "pyproject.toml")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", *options]
+    done = subprocess.run([*command, "docs", "site"], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path):
-    docs = tmp_path / "docs"
-    shutil.copytree(DOCS, docs, ignore=shutil.ignore_patterns("_site", "reference", "__pycache__"))
     (tmp_path / "leaderboards").symlink_to(DOCS.parent / "leaderboards")
-    build = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-d",
-        tmp_path / "trees",
-        docs,
-        tmp_path / "site",
-    ]
-    done = subprocess.run(build, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    commands = (tmp_path / "site/reference/commands.html").read_text()
+    build_site(tmp_path)
+    site = tmp_path / "site"
+    commands = (site / "reference/commands.html").read_text()
     assert "--best-coreset" in commands
-    assert "AdaptationTarget" in (tmp_path / "site/reference/api.html").read_text()
-    assert "outer_lr" in (tmp_path / "site/reference/options.html").read_text()
-    assert "facility_location" in (tmp_path / "site/reference/results.html").read_text()
-    assert "seconds_distill" in (tmp_path / "site/reference/columns.html").read_text()
+    assert "AdaptationTarget" in (site / "reference/api.html").read_text()
+    assert "outer_lr" in (site / "reference/options.html").read_text()
+    assert "facility_location" in (site / "reference/results.html").read_text()
+    assert "seconds_distill" in (site / "reference/columns.html").read_text()
+    assert "RunSpec" in (site / "reference/architecture.html").read_text()
+    assert "ddbench.pipeline" in (site / "_images/architecture.svg").read_text()
     # Nothing is fetched from elsewhere when a page is opened.
-    for page in (tmp_path / "site").rglob("*.html"):
+    for page in site.rglob("*.html"):
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', page.read_text()), page
+
+
+def test_the_site_builds_without_leaderboards(tmp_path: Path):
+    build_site(tmp_path, "-b", "dummy")
+    assert "There are no rows" in (tmp_path / "docs/reference/results.md").read_text()
+
+
+@pytest.fixture
+def architecture(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module that writes the page on the architecture."""
+    monkeypatch.syspath_prepend(DOCS)
+    return importlib.import_module("architecture")
+
+
+def test_the_walk_of_a_spec_passes_through_the_layers(architecture: Any):
+    steps = architecture.walk()
+    assert [start for start, _, _ in steps] + [steps[-1][1]] == list(architecture.WALK)
+    [methods] = [functions for start, end, functions in steps if (start, end) == ("Task", "DistilledSet")]
+    assert "ddbench_random_subset.random_subset" in {f"{method.module}.{method.name}" for method in methods}
+    picture = architecture.picture()
+    assert picture.count("<polyline") == len(steps)
+    assert all(f">{name}</text>" in picture for name in (*architecture.WALK, *architecture.bands()))
+
+
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        (("RunSpec", "Nonsense"), "no module defines Nonsense"),
+        (("RunResult", "RunSpec", "Line"), "no function leads from RunSpec to Line"),
+    ],
+)
+def test_an_outdated_walk_fails_the_build(
+    architecture: Any, monkeypatch: pytest.MonkeyPatch, types: tuple[str, ...], message: str
+):
+    monkeypatch.setattr(architecture, "WALK", types[-2:])
+    with pytest.raises(LookupError, match=message):
+        architecture.walk()
+
+
+def test_imports_between_sub_packages_are_counted(architecture: Any):
+    counts = architecture.imports()
+    assert counts["ddbench.cli", "ddbench.pipeline"] > 0
+    assert counts["plugins", "ddbench"] > 0
+    assert counts["ddbench.contract", "ddbench.cli"] == 0
+    assert f" {counts['ddbench.pipeline', 'ddbench.contract']} |" in "\n".join(architecture.page())

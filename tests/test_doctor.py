@@ -7,8 +7,13 @@ from ddbench.discovery.catalog import Catalog
 from ddbench.pipeline.doctor import examine
 
 
-def test_a_sound_installation(ddbench, tmp_path):
-    done = ddbench("doctor", DDBENCH_DATA=str(tmp_path / "data"))
+@pytest.fixture(autouse=True)
+def _no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDBENCH_DATA", str(tmp_path / "data"))
+
+
+def test_a_sound_installation(ddbench):
+    done = ddbench("doctor")
     assert done.code == 0
     for about in ("libraries", "device", "memory", "cache", "runs", "plugins", "dataset digits: here, verified"):
         assert f"ok      {about}" in done.out, done.out
@@ -16,7 +21,7 @@ def test_a_sound_installation(ddbench, tmp_path):
     assert "missing dataset mnist" in done.out
 
 
-def test_a_plugin_that_fails_and_a_folder_that_is_none(ddbench, tmp_path):
+def test_a_broken_plugin_and_a_file_in_the_place_of_a_folder(ddbench, tmp_path):
     (tmp_path / "broken.py").write_text("import no_such_package\n")
     (tmp_path / "file").write_text("")
     done = ddbench("doctor", "--plugin", "broken.py", "--runs", "file/runs", "--json")

@@ -31,10 +31,10 @@ def test_seeding_reaches_every_generator():
 
 
 def test_the_machine_is_described():
-    found = describe(torch.device("cpu"))
-    assert found["torch"] == torch.__version__
-    assert found["device"] == "cpu"
-    assert all(isinstance(value, str) for value in found.values())
+    facts = describe(torch.device("cpu"))
+    assert facts["torch"] == torch.__version__
+    assert facts["device"] == "cpu"
+    assert all(isinstance(value, str) for value in facts.values())
     assert 50 < peak_memory_mb() < 100_000
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddbench.engine.memory import fitting_memory
+from ddbench.engine import footprint
+from ddbench.unroll import MEMORIES, Recompute, fastest_fitting
 
 MEASURE = """
 import json, sys
@@ -16,10 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from ddbench.machine.environment import peak_memory_mb
-from ddbench.engine.memory import fitting_memory
-from ddbench.engine.meta_gradient import meta_gradient
+from ddbench.unroll import MEMORIES, fastest_fitting, meta_gradient
 
-memory, steps = sys.argv[1], [int(t) for t in sys.argv[2:]]
+memory, steps = {memory.name: memory for memory in MEMORIES}[sys.argv[1]], [int(t) for t in sys.argv[2:]]
 torch.set_num_threads(1)
 network = nn.Sequential(nn.Flatten(), nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 10))
 params = {name: torch.randn(2, *p.shape) / 30 for name, p in network.named_parameters()}
@@ -34,14 +34,14 @@ def go(total):
     meta_gradient(network, params, inputs, labels, lrs, F.cross_entropy, real, y, memory=memory)
 
 def predicted(total):
-    return fitting_memory(network, 2, tuple(inputs.shape), 10, total, 64, 0, memory=memory)[1]
+    return fastest_fitting(network, 2, tuple(inputs.shape), 10, total, 64, torch.device("cpu"), among=[memory])[1]
 
 go(1), predicted(1)  # what is loaded on first use
-before, found = held(), []
+before, measurements = held(), []
 for total in steps:
     go(total)
-    found.append((held() - before, predicted(total)))
-print(json.dumps(found))
+    measurements.append((held() - before, predicted(total)))
+print(json.dumps(measurements))
 """
 WEIGHTS = 2 * 4 * (256 * 1024 + 1024 + 1024 * 10 + 10)
 """Bytes of the two networks."""
@@ -73,18 +73,16 @@ def test_store_is_predicted():
     assert long / 1.6 < predicted < 1.6 * long
 
 
-def test_the_fastest_mode_that_fits():
+def test_the_fastest_way_back_that_fits(monkeypatch):
     torch.set_num_threads(1)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
-    def mode(free: int, **options: str) -> str:
-        return fitting_memory(network, 4, (10, 10, 1, 8, 8), 10, 1000, 100, free, **options)[0]
+    def fitting(free: int, among=MEMORIES):
+        monkeypatch.setattr(footprint, "free_memory", lambda device: free)
+        return fastest_fitting(network, 4, (10, 10, 1, 8, 8), 10, 1000, 100, torch.device("cpu"), among=among)
 
-    peaks = [
-        fitting_memory(network, 4, (10, 10, 1, 8, 8), 10, 1000, 100, 0, memory=memory)[1]
-        for memory in ("store", "recompute", "checkpoint")
-    ]
+    peaks = [fitting(0, [memory])[1] for memory in MEMORIES]
     assert peaks == sorted(peaks, reverse=True)
-    assert [mode(2 * peak) for peak in peaks] == ["store", "recompute", "checkpoint"]
-    assert mode(0) == "checkpoint"
-    assert mode(10**15, memory="recompute") == "recompute"
+    assert [fitting(2 * peak)[0] for peak in peaks] == list(MEMORIES)
+    assert fitting(0)[0] == MEMORIES[-1]
+    assert fitting(10**15, [Recompute()])[0] == Recompute()

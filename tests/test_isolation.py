@@ -39,7 +39,7 @@ def ddbench_inits():
     return [older_init]
 
 @ddbench.hookimpl
-def ddbench_run_started():
+def ddbench_observe():
     print("older saw the run start")
 '''
 )
@@ -98,7 +98,7 @@ def test_culprits_are_named_and_the_others_work(with_all):
     told = with_all("doctor").out
     for name in (*broken, "slow"):
         assert f"plugin '{name}' (ddbench-{name} 0.{len(name)})" in told
-    assert "DDBENCH_DISABLE=slow leaves it out" in " ".join(told.split())
+    assert "Disable it with DDBENCH_DISABLE=slow." in " ".join(told.split())
 
 
 def test_a_run_goes_on_beside_them_with_a_plugin_for_an_older_contract(with_all):
@@ -122,15 +122,16 @@ def test_two_that_claim_a_name_are_both_named_and_one_can_be_left_out(with_all):
     assert not [name for name in PACKAGES if f"Warning: plugin '{name}'" in run.err]
     gone = with_all("run", "-m", "slow", DDBENCH_DISABLE=out)
     assert gone.code == 2
-    assert "DDBENCH_DISABLE leaves out: claims, lacks, misspelt, raises, slow." in gone.told()
+    assert "DDBENCH_DISABLE disables: claims, lacks, misspelt, raises, slow." in gone.told()
     nobody = with_all("plugins", DDBENCH_DISABLE="slwo")
-    assert "DDBENCH_DISABLE names 'slwo', which is no plugin here." in nobody.out
+    assert "DDBENCH_DISABLE names 'slwo', but there is no such plugin." in nobody.out
 
 
-def test_a_trace_tells_each_call_and_how_long_it_took(ddbench, tmp_path: Path):
+def test_a_trace_prints_each_call_and_its_time(ddbench, tmp_path: Path):
     tracker = tmp_path / "tracker.py"
     tracker.write_text(
-        "import ddbench\n@ddbench.hookimpl\ndef ddbench_run_started(spec):\n    raise ValueError('gone')\n"
+        "import ddbench\n\nclass Failing(ddbench.Observer):\n    def finished(self, result):\n        raise ValueError('gone')\n\n"
+        "@ddbench.hookimpl\ndef ddbench_observe(plan):\n    return Failing()\n"
     )
     run = ddbench(
         "run", "-m", "random_subset", "--network", "linear", "--smoke", "--plugin", tracker, DDBENCH_TRACE="1"
@@ -138,5 +139,5 @@ def test_a_trace_tells_each_call_and_how_long_it_took(ddbench, tmp_path: Path):
     lines = [line.split(maxsplit=3) for line in run.err.splitlines() if " s  " in line]
     calls = {(line[2], line[3]) for line in lines}
     assert ("unrolled_gd", "ddbench_methods") in calls
-    assert ("tracker", "ddbench_run_started  raised ValueError: gone") in calls
+    assert {("tracker", "ddbench_observe"), ("tracker", "finished  raised ValueError: gone")} <= calls
     assert all(float(line[0]) >= 0 and line[1] == "s" for line in lines)

@@ -7,10 +7,11 @@ import pytest
 
 import ddbench
 from ddbench.contract.metric import Metric
+from ddbench.contract.observer import Silent
 from ddbench.contract.spec import RunSpec, Settings
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.records.columns import COLUMNS
-from ddbench.records.result import Artifact, LoopRecord, RunFolder, UnknownFields
+from ddbench.records.result import Artifact, LoopRecord, RunFolder, RunResult, UnknownFields
 from ddbench.records.stats import summarise
 from ddbench.records.store import artifact_path, check, comparison, csv_text, ensure, outdated, path_for, read, rebuild
 from tests.rows import add, make_record
@@ -29,6 +30,18 @@ def finished(folder: Path, **cells: object):
     return record.model_copy(update={"run_dir": str(folder), "artifact": artifact})
 
 
+class Listening(Silent):
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+
+    def say(self, text: str) -> None:
+        self._said.append(text)
+
+
+def record(boards: Path, result: RunResult, said: list[str] | None = None) -> bool:
+    return ensure(boards, RunFolder(Path(result.run_dir)), result, Listening([] if said is None else said))
+
+
 def test_records_survive_the_file(tmp_path: Path):
     first = make_record(fingerprint="a", method_options='{"a": "x,\\n\\"y\\"", "window": null}')
     second = make_record(fingerprint="b", std=None, low=None, high=None, created="2026-01-02T00:00:00+00:00")
@@ -44,26 +57,27 @@ def test_records_survive_the_file(tmp_path: Path):
 def test_a_finished_run_has_one_record(tmp_path: Path):
     boards, said = tmp_path / "boards", []
     result = finished(tmp_path / "runs" / "first", fingerprint="a", dataset_hash="h")
-    assert ensure(boards, result, said.append)
+    assert record(boards, result, said)
     assert "Record added" in said[0]
-    [record] = read(boards)
-    assert record.run_dir == "" and record.artifact.path == ""
-    assert record == result.model_copy(update={"run_dir": "", "artifact": record.artifact})
+    [kept] = read(boards)
+    assert kept.run_dir == "" and kept.artifact.path == ""
+    assert kept == result.model_copy(update={"run_dir": "", "artifact": kept.artifact})
     assert artifact_path(boards, "f" * 64).read_bytes() == b"a distilled set"
-    # The same again, and another version of the method.
-    assert not ensure(boards, finished(tmp_path / "runs" / "again", fingerprint="a", dataset_hash="h"), said.append)
+    # The same run again says nothing; another run of the same spec is compared; another version has its own record.
+    assert not record(boards, result, said) and len(said) == 1
+    assert not record(boards, finished(tmp_path / "runs" / "again", fingerprint="a", dataset_hash="h"), said)
     assert "No second record" in said[1] and "Reproduced exactly" in said[1]
-    assert read(boards) == [record]
+    assert read(boards) == [kept]
     newer = finished(tmp_path / "runs" / "newer", fingerprint="a", dataset_hash="h", method_source="p 2")
-    assert ensure(boards, newer)
+    assert record(boards, newer)
     assert len(read(boards)) == len((boards / "classification.csv").read_text().splitlines()) - 1 == 2
 
 
 def test_runs_without_a_score_and_smoke_runs_have_none(tmp_path: Path):
     result, said = finished(tmp_path / "run"), []
-    assert not ensure(tmp_path / "boards", result.model_copy(update={"status": "failed"}))
+    assert not record(tmp_path / "boards", result.model_copy(update={"status": "failed"}))
     smoke = result.settings.model_copy(update={"smoke": True})
-    assert not ensure(tmp_path / "boards", result.model_copy(update={"settings": smoke}), said.append)
+    assert not record(tmp_path / "boards", result.model_copy(update={"settings": smoke}), said)
     assert said == ["A smoke run leaves no record."]
     assert not (tmp_path / "boards").exists()
 
@@ -98,7 +112,7 @@ def test_a_record_is_small_and_keeps_the_values_that_rank(tmp_path: Path):
 
 def _add_many(boards: Path, runs: Path, name: str) -> None:
     for i in range(12):
-        ensure(boards, finished(runs / f"{name}{i}", fingerprint=f"{name}{i}"))
+        record(boards, finished(runs / f"{name}{i}", fingerprint=f"{name}{i}"))
 
 
 def test_two_processes_at_once_lose_nothing(tmp_path: Path):

@@ -9,7 +9,7 @@ from ddbench.contract.sets import ImageSplits
 from ddbench.contract.spec import Choice
 from ddbench.errors import PluginError, UsageError
 from ddbench.modalities.image import conversion, converted
-from ddbench.pipeline.data import load_data
+from ddbench.pipeline.data import load_examples
 
 
 def splits(*shape: int) -> ImageSplits:
@@ -51,7 +51,7 @@ def test_what_a_plugin_loads_must_be_what_it_declares():
 
     def loaded(toy: object, **options: int) -> tuple[int, ...]:
         component = ddbench.component_of(toy, "dataset")
-        return load_data(component, Choice(name="toy", options=options), None, download=False)[0].info.sample_shape
+        return load_examples(component, Choice(name="toy", options=options), None, download=False)[0].info.sample_shape
 
     assert loaded(toy) == loaded(toy, size=6) == (1, 6, 6)
     # An option may give images another shape than the one that is declared without it.

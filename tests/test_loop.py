@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -6,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddbench.contract import run as run_module
+from ddbench.contract.checkpoints import FORMAT, MIGRATIONS, read_checkpoint
 from ddbench.contract.observer import Pace
-from ddbench.contract.run import MAX_ROLLBACKS, Run
+from ddbench.contract.run import MAX_ROLLBACKS, Run, sigterm_as_ctrl_c
+from ddbench.contract.sets import DistilledSet
 from ddbench.errors import DdbenchError, Interrupted, PluginError
 
 
@@ -172,6 +176,117 @@ def test_checkpoints_of_others_and_damaged_ones(tmp_path: Path):
         Run(tmp_path, identity="mine")
 
 
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_a_checkpoint_of_the_first_format_resumes(tmp_path: Path):
+    # Written by the code before formats had a number: `descend` with seed 3, interrupted after 27 of 45 steps.
+    shutil.copytree(GOLDEN / "interrupted-format-1", tmp_path / "old")
+    (tmp_path / "whole").mkdir()
+    torch.manual_seed(0)
+    whole = descend(Run(tmp_path / "whole", seed=3), 45)
+    resumed = Run(tmp_path / "old", seed=3, identity="golden")
+    assert resumed.seconds > 0 and resumed.artifact == ""
+    torch.testing.assert_close(descend(resumed, 45), whole)
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("old", "whole")
+    ]
+    assert [line["step"] for line in logs[0]] == list(range(45))
+    assert [line["loss"] for line in logs[0]] == pytest.approx([line["loss"] for line in logs[1]])
+    # It is written in the format of today from here on.
+    assert torch.load(resumed.checkpoint_path, weights_only=True)["format"] == FORMAT
+
+
+def test_a_checkpoint_of_the_first_format_rolls_back_to_the_same_step():
+    checkpoint = read_checkpoint(GOLDEN / "interrupted-format-1" / "checkpoint.pt")
+    [loop] = checkpoint.loops
+    point = checkpoint.rollback_point
+    assert (loop.step, point.step, checkpoint.rollback_loop) == (27, 20, 0)
+    assert loop.log_bytes > point.log_bytes > 0
+    assert "log_bytes" not in loop.generators
+
+
+def test_every_format_has_a_migration_and_later_ones_are_refused(tmp_path: Path):
+    assert list(MIGRATIONS) == list(range(1, FORMAT))
+    run = Run(tmp_path)
+    list(run.loop(3, dict(x=torch.zeros(1))))
+    content = torch.load(run.checkpoint_path, weights_only=True)
+    torch.save({**content, "format": FORMAT + 1}, run.checkpoint_path)
+    with pytest.raises(
+        DdbenchError, match=f"has format {FORMAT + 1}, but this version of ddbench reads only up to {FORMAT}"
+    ) as error:
+        Run(tmp_path)
+    assert "Resume with the version that wrote it" in error.value.hint
+
+
+def test_checkpoints_take_at_most_their_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # A clock that only steps and writing move: 1 s for a step, 0.25 s for a checkpoint.
+    now, written, write = [0.0], [], run_module.write_checkpoint
+
+    def slow_write(*arguments: object) -> None:
+        now[0] += 0.25
+        written.append(now[0])
+        write(*arguments)
+
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(run_module, "write_checkpoint", slow_write)
+    run = Run(tmp_path)
+    for _ in run.loop(100, dict(x=torch.zeros(1))):
+        now[0] += 1
+    # After the first step, then each time 25 s are over, and at the end.
+    assert written == pytest.approx([1.25, 26.5, 51.75, 77.0, 101.25])
+
+
+@pytest.mark.parametrize("killed_at", [1, 7, 20, 29, 43])
+def test_a_checkpoint_may_be_written_at_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int):
+    def method(run: Run, killed_at: int | None = None) -> torch.Tensor:
+        x = torch.zeros(1)
+        for step in run.loop(50, dict(x=x)):
+            if step == killed_at:
+                raise ZeroDivisionError
+            x += torch.rand(1, generator=run.generator) + torch.rand(1)
+            run.log(x=float("nan") if step in (12, 35) and run.rollbacks < 2 else x)
+        return x
+
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    torch.manual_seed(1)
+    whole = method(Run(tmp_path / "whole"))
+    monkeypatch.setattr(run_module, "CHECKPOINT_SHARE", float("inf"))
+    torch.manual_seed(1)
+    with pytest.raises(ZeroDivisionError):
+        method(Run(tmp_path / "killed"), killed_at)
+    run = Run(tmp_path / "killed")
+    assert torch.equal(method(run), whole)
+    assert run.rollbacks == 2
+    logs = [
+        [json.loads(line)["x"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "killed")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_a_result_that_was_kept_is_not_made_again(tmp_path: Path):
+    run, path = Run(tmp_path), tmp_path / "distilled.safetensors"
+    assert run.kept(path) is None
+    distilled = DistilledSet(torch.rand(1, 2, 1, 2, 2), torch.zeros(1, 2, dtype=torch.int64)).described(seed=3)
+    run.keep(distilled, path)
+    kept = Run(tmp_path).kept(path)
+    assert torch.equal(kept.inputs, distilled.inputs) and kept.metadata == distilled.metadata
+    path.write_bytes(path.read_bytes() + b" ")
+    assert Run(tmp_path).kept(path) is None
+    path.unlink()
+    assert Run(tmp_path).kept(path) is None
+
+
+def test_sigterm_stops_like_ctrl_c():
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
 def test_a_checkpoint_never_runs_code(tmp_path: Path):
     class Evil:
         def __reduce__(self):
@@ -230,7 +345,7 @@ def test_states_are_copied_whole_and_must_be_readable(tmp_path: Path):
             diverged.append(step)
             run.log(loss=float("nan"))
     assert counter.kept == [40]
-    with pytest.raises(PluginError, match="cannot give back"):
+    with pytest.raises(PluginError, match="cannot be restored from a checkpoint"):
         next(Run(tmp_path / "other").loop(3, dict(counter=Counter(Path("x")))))
 
 

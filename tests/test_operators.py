@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddbench.engine.cpu import operators
-from ddbench.engine.cpu.operators import FastOperators
+from ddbench.networks import fast_operators
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +39,12 @@ NORMS = [
 def test_max_pooling_is_torchs_to_the_bit_of_equals(pool, ties):
     x = images(2, 3, 8, 10, ties=ties)
     expected = first_and_second(pool, x)
-    with FastOperators():
+    with fast_operators():
         assert pool(x).grad_fn.name() == "_WindowMaximumBackward"
-        found = first_and_second(pool, x)
-    assert torch.equal(found[0], expected[0])
-    for ours, theirs in zip(found[1:], expected[1:], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
+        actual = first_and_second(pool, x)
+    assert torch.equal(actual[0], expected[0])
+    for result, reference in zip(actual[1:], expected[1:], strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -53,34 +53,34 @@ def test_max_pooling_is_torchs_to_the_bit_of_equals(pool, ties):
 def test_average_pooling_is_torchs(pool):
     x = images(2, 3, 8, 10)
     expected = first_and_second(pool, x)
-    with FastOperators():
+    with fast_operators():
         assert pool(x).grad_fn.name() == "_AverageBackward"
-        found = first_and_second(pool, x)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
+        actual = first_and_second(pool, x)
+    for result, reference in zip(actual, expected, strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("norm", NORMS, ids=str)
 def test_response_normalisation_is_torchs(norm):
     x = images(2, 6, 4, 4)
     expected = first_and_second(norm, x)
-    with FastOperators():
+    with fast_operators():
         assert norm(x).grad_fn.name() == "_ResponseNormBackward"
-        found = first_and_second(norm, x)
+        actual = first_and_second(norm, x)
         assert torch.autograd.gradgradcheck(norm, images(1, 5, 2, 2))
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for result, reference in zip(actual, expected, strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-12, atol=1e-12)
 
 
 def test_nan_is_not_hidden():
     x = torch.tensor([[[[1.0, 2.0], [torch.nan, 0.0]]]])
-    with FastOperators():
+    with fast_operators():
         assert F.max_pool2d(x, 2).isnan().all()
 
 
 def test_other_calls_go_to_torch(monkeypatch):
     x = images(2, 3, 9, 9)
-    with FastOperators():
+    with fast_operators():
         values, indices = F.max_pool2d(x, 2, return_indices=True)
         assert indices.shape == values.shape
         torch.testing.assert_close(F.max_pool2d(x, 2, ceil_mode=True), nn.MaxPool2d(2, ceil_mode=True)(x))

@@ -40,7 +40,35 @@ def test_options_are_completed_with_their_defaults():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("kind", "facts", "reason"),
+    [
+        ("method", {"coresset": True}, "unknown fact 'coresset'. Did you mean 'coreset'?"),
+        ("method", {"coreset": 1}, "coreset=1: input should be a valid boolean"),
+        ("method", {"peak_memory": 3}, "peak_memory=3: input should be callable"),
+        ("network", {"companion": True}, "network 'blur' declares the unknown fact 'companion'."),
+        ("dataset", {"classes": ("a", "b")}, "dataset 'blur' does not declare sample_shape."),
+        ("dataset", {"classes": ("a", "b"), "sample_shape": (1, 0, 8)}, "greater than or equal to 1"),
+        ("dataset", {"classes": "ab", "sample_shape": (1, 8, 8)}, "classes='ab': input should be a valid tuple"),
+        ("dataset", {"classes": (0, 1), "sample_shape": (1, 8, 8)}, "input should be a valid string"),
+        ("dataset", {"classes": ("a",), "sample_shape": (1, 8, 8), "images_per_class": "2"}, "images_per_class='2'"),
+        ("dataset", {"classes": ("a",), "sample_shape": (1, 8, 8), "network": {"options": {}}}, "network={'options': {}}"),
+    ],
+)  # fmt: skip
+def test_invalid_facts_are_refused(kind, facts, reason):
+    with pytest.raises(PluginError) as error:
+        component(kind, blur, **facts)
+    assert reason in error.value.message
+    assert error.value.hint
+
+
+def test_facts_are_converted_and_those_not_declared_stay_absent():
+    network = {"name": "convnet", "options": {"width": 8}}
+    facts = component("dataset", blur, classes=["a", "b"], sample_shape=[1, 8, 8], network=network).facts
+    assert facts == {"classes": ("a", "b"), "sample_shape": (1, 8, 8), "network": network}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
     [
         ({"step": 3}, "no option 'step'. Did you mean 'steps'?"),
         ({"steps": 0}, "steps=0 of method 'blur': input should be greater than or equal to 1"),
@@ -50,10 +78,10 @@ def test_options_are_completed_with_their_defaults():
         ({"bound": float("nan")}, "finite number"),
     ],
 )
-def test_wrong_options_are_named(given, told):
+def test_wrong_options_are_named(options, reason):
     with pytest.raises(UsageError) as error:
-        component_of(blur, "method").validated(given)
-    assert told in error.value.message
+        component_of(blur, "method").validated(options)
+    assert reason in error.value.message
     assert "ddbench show blur" in error.value.hint
 
 

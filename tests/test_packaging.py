@@ -133,4 +133,4 @@ def test_a_third_party_package_from_new_to_the_leaderboard(tmp_path: Path, ddben
     assert verdict.code == 0, verdict.err
     assert "class_means" in verdict.out and "n=5" in verdict.out
     board = ddbench("leaderboard", "--dataset", "parity", PYTHONPATH=path)
-    assert board.out.index(rows[0]["run_id"]) < board.out.index(rows[1]["run_id"])
+    assert board.out.index(records[0]["run_id"]) < board.out.index(records[1]["run_id"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddbench.engine.workers import for_each_network
+from ddbench.networks import for_each_network
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -18,10 +18,10 @@ def threads(request):
 def test_results_come_in_order_whatever_the_workers(threads: int):
     network, seen = nn.Linear(3, 2, bias=False), []
 
-    def total(own: nn.Module, item: int) -> float:
+    def total(replica: nn.Module, item: int) -> float:
         with torch.no_grad():
-            own.weight.fill_(item)
-        return float(own(torch.ones(3)).detach().sum())
+            replica.weight.fill_(item)
+        return float(replica(torch.ones(3)).detach().sum())
 
     results = for_each_network(total, network, range(7), seen.append)
     assert results == seen == [6.0 * item for item in range(7)]
@@ -31,13 +31,13 @@ def test_results_come_in_order_whatever_the_workers(threads: int):
 def test_workers_do_not_share_the_network(threads: int):
     network = nn.Linear(3, 2)
     weight = network.weight.detach().clone()
-    own = for_each_network(lambda own, item: (threading.get_ident(), id(own)), network, range(20))
+    replica = for_each_network(lambda replica, item: (threading.get_ident(), id(replica)), network, range(20))
     if threads > 1:
-        assert id(network) not in {network_id for _, network_id in own}
+        assert id(network) not in {network_id for _, network_id in replica}
 
-    def wipe(own: nn.Module, item: int) -> None:
+    def wipe(replica: nn.Module, item: int) -> None:
         with torch.no_grad():
-            own.weight.zero_()
+            replica.weight.zero_()
 
     if threads > 1:
         for_each_network(wipe, network, range(4))
@@ -45,7 +45,7 @@ def test_workers_do_not_share_the_network(threads: int):
 
 
 def test_what_a_worker_raises_is_raised_here(threads: int):
-    def fail(own: nn.Module, item: int) -> None:
+    def fail(replica: nn.Module, item: int) -> None:
         if item == 2:
             raise ZeroDivisionError
 

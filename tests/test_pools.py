@@ -7,8 +7,9 @@ import torch
 from ddbench.contract.spec import RunSpec
 from ddbench.engine.fit import Recipe
 from ddbench.errors import DdbenchError, UsageError
+from ddbench.pipeline.data import Data
+from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.pools import Pools, list_pools
-from ddbench.pipeline.prepare import complete
 
 QUICK = Recipe(steps=60, lr=0.01)
 
@@ -16,8 +17,10 @@ QUICK = Recipe(steps=60, lr=0.01)
 @pytest.fixture
 def pools_of(catalog):
     def make(**fields: object) -> Pools:
-        spec, _ = complete(RunSpec.parse({"method": "random_subset", "network": "linear", **fields}), catalog)
-        return Pools(spec, catalog, torch.device("cpu"))
+        plan = plan_run(RunSpec.parse({"method": "random_subset", "network": "linear", **fields}), catalog)
+        settings = plan.settings
+        data = Data.load(plan.dataset, settings.dataset, settings.sample_shape, settings.validation, download=False)
+        return Pools(plan, data, catalog, torch.device("cpu"))
 
     return make
 
@@ -68,7 +71,7 @@ def test_sides_are_apart_and_draws_follow_the_generator(pools_of):
     assert torch.equal(draw("train", 2, 5), draw("train", 2, 5))
     assert any(not torch.equal(draw("train", 2, 5), draw("train", 2, seed)) for seed in range(6, 12))
     assert torch.equal(draw("evaluation", 2, 1), draw("evaluation", 2, 2))
-    [(_, used)] = pools.used.items()
+    [(_, used)] = pools.provenance().items()
     assert used == {"networks": 4, "held_out": 3, "dataset": "digits", "steps": 60, "lr": 0.01}
 
 
@@ -123,9 +126,11 @@ def test_a_fixed_network_is_never_one_that_is_held_out(catalog):
         "init": {"name": "fixed_pretrained", "options": options},
         "eval_init": {"name": "random_pretrained", "options": {"count": 5, "held_out": 3, **options}},
     }
-    bench = prepare(*complete(RunSpec.parse({"method": "random_subset", "network": "linear", **fields}), catalog))
-    [made_for] = bench.task(torch.Generator()).networks.sample(1)["classifier.weight"]
-    scored = bench.setting.networks("evaluation", torch.Generator()).sample(3)["classifier.weight"]
+    prepared = prepare(
+        plan_run(RunSpec.parse({"method": "random_subset", "network": "linear", **fields}), catalog), catalog
+    )
+    [made_for] = prepared.task(torch.Generator()).networks.sample(1)["classifier.weight"]
+    scored = prepared.setting.networks("evaluation", torch.Generator()).sample(3)["classifier.weight"]
     assert not any(torch.equal(made_for, weight) for weight in scored)
 
 
@@ -154,7 +159,7 @@ def test_rates_that_are_none(ddbench):
     for rate in ("0", "-1", "nan"):
         told = ddbench("pretrain", "-d", "digits", "--network", "linear", "--lr", rate)
         assert told.code == 2
-        assert "fault of its own" not in told.err
+        assert "error in ddbench" not in told.err
 
 
 def test_a_network_that_diverged_is_not_kept(pools_of, monkeypatch):

@@ -6,13 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Silent
 from ddbench.contract.sets import DistilledSet
-from ddbench.contract.metric import Metric
 from ddbench.contract.task import Objective
 from ddbench.errors import DdbenchError, UsageError
+from ddbench.networks import State, measure
 from ddbench.protocols import get_protocol
-from ddbench.protocols.base import better, measure
+from ddbench.protocols.base import better
 from ddbench.protocols.replay import RATES
 
 REPLAY = get_protocol("replay/v1")
@@ -33,27 +34,29 @@ class Watching:
         return len(self._examples)
 
 
-def learned(bench, lr: float = 0.1) -> DistilledSet:
-    chosen = bench.train.random_subset(2, torch.Generator().manual_seed(0))
+def learned(prepared, lr: float = 0.1) -> DistilledSet:
+    chosen = prepared.train.random_subset(2, torch.Generator().manual_seed(0))
     inputs, labels = chosen.inputs.view(10, 2, *chosen.inputs.shape[1:]), chosen.labels.view(10, 2)
     return DistilledSet(inputs.transpose(0, 1), labels.T, torch.full((3, 2), lr))
 
 
-def test_replays_the_sets_own_steps_and_rates(make_bench):
+def test_replays_the_sets_own_steps_and_rates(make_prepared):
     """Against the training written out with torch.optim on one network at a time."""
-    bench = make_bench(images_per_class=2, steps=2)
-    distilled = learned(bench)
-    found = REPLAY.evaluate([distilled], bench.setting, 3, Silent())
+    prepared = make_prepared(images_per_class=2, steps=2)
+    distilled = learned(prepared)
+    evaluation = REPLAY.evaluate([distilled], prepared.setting, 3, Silent())
 
     from ddbench.machine.seeds import derive_seed
 
     generator = torch.Generator().manual_seed(derive_seed("replay/v1", "evaluation"))
-    network = bench.setting.module
+    network = prepared.setting.module
     accuracies, before = [], []
     for _ in range(3):
         nn.init.xavier_normal_(network.classifier.weight.data, generator=generator)
         nn.init.zeros_(network.classifier.bias.data)
-        before.append(float((network(bench.setting.test.inputs).argmax(1) == bench.setting.test.labels).float().mean()))
+        before.append(
+            float((network(prepared.setting.test.inputs).argmax(1) == prepared.setting.test.labels).float().mean())
+        )
         for _ in range(3):
             for step in range(2):
                 network.zero_grad()
@@ -62,38 +65,38 @@ def test_replays_the_sets_own_steps_and_rates(make_bench):
                     for parameter in network.parameters():
                         parameter -= 0.1 * parameter.grad
         accuracies.append(
-            float((network(bench.setting.test.inputs).argmax(1) == bench.setting.test.labels).float().mean())
+            float((network(prepared.setting.test.inputs).argmax(1) == prepared.setting.test.labels).float().mean())
         )
-    assert found.scores["accuracy"] == pytest.approx(accuracies, abs=0.006)
-    assert found.before["accuracy"] == pytest.approx(before, abs=0.006)
-    assert found.selected == "nothing"
+    assert evaluation.scores["accuracy"] == pytest.approx(accuracies, abs=0.006)
+    assert evaluation.before["accuracy"] == pytest.approx(before, abs=0.006)
+    assert evaluation.selected == "nothing"
 
 
-def test_every_method_meets_the_same_networks_and_seeds_do_not_move_them(make_bench):
-    one, other = (REPLAY.evaluate([learned(b)], b.setting, 4, Silent()) for b in (make_bench(seed=0, images_per_class=2, steps=2), make_bench(seed=7, images_per_class=2, steps=2)))  # fmt: skip
+def test_every_method_meets_the_same_networks_and_seeds_do_not_move_them(make_prepared):
+    one, other = (REPLAY.evaluate([learned(b)], b.setting, 4, Silent()) for b in (make_prepared(seed=0, images_per_class=2, steps=2), make_prepared(seed=7, images_per_class=2, steps=2)))  # fmt: skip
     assert one.before == other.before
     assert one.scores == other.scores
     assert len(set(one.before["accuracy"])) > 1
 
 
-def test_sets_without_rates_get_the_best_fixed_rate_of_the_validation_slice(make_bench):
-    bench = make_bench(images_per_class=2, steps=2)
-    chosen = bench.train.random_subset(2, torch.Generator().manual_seed(0))
+def test_sets_without_rates_get_the_best_fixed_rate_of_the_validation_slice(make_prepared):
+    prepared = make_prepared(images_per_class=2, steps=2)
+    chosen = prepared.train.random_subset(2, torch.Generator().manual_seed(0))
     plain = DistilledSet(chosen.inputs[None], chosen.labels[None])
-    found = REPLAY.evaluate([plain], bench.setting, 3, Silent())
-    rate = float(found.selected.split()[1])
+    evaluation = REPLAY.evaluate([plain], prepared.setting, 3, Silent())
+    rate = float(evaluation.selected.split()[1])
     assert rate in RATES
-    assert found.selected.endswith(f"on {len(bench.setting.validation)} validation images")
+    assert evaluation.selected.endswith(f"on {len(prepared.setting.validation)} validation images")
     # The rate makes the set equal to one with that rate for all epochs * steps gradient steps.
     same = dataclasses.replace(plain, lrs=torch.full((6, 1), rate))
-    assert REPLAY.evaluate([same], bench.setting, 3, Silent()).scores == found.scores
+    assert REPLAY.evaluate([same], prepared.setting, 3, Silent()).scores == evaluation.scores
 
 
-def test_the_test_split_is_read_only_to_score(make_bench):
-    bench = make_bench(images_per_class=2, steps=2)
-    chosen = bench.train.random_subset(2, torch.Generator().manual_seed(0))
-    watching = Watching(bench.setting.test)
-    setting = dataclasses.replace(bench.setting, test=watching)
+def test_the_test_split_is_read_only_to_score(make_prepared):
+    prepared = make_prepared(images_per_class=2, steps=2)
+    chosen = prepared.train.random_subset(2, torch.Generator().manual_seed(0))
+    watching = Watching(prepared.setting.test)
+    setting = dataclasses.replace(prepared.setting, test=watching)
     reads = []
 
     class Reporter(Silent):
@@ -106,36 +109,40 @@ def test_the_test_split_is_read_only_to_score(make_bench):
     assert watching.reads == 4
 
 
-def test_a_fixed_init_is_the_same_network_and_counts_once(make_bench):
-    bench = make_bench(init="fixed", images_per_class=2, steps=2)
-    found = REPLAY.evaluate([learned(bench)], bench.setting, 20, Silent())
-    assert len(found.scores["accuracy"]) == 1
-    given = bench.task(torch.Generator()).networks.sample(4)
-    [evaluated] = (bench.setting.networks("evaluation", torch.Generator().manual_seed(5)).sample(1),)
-    for name, tensor in given.items():
+def test_a_fixed_init_is_the_same_network_and_counts_once(make_prepared):
+    prepared = make_prepared(init="fixed", images_per_class=2, steps=2)
+    evaluation = REPLAY.evaluate([learned(prepared)], prepared.setting, 20, Silent())
+    assert len(evaluation.scores["accuracy"]) == 1
+    drawn = prepared.task(torch.Generator()).networks.sample(4)
+    [evaluated] = (prepared.setting.networks("evaluation", torch.Generator().manual_seed(5)).sample(1),)
+    for name, tensor in drawn.items():
         assert torch.equal(tensor, evaluated[name])
-    several = REPLAY.evaluate([learned(bench), learned(bench, 0.01)], bench.setting, 20, Silent())
-    assert several.scores["accuracy"][0] == found.scores["accuracy"][0]
+    several = REPLAY.evaluate([learned(prepared), learned(prepared, 0.01)], prepared.setting, 20, Silent())
+    assert several.scores["accuracy"][0] == evaluation.scores["accuracy"][0]
     assert len(several.scores["accuracy"]) == 2
 
 
-def test_a_diverging_set_still_has_an_accuracy_but_no_loss(make_bench):
-    bench = make_bench(images_per_class=2, steps=2, network="mlp")
-    found = REPLAY.evaluate([learned(bench, 1e30)], bench.setting, 2, Silent())
-    assert set(found.scores) == {"accuracy"}
-    objective = dataclasses.replace(bench.setting.objective, primary="loss", higher_is_better=False)
+def test_a_diverging_set_still_has_an_accuracy_but_no_loss(make_prepared):
+    prepared = make_prepared(images_per_class=2, steps=2, network="mlp")
+    evaluation = REPLAY.evaluate([learned(prepared, 1e30)], prepared.setting, 2, Silent())
+    assert set(evaluation.scores) == {"accuracy"}
+    objective = dataclasses.replace(prepared.setting.objective, primary="loss", higher_is_better=False)
     with pytest.raises(DdbenchError, match="loss is not finite"):
-        REPLAY.evaluate([learned(bench, 1e30)], dataclasses.replace(bench.setting, objective=objective), 2, Silent())
+        REPLAY.evaluate(
+            [learned(prepared, 1e30)], dataclasses.replace(prepared.setting, objective=objective), 2, Silent()
+        )
 
 
-def test_measuring_in_batches_is_measuring_at_once(make_bench, monkeypatch):
-    bench = make_bench()
-    weights = next(iter([{k: v[0] for k, v in bench.setting.networks("train", torch.Generator()).sample(1).items()}]))
-    whole = measure(bench.setting.module, weights, {}, bench.setting.test, bench.setting.objective)
-    monkeypatch.setattr("ddbench.protocols.base.BATCH", 7)
-    assert measure(bench.setting.module, weights, {}, bench.setting.test, bench.setting.objective) == pytest.approx(
-        whole
+def test_measuring_in_batches_is_measuring_at_once(make_prepared, monkeypatch):
+    prepared = make_prepared()
+    weights = next(
+        iter([{k: v[0] for k, v in prepared.setting.networks("train", torch.Generator()).sample(1).items()}])
     )
+    whole = measure(prepared.setting.module, State(weights), prepared.setting.test, prepared.setting.objective)
+    monkeypatch.setattr("ddbench.engine.networks.BATCH", 7)
+    assert measure(
+        prepared.setting.module, State(weights), prepared.setting.test, prepared.setting.objective
+    ) == pytest.approx(whole)
 
 
 def test_better_follows_the_objective():
@@ -155,46 +162,46 @@ def test_unknown_protocols():
 KNN = get_protocol("knn/v1")
 
 
-def test_nearest_neighbours(make_bench):
+def test_nearest_neighbours(make_prepared):
     """Against scikit-learn for one neighbour; votes of three by hand, ties going to the nearest."""
     from sklearn.neighbors import KNeighborsClassifier
 
     from ddbench.protocols.knn import neighbours, votes
 
-    bench = make_bench(images_per_class=2)
-    distilled = DistilledSet(*(t[None] for t in learned(bench).flat()))
+    prepared = make_prepared(images_per_class=2)
+    distilled = DistilledSet(*(t[None] for t in learned(prepared).flat()))
     images, labels = distilled.flat()
-    test = bench.setting.test
+    test = prepared.setting.test
     for norm in (1, 2):
-        theirs = KNeighborsClassifier(1, p=norm).fit(images.flatten(1).numpy(), labels.numpy())
-        ours = votes(neighbours(distilled, test.inputs, norm, 1), 10)
-        assert torch.equal(ours.argmax(1), torch.from_numpy(theirs.predict(test.inputs.flatten(1).numpy())))
-        torch.testing.assert_close(ours.exp().sum(1), torch.full((len(test),), 1.0), atol=2e-3, rtol=0)
+        reference = KNeighborsClassifier(1, p=norm).fit(images.flatten(1).numpy(), labels.numpy())
+        actual = votes(neighbours(distilled, test.inputs, norm, 1), 10)
+        assert torch.equal(actual.argmax(1), torch.from_numpy(reference.predict(test.inputs.flatten(1).numpy())))
+        torch.testing.assert_close(actual.exp().sum(1), torch.full((len(test),), 1.0), atol=2e-3, rtol=0)
     line = DistilledSet(torch.tensor([0.0, 1.0, 2.0, 4.0]).view(1, 4, 1, 1, 1), torch.tensor([[2, 1, 1, 0]]))
     places = torch.tensor([0.1, 3.9]).view(2, 1, 1, 1)
     assert votes(neighbours(line, places, 2, 3), 3).argmax(1).tolist() == [1, 1]
-    apart = DistilledSet(line.inputs, torch.tensor([[2, 1, 0, 0]]))
-    assert votes(neighbours(apart, places - 0.05, 1, 3), 3).argmax(1).tolist() == [2, 0]
-    assert votes(neighbours(apart, places[:1], 1, 3), 3)[0].exp().tolist() == pytest.approx(
+    spread = DistilledSet(line.inputs, torch.tensor([[2, 1, 0, 0]]))
+    assert votes(neighbours(spread, places - 0.05, 1, 3), 3).argmax(1).tolist() == [2, 0]
+    assert votes(neighbours(spread, places[:1], 1, 3), 3)[0].exp().tolist() == pytest.approx(
         [2 / 6, 2 / 6, 2 / 6], abs=1e-3
     )
 
 
-def test_nearest_neighbours_are_chosen_on_validation_and_test_is_read_once_a_set(make_bench):
-    bench = make_bench(images_per_class=2)
-    watching = Watching(bench.setting.test)
-    setting = dataclasses.replace(bench.setting, test=watching)
-    sets = [DistilledSet(*(t[None] for t in learned(bench, lr).flat())) for lr in (0.1, 0.2)]
-    found = KNN.evaluate(sets, setting, 20, Silent())
+def test_nearest_neighbours_are_chosen_on_validation_and_test_is_read_once_a_set(make_prepared):
+    prepared = make_prepared(images_per_class=2)
+    watching = Watching(prepared.setting.test)
+    setting = dataclasses.replace(prepared.setting, test=watching)
+    sets = [DistilledSet(*(t[None] for t in learned(prepared, lr).flat())) for lr in (0.1, 0.2)]
+    evaluation = KNN.evaluate(sets, setting, 20, Silent())
     assert watching.reads == len(sets)
-    assert len(found.scores["accuracy"]) == 2
-    assert found.scores["accuracy"][0] > 0.6
-    assert found.before["accuracy"][0] == float((bench.setting.test.labels == 0).float().mean())
-    assert found.selected in {f"l{n} and k={k} on 142 validation images" for n in (1, 2) for k in (1, 3)}
+    assert len(evaluation.scores["accuracy"]) == 2
+    assert evaluation.scores["accuracy"][0] > 0.6
+    assert evaluation.before["accuracy"][0] == float((prepared.setting.test.labels == 0).float().mean())
+    assert evaluation.selected in {f"l{n} and k={k} on 142 validation images" for n in (1, 2) for k in (1, 3)}
 
 
-def with_batch_norm(bench):
-    """The bench's setting with a network that keeps running statistics, from one fixed start."""
+def with_batch_norm(prepared):
+    """The prepared's setting with a network that keeps running statistics, from one fixed start."""
     from ddbench.contract.task import Networks
 
     torch.manual_seed(3)
@@ -204,12 +211,12 @@ def with_batch_norm(bench):
         return {name: p.detach()[None] for name, p in network.named_parameters()}
 
     def networks(side, generator):
-        return Networks(module, sample, bench.train.info, generator, side)
+        return Networks(module, sample, prepared.train.info, generator, side)
 
-    return module, dataclasses.replace(bench.setting, module=module, networks=networks)
+    return module, dataclasses.replace(prepared.setting, module=module, networks=networks)
 
 
-def test_training_from_scratch(make_bench):
+def test_training_from_scratch(make_prepared):
     """Against torch.optim on the module itself: order, rate, momentum, decay, the drop at half, running
     statistics, and dropout off."""
     import copy
@@ -217,16 +224,16 @@ def test_training_from_scratch(make_bench):
     from ddbench.machine.seeds import derive_seed
     from ddbench.protocols.train import TRAIN_V1
 
-    bench = make_bench(images_per_class=2)
-    module, setting = with_batch_norm(bench)
-    chosen = bench.train.random_subset(30, torch.Generator().manual_seed(0))
+    prepared = make_prepared(images_per_class=2)
+    module, setting = with_batch_norm(prepared)
+    chosen = prepared.train.random_subset(30, torch.Generator().manual_seed(0))
     distilled = DistilledSet(chosen.inputs[None], chosen.labels[None], torch.full((1, 1), 9.0))
     protocol = dataclasses.replace(TRAIN_V1, epochs=6)
-    found = protocol.evaluate([distilled], setting, 5, Silent())
+    evaluation = protocol.evaluate([distilled], setting, 5, Silent())
 
-    own = copy.deepcopy(module).train()
-    own[3].eval()
-    optimizer = torch.optim.SGD(own.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    reference = copy.deepcopy(module).train()
+    reference[3].eval()
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     generator = torch.Generator().manual_seed(derive_seed("train/v1", "order", 0))
     for epoch in range(6):
         if epoch == 3:
@@ -234,69 +241,69 @@ def test_training_from_scratch(make_bench):
         order = torch.randperm(300, generator=generator)
         for batch in (order[:256], order[256:]):
             optimizer.zero_grad()
-            F.cross_entropy(own(chosen.inputs[batch]), chosen.labels[batch]).backward()
+            F.cross_entropy(reference(chosen.inputs[batch]), chosen.labels[batch]).backward()
             optimizer.step()
-    logits = own.eval()(setting.test.inputs).detach()
-    assert found.scores["loss"] == pytest.approx([float(F.cross_entropy(logits, setting.test.labels))], rel=1e-4)
-    assert found.selected == "nothing"
+    logits = reference.eval()(setting.test.inputs).detach()
+    assert evaluation.scores["loss"] == pytest.approx([float(F.cross_entropy(logits, setting.test.labels))], rel=1e-4)
+    assert evaluation.selected == "nothing"
     assert not module[2].running_mean.any()
 
 
-def test_training_is_the_same_on_any_number_of_workers(make_bench):
+def test_training_is_the_same_on_any_number_of_workers(make_prepared):
     from ddbench.protocols.train import TRAIN_DSA_V1
 
-    bench = make_bench(images_per_class=2, network="lenet", dataset="digits", sample_shape=[3, 16, 16])
-    distilled = learned(bench)
+    prepared = make_prepared(images_per_class=2, network="lenet", dataset="digits", sample_shape=[3, 16, 16])
+    distilled = learned(prepared)
     protocol = dataclasses.replace(TRAIN_DSA_V1, epochs=20)
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        results.append(protocol.evaluate([distilled], bench.setting, 3, Silent()))
+        results.append(protocol.evaluate([distilled], prepared.setting, 3, Silent()))
     assert results[0] == results[1]
     assert len(set(results[0].scores["loss"])) == 3
 
 
-def test_students_learn_what_their_teachers_say_of_the_images(make_bench):
+def test_students_learn_what_their_teachers_say_of_the_images(make_prepared):
     """One teacher sees classes rightly, the other each as the next; labels of the set itself are of no account."""
     from ddbench.protocols.train import TRAIN_TEACHER_V1
 
-    bench = make_bench(images_per_class=10)
-    right = bench.setting.full_data(math.inf)[0]
+    prepared = make_prepared(images_per_class=10)
+    right = prepared.setting.full_data(math.inf)[0]
     wrong = {name: tensor.roll(1, 0) for name, tensor in right.items()}
-    setting = dataclasses.replace(bench.setting, full_data=lambda patience: [right, wrong])
+    setting = dataclasses.replace(prepared.setting, full_data=lambda patience: [right, wrong])
     protocol = dataclasses.replace(TRAIN_TEACHER_V1, epochs=150)
-    chosen = bench.train.random_subset(10, torch.Generator().manual_seed(0))
-    found = protocol.evaluate([DistilledSet(chosen.inputs[None], chosen.labels[None])], setting, 3, Silent())
-    first, second, third = found.scores["accuracy"]
+    chosen = prepared.train.random_subset(10, torch.Generator().manual_seed(0))
+    evaluation = protocol.evaluate([DistilledSet(chosen.inputs[None], chosen.labels[None])], setting, 3, Silent())
+    first, second, third = evaluation.scores["accuracy"]
     assert first > 0.7 and third > 0.7 and second < 0.1
     shuffled = chosen.labels[torch.randperm(100, generator=torch.Generator().manual_seed(1))]
     again = protocol.evaluate([DistilledSet(chosen.inputs[None], shuffled[None])], setting, 3, Silent())
-    assert again == found
+    assert again == evaluation
 
 
-def test_the_time_is_told_first(make_bench, monkeypatch):
+def test_the_time_is_told_first(make_prepared, monkeypatch):
     from ddbench.protocols import train
 
-    monkeypatch.setattr(train, "TOLD_FROM", 0)
-    bench, told = make_bench(images_per_class=2, steps=2), []
+    monkeypatch.setattr(train, "ANNOUNCE_SECONDS", 0)
+    prepared, lines = make_prepared(images_per_class=2, steps=2), []
 
     class Reporter(Silent):
         def say(self, message):
-            told.append(message)
+            lines.append(message)
 
         def progress(self, done, total, values, seconds_left):
-            told.append(done)
+            lines.append(done)
 
-    dataclasses.replace(train.TRAIN_V1, epochs=5).evaluate([learned(bench)], bench.setting, 2, Reporter())
-    assert told[1:] == [1, 2]
-    assert told[0].startswith("Training 2 networks for 5 epochs each will take about 0 minutes")
+    dataclasses.replace(train.TRAIN_V1, epochs=5).evaluate([learned(prepared)], prepared.setting, 2, Reporter())
+    assert lines[1:] == [1, 2]
+    assert lines[0].startswith("Training 2 networks for 5 epochs each will take about 0 minutes")
 
 
 def test_a_number_of_a_protocol_does_not_change_without_its_version():
     """Each protocol by the hash that rows carry: another hash under the same name would compare what does not."""
     from ddbench.protocols import PROTOCOLS, protocol_hash
 
-    assert {name: protocol_hash(name) for name in PROTOCOLS} == {
+    assert {name: protocol_hash(protocol) for name, protocol in PROTOCOLS.items()} == {
         "replay/v1": "98189d2bfea2",
         "train/v1": "808b208e72a6",
         "train-dsa/v1": "58a4bbb4a538",

@@ -16,7 +16,6 @@ from ddbench.render.live import Bar, Plain, duration, live
 from ddbench.render.pictures import _spread_evenly_in_ratio, contact_sheet, draw_curve, draw_images
 from ddbench.render.tables import number, score_lines, score_text
 
-
 ACCURACY, LOSS = Metric("accuracy", "share"), Metric("loss", higher_is_better=False)
 
 

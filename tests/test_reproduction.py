@@ -4,7 +4,7 @@ import pytest
 
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
-from ddbench.pipeline.prepare import complete
+from ddbench.pipeline.plan import plan_run
 from ddbench.records.result import RunResult
 from ddbench.render.reproduction import page
 from tests.rows import make_record
@@ -12,7 +12,7 @@ from tests.rows import make_record
 
 def row_of(catalog: Catalog, name: str, mean: float, **changes: object) -> RunResult:
     """Return a record as a run of the experiment would leave it, but for the figures."""
-    spec, _ = complete(RunSpec.parse(catalog.experiment(name).spec), catalog)
+    spec = plan_run(RunSpec.parse(catalog.experiment(name).spec), catalog).settings
     fields: dict[str, object] = dict(
         experiment=name,
         mean=mean,

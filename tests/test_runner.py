@@ -10,6 +10,7 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, Interrupted, PluginError
 from ddbench.pipeline import runner
+from ddbench.pipeline.evaluate import evaluate
 from ddbench.records.result import RunFolder
 from ddbench.records.store import artifact_path, read
 
@@ -162,10 +163,10 @@ def test_every_method_gives_the_same_bytes_again(tmp_path: Path, method: str):
 
 def test_scoring_an_artefact_again_gives_its_score(tmp_path: Path):
     result, _ = start(tmp_path, **UNROLLED)
-    bench, scores = runner.evaluate(DistilledSet.load(result.artifact.path), result.settings)
+    prepared, scores = evaluate(DistilledSet.load(result.artifact.path), result.settings.asked())
     assert scores.after["accuracy"] == result.score
     assert scores.companions == result.companions
-    assert bench.record == result.dataset
+    assert prepared.record == result.dataset
 
 
 def test_companions_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

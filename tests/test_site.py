@@ -185,10 +185,10 @@ def test_commands_make_the_same_spec(ddbench, site):
 )
 def test_commands_spell_out_what_is_not_by_default(ddbench, catalog, fields):
     from ddbench.contract.spec import RunSpec
-    from ddbench.pipeline.prepare import complete
+    from ddbench.pipeline.plan import plan_run
     from ddbench.render.site import _command
 
-    spec, _ = complete(RunSpec.parse({"method": "herding", **fields}), catalog)
+    spec = plan_run(RunSpec.parse({"method": "herding", **fields}), catalog).settings
     command = _command(spec, "ddbench 0.1.0", catalog)
     words = shlex.split(command)
     # A sweep's plan completes specs without needing data or weights to be there.

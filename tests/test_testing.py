@@ -5,8 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from ddbench.contract.component import KINDS
 from ddbench.discovery.catalog import Catalog
-from ddbench.testing import CHECKS, DatasetTests, InitTests, MethodTests, NetworkTests, ObjectiveTests, conform
+from ddbench.testing import (
+    CHECKS,
+    DatasetTests,
+    ExperimentTests,
+    InitTests,
+    MethodTests,
+    NetworkTests,
+    ObjectiveTests,
+    conform,
+    find,
+)
 from ddbench.testing.checks import Subject, outcome, title
 
 HEAD = """
@@ -95,11 +106,17 @@ OTHERS = {
         'return {"weight": torch.zeros(n, 2)}',
         "return {name: torch.zeros(p.shape) for name, p in network.named_parameters()}",
         "return {name: torch.full((n, *p.shape), torch.nan) for name, p in network.named_parameters()}",
+        "return sources.pool(side, n, generator, count=1, held_out=1, steps=1, lr=0.1)",
+        "return sources.draw('no_such_init', network, info, n, generator, side)",
     ],
     ("init", "draws the same for the same seed"): [
         "return {name: torch.randn(n, *p.shape) for name, p in network.named_parameters()}",
         "g = torch.Generator().manual_seed(0)\n"
         "    return {name: torch.randn((n, *p.shape), generator=g) for name, p in network.named_parameters()}",
+        "g = torch.Generator()\n    g.seed()\n"
+        "    return sources.pool(side, n, g, count=50, held_out=1, steps=1, lr=0.1)",
+        "g = torch.Generator().manual_seed(0)\n"
+        "    return sources.pool(side, n, g, count=50, held_out=1, steps=1, lr=0.1)",
     ],
     ("init", "leaves the network alone"): [
         "with torch.no_grad(): [p.zero_() for p in network.parameters()]\n"
@@ -120,6 +137,35 @@ OTHERS = {
     ("target", "names what it adapts"): [
         'return ddbench.AdaptationTarget("mnist", "no_such_network")',
         "return None",
+    ],
+    ("target", "draws source weights"): [
+        'return ddbench.AdaptationTarget("mnist", "lenet", lambda network, info, n, generator, side: {})',
+        'return ddbench.AdaptationTarget("mnist", "lenet", lambda network, info, n, generator, side, sources: '
+        "sources.pool(side, n + 1, generator, count=5, held_out=5, steps=1, lr=0.1))",
+    ],
+    ("experiment", "says what it is"): ['summary = ""\nmethod = "herding"'],
+    ("experiment", "is a complete spec"): [
+        'dataset = "digits"',
+        'method = "no_such_method"',
+        'method = "herding"\nseed = 3',
+        'method = {name = "herding", options = {no_option = 1}}',
+        'method = "herding"\nprotocol = "replay/v0"',
+        'method = "herding"\n[sweep]\naxes = [{keys = ["no_option"], values = [1, 2]}]',
+    ],
+    ("experiment", "published figure is sound"): [
+        'method = "herding"\n[published]\nmetric = "acuracy"\nmean = 0.5\nsource = "Author et al. 2020"',
+        'method = "herding"\n[published]\nmetric = "accuracy"\nmean = nan\nsource = "Author et al. 2020"',
+        'method = "herding"\n[published]\nmetric = "accuracy"\nmean = 0.5\nstd = -1.0\nsource = "Author et al. 2020"',
+        'method = "herding"\n[published]\nmetric = "accuracy"\nmean = 0.5\nsource = ""',
+    ],
+    ("tracker", "observes every end"): [
+        "raise ValueError('none')",
+        "return object()",
+        "return Observer(finished=lambda result: result.artifact.path)",
+    ],
+    ("tracker", "continues a resumed run"): ["(folder / 'once').mkdir()\n    return Observer()"],
+    ("tracker", "leaves the run alone"): [
+        "return Observer(progress=lambda step, total, values: torch.rand(1))",
     ],
     ("dataset", "loads what it declares"): [
         "return ImageSplits(x.float(), y, x, y)",
@@ -146,9 +192,14 @@ OTHERS = {
     ],
 }
 FRAMES = {
-    "init": '@ddbench.init\ndef mine(network, info, n, generator, side):\n    """Weights from a made-up distribution."""\n    ',
+    "init": '@ddbench.init\ndef mine(network, info, n, generator, side, sources):\n    """Weights from a made-up distribution."""\n    ',
+    "experiment": "@ddbench.hookimpl\ndef ddbench_experiments():\n    ",
     "objective": '@ddbench.objective\ndef mine(info):\n    """An objective that is made up."""\n    ',
     "target": '@ddbench.target\ndef mine():\n    """A target that is made up."""\n    ',
+    "tracker": (
+        "class Observer(ddbench.Observer):\n    def __init__(self, **methods): vars(self).update(methods)\n\n"
+        "@ddbench.hookimpl\ndef ddbench_observe(folder):\n    "
+    ),
     "dataset": (
         'kept = []\n@ddbench.dataset(classes=("a", "b"), sample_shape=(1, 4, 4))\ndef mine(root, download):\n'
         '    """Images that are made up."""\n'
@@ -166,18 +217,18 @@ FRAMES = {
 
 
 def caught(tmp_path: Path, kind: str, source: str, only: str = "") -> dict[str, tuple[str, str]]:
-    """Checks that fail, or whether the one does, and why."""
+    """Return the failed checks, or the one of `only` if it failed, each with its problem and advice."""
     path = tmp_path / "faulty.py"
     path.write_text(HEAD + textwrap.dedent(source))
     catalog = Catalog([path])
     assert not catalog.broken, catalog.broken
-    component = catalog.get(kind, "mine")
+    thing = find(kind, "faulty" if kind == "tracker" else "mine", catalog)
     checks = [check for check in CHECKS[kind] if only in ("", title(check))]
-    outcomes = [outcome(check, Subject(component, catalog, tmp_path)) for check in checks]
-    found = {o.check: (o.text, o.advice) for o in outcomes if o.status == "failed"}
-    assert all(text and advice for text, advice in found.values()), "a failure says what is wrong and what to do"
-    assert not Path("notes.txt").exists(), "whatever a plugin writes, the folder that it is checked from stays clean"
-    return found
+    outcomes = [outcome(check, Subject(thing, catalog, tmp_path)) for check in checks]
+    failures = {o.check: (o.text, o.advice) for o in outcomes if o.status == "failed"}
+    assert all(text and advice for text, advice in failures.values()), "a failure has a problem and an advice"
+    assert not Path("notes.txt").exists(), "the folder that a plugin is checked from stays clean"
+    return failures
 
 
 @pytest.mark.parametrize(
@@ -191,13 +242,39 @@ def test_a_faulty_method_is_caught(tmp_path, check, body):
     ("kind", "check", "body"), [(kind, check, body) for (kind, check), bodies in OTHERS.items() for body in bodies]
 )
 def test_faulty_plugins_of_other_kinds_are_caught(tmp_path, kind, check, body):
-    source = body if kind == "method" else FRAMES[kind] + body
+    if kind == "experiment":
+        (tmp_path / "mine.toml").write_text(body if "summary" in body else f'summary = "A made-up experiment"\n{body}')
+        body = f"return [{str(tmp_path / 'mine.toml')!r}]"
+    source = FRAMES.get(kind, "") + body
     if kind == "method":
         source += f"\n    {GOOD}\n    return DistilledSet(*chosen.in_steps(task.budget.steps))"
-    hook = {"method": "methods", "init": "inits"}.get(kind, f"{kind}s")
-    source += f"\n\n@ddbench.hookimpl\ndef ddbench_{hook}():\n    return [mine]\n"
-    found = caught(tmp_path, kind, source, check)
-    assert check in found, found
+    if kind not in ("experiment", "tracker"):
+        source += f"\n\n@ddbench.hookimpl\ndef ddbench_{kind}s():\n    return [mine]\n"
+    failures = caught(tmp_path, kind, source, check)
+    assert check in failures, failures
+
+
+def test_shipped_experiments_conform(catalog):
+    for experiment in catalog.experiments():
+        assert [o for o in conform(experiment, catalog) if o.status == "failed"] == [], experiment.name
+
+
+def test_a_shipped_tracker_conforms():
+    catalog = Catalog(["ddbench_trackers.tensorboard"])
+    outcomes = list(conform(find("tracker", "ddbench_trackers.tensorboard", catalog), catalog))
+    assert {o.status for o in outcomes} == {"passed"}, outcomes
+
+
+def test_pretrained_inits_are_checked_and_not_skipped(catalog):
+    for name in ("random_pretrained", "fixed_pretrained", "mixture"):
+        assert {o.status for o in conform(catalog.get("init", name), catalog)} == {"passed"}
+
+
+def test_a_check_leaves_nothing_in_the_cache(ddbench, tmp_path):
+    assert ddbench("check", "forgetting").code == 0
+    assert ddbench("check", "random_pretrained").code == 0
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.parent.name != "index"]
+    assert left == []
 
 
 def test_a_sound_method_passes(tmp_path):
@@ -211,15 +288,15 @@ def test_a_name_registered_twice_is_caught(ddbench, tmp_path):
 
 def test_every_fault_has_its_check_and_every_check_its_fault():
     faults = {("method", check) for check in FAULTY_METHODS} | set(OTHERS)
-    # A name that is registered twice cannot be looked up; what a file keeps and options are is the harness's own doing.
-    apart = {"registered once", "options are stable", "documented", "survives its file"}
-    checks = {(kind, c.__name__.replace("_", " ")) for kind, its in CHECKS.items() for c in its}
-    assert {pair for pair in checks if pair[1] not in apart} == {pair for pair in faults if pair[1] not in apart}
+    # A name that is registered twice cannot be looked up; files and options are the work of the harness.
+    harness = {"registered once", "options are stable", "documented", "survives its file"}
+    checks = {(kind, title(check)) for kind, kind_checks in CHECKS.items() for check in kind_checks}
+    assert {pair for pair in checks if pair[1] not in harness} == {pair for pair in faults if pair[1] not in harness}
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(kind, c.name) for kind in CHECKS for c in Catalog().components(kind) if c.name not in ("usps", "cifar10")],
+    [(kind, c.name) for kind in KINDS for c in Catalog().components(kind) if c.name not in ("usps", "cifar10")],
 )
 def test_what_ships_conforms(kind, name, catalog, ddbench):
     if name in ("unrolled_gd", "optimised_real"):
@@ -237,7 +314,7 @@ def test_the_command(ddbench, tmp_path):
     (tmp_path / "faulty.py").write_text(HEAD + METHOD.replace("BODY", f"{GOOD}; task.train.inputs.mul_(2)"))
     bad = ddbench("check", "mine", "--plugin", "faulty.py")
     assert bad.code == 4
-    assert "FAILED" in bad.out and "Clone what it writes to." in bad.out
+    assert "FAILED" in bad.out and "Clone the tensor before writing to it." in bad.out
     document = ddbench("check", "mine", "--plugin", "faulty.py", "--json")
     assert document.code == 4
     assert document.json()["status"] == "failed"
@@ -246,6 +323,10 @@ def test_the_command(ddbench, tmp_path):
 
 class TestHerding(MethodTests):
     name = "herding"
+
+
+class TestLinearBound(ExperimentTests):
+    name = "wang2018/linear-bound"
 
 
 class TestRandom(InitTests):

@@ -10,12 +10,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-import ddbench.engine.meta_gradient
-from ddbench.engine.inner_steps import inner_mode
-from ddbench.engine.meta_gradient import evaluation_mode, meta_gradient, train
+from ddbench.networks import evaluation_mode, inner_mode, unstack
+from ddbench.unroll import Checkpoint, Recompute, Store, choose_engine, meta_gradient, train
 
 GOLDEN = Path(__file__).parent / "golden"
-MODES = ("store", "recompute", "checkpoint")
+MEMORIES = (Store(), Recompute(), Checkpoint(), Checkpoint(every=3))
 
 
 def golden_lenet() -> nn.Module:
@@ -29,11 +28,11 @@ def poisoned(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits, torch.where(labels == 0, 1, labels))
 
 
-def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
+def relative(actual: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((actual - reference).norm() / reference.norm())
 
 
-@pytest.mark.parametrize("memory", MODES)
+@pytest.mark.parametrize("memory", MEMORIES, ids=repr)
 @pytest.mark.parametrize(("objective", "loss"), [("classification", F.cross_entropy), ("poisoning", poisoned)])
 def test_gradient_of_the_authors_implementation(objective, loss, memory):
     """Float64 numbers of SsnL/dataset-distillation (see tests/golden), stored as float32."""
@@ -49,15 +48,15 @@ def test_gradient_of_the_authors_implementation(objective, loss, memory):
     raw = golden["raw_lrs"].double()
     images, real = golden["images"].double(), golden["real_images"].double()
 
-    found = meta_gradient(
+    result = meta_gradient(
         network, params, images, golden["labels"], F.softplus(raw), loss, real, golden["real_labels"], memory=memory
     )
 
-    assert float(found.loss) == pytest.approx(float(golden["loss"]), rel=1e-9)
-    assert relative(found.inputs, golden["grad_images"].double()) < 1e-6
-    assert relative(found.lrs * torch.sigmoid(raw), golden["grad_raw_lrs"]) < 1e-6
-    after, _ = train(network, params, images, golden["labels"], F.softplus(raw))
-    norm = torch.sqrt(sum(w.square().sum() for w in after.values()))
+    assert float(result.loss) == pytest.approx(float(golden["loss"]), rel=1e-9)
+    assert relative(result.inputs, golden["grad_images"].double()) < 1e-6
+    assert relative(result.lrs * torch.sigmoid(raw), golden["grad_raw_lrs"]) < 1e-6
+    after = train(network, params, images, golden["labels"], F.softplus(raw))
+    norm = torch.sqrt(sum(w.square().sum() for w in after.params.values()))
     assert float(norm) == pytest.approx(float(golden["w_final_norm"]), rel=1e-9)
 
 
@@ -95,32 +94,31 @@ def textbook_loss(network, params, inputs, labels, lrs, outer_loss, real_inputs,
     epochs=st.integers(1, 3),
     n=st.integers(1, 3),
     soft=st.booleans(),
-    memory=st.sampled_from(MODES),
+    memory=st.sampled_from(MEMORIES),
 )
 def test_agrees_with_autograd_and_finite_differences(seed, steps, epochs, n, soft, memory):
     network, params, inputs, labels, lrs, *rest = problem(seed, None, steps, epochs, n, soft)
-    found = meta_gradient(network, params, inputs, labels, lrs, *rest, memory=memory)
+    result = meta_gradient(network, params, inputs, labels, lrs, *rest, memory=memory)
 
     variables = [inputs.clone().requires_grad_(), lrs.clone().requires_grad_()]
     soft_labels = labels.clone().requires_grad_() if soft else labels
     loss = textbook_loss(network, params, variables[0], soft_labels, variables[1], *rest)
     expected = torch.autograd.grad(loss, [*variables, *([soft_labels] if soft else [])])
-    for ours, theirs in zip((found.inputs, found.lrs, found.labels), expected, strict=False):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
-    assert (found.labels is not None) == soft
+    for actual, reference in zip((result.inputs, result.lrs, result.labels), expected, strict=False):
+        torch.testing.assert_close(actual, reference, rtol=1e-9, atol=1e-11)
+    assert (result.labels is not None) == soft
 
     step = 1e-5
     bump = torch.zeros_like(inputs)
     bump.view(-1)[seed % inputs.numel()] = step
     above, below = (textbook_loss(network, params, inputs + s * bump, labels, lrs, *rest) for s in (1, -1))
     slope = float((above - below).detach() / (2 * step))
-    assert float(found.inputs.flatten()[seed % inputs.numel()]) == pytest.approx(slope, rel=1e-5, abs=1e-8)
+    assert float(result.inputs.flatten()[seed % inputs.numel()]) == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
 
-def test_memory_modes_are_equal_to_the_last_digits():
-    stated = problem(1, 2, 3, 4, 2, soft=True)
-    store, recompute, checkpoint = (meta_gradient(*stated, memory=memory) for memory in MODES)
-    for other in (recompute, checkpoint):
+def test_ways_of_going_back_are_equal_to_the_last_digits():
+    store, *others = (meta_gradient(*problem(1, 2, 3, 4, 2, soft=True), memory=memory) for memory in MEMORIES)
+    for other in others:
         torch.testing.assert_close(other.inputs, store.inputs, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(other.lrs, store.lrs, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(other.labels, store.labels, rtol=1e-10, atol=1e-12)
@@ -128,14 +126,14 @@ def test_memory_modes_are_equal_to_the_last_digits():
 
 def test_several_networks_give_the_mean_of_each_alone():
     network, params, *rest = problem(2, 3, 2, 2, 2, soft=False)
-    together = meta_gradient(network, params, *rest)
+    joint = meta_gradient(network, params, *rest)
     alone = [meta_gradient(network, {k: v[i] for k, v in params.items()}, *rest) for i in range(3)]
-    torch.testing.assert_close(together.inputs, sum(g.inputs for g in alone) / 3)
-    torch.testing.assert_close(together.lrs, sum(g.lrs for g in alone) / 3)
-    torch.testing.assert_close(together.loss, torch.cat([g.loss for g in alone]))
+    torch.testing.assert_close(joint.inputs, sum(g.inputs for g in alone) / 3)
+    torch.testing.assert_close(joint.lrs, sum(g.lrs for g in alone) / 3)
+    torch.testing.assert_close(joint.loss, torch.cat([g.loss for g in alone]))
 
 
-@pytest.mark.parametrize("memory", MODES)
+@pytest.mark.parametrize("memory", MEMORIES, ids=repr)
 def test_window_truncates_to_the_last_steps(memory):
     network, params, inputs, labels, lrs, *rest = problem(3, None, 2, 3, 2, soft=False)
     exact = meta_gradient(network, params, inputs, labels, lrs, *rest)
@@ -144,15 +142,15 @@ def test_window_truncates_to_the_last_steps(memory):
 
     # The last two steps make up the last epoch: start there, with the weights as they are by then.
     last = meta_gradient(network, params, inputs, labels, lrs, *rest, window=2, memory=memory)
-    by_then, _ = train(network, params, inputs, labels, lrs[:2])
-    expected = meta_gradient(network, by_then, inputs, labels, lrs[2:], *rest)
+    by_then = train(network, params, inputs, labels, lrs[:2])
+    expected = meta_gradient(network, by_then.params, inputs, labels, lrs[2:], *rest)
     torch.testing.assert_close(last.inputs, expected.inputs)
     torch.testing.assert_close(last.lrs[2:], expected.lrs)
     assert not last.lrs[:2].any()
     torch.testing.assert_close(last.loss, exact.loss)
 
 
-@pytest.mark.parametrize("memory", MODES)
+@pytest.mark.parametrize("memory", MEMORIES, ids=repr)
 def test_a_window_on_the_way_takes_the_loss_where_it_ends(memory):
     network, params, inputs, labels, lrs, *rest = problem(3, None, 2, 3, 2, soft=True)
     exact = meta_gradient(network, params, inputs, labels, lrs, *rest)
@@ -161,10 +159,10 @@ def test_a_window_on_the_way_takes_the_loss_where_it_ends(memory):
 
     # Steps 2 and 3 are the second epoch.
     middle = meta_gradient(network, params, inputs, labels, lrs, *rest, window=(2, 4), memory=memory)
-    by_then, _ = train(network, params, inputs, labels, lrs[:1])
-    expected = meta_gradient(network, by_then, inputs, labels, lrs[1:2], *rest)
-    for ours, theirs in ((middle.inputs, expected.inputs), (middle.labels, expected.labels)):
-        torch.testing.assert_close(ours, theirs)
+    by_then = train(network, params, inputs, labels, lrs[:1])
+    expected = meta_gradient(network, by_then.params, inputs, labels, lrs[1:2], *rest)
+    for actual, reference in ((middle.inputs, expected.inputs), (middle.labels, expected.labels)):
+        torch.testing.assert_close(actual, reference)
     torch.testing.assert_close(middle.lrs[1:2], expected.lrs)
     assert not middle.lrs[[0, 2]].any()
     torch.testing.assert_close(middle.loss, expected.loss)
@@ -178,7 +176,7 @@ def test_a_window_on_the_way_takes_the_loss_where_it_ends(memory):
 
 def test_train_is_plain_gradient_descent():
     network, params, inputs, labels, lrs, *_ = problem(4, None, 2, 2, 3, soft=False)
-    after, _ = train(network, params, inputs, labels, lrs)
+    after = train(network, params, inputs, labels, lrs)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(params[name])
@@ -188,7 +186,7 @@ def test_train_is_plain_gradient_descent():
         F.cross_entropy(network(inputs[t % 2]), labels[t % 2]).backward()
         optimizer.step()
     for name, parameter in network.named_parameters():
-        torch.testing.assert_close(after[name], parameter.detach())
+        torch.testing.assert_close(after.params[name], parameter.detach())
 
 
 def test_running_statistics_follow_the_inner_steps_and_leave_the_network_alone():
@@ -202,12 +200,12 @@ def test_running_statistics_follow_the_inner_steps_and_leave_the_network_alone()
     lrs = torch.full((3, 2), 0.1)
     real = torch.randn((8, 4), generator=generator), torch.randint(3, (8,), generator=generator)
 
-    _, buffers = train(network, params, inputs, labels, lrs)
-    assert int(buffers["1.num_batches_tracked"]) == 6
+    after = train(network, params, inputs, labels, lrs)
+    assert int(after.buffers["1.num_batches_tracked"]) == 6
     assert int(network[1].num_batches_tracked) == 0
-    found = [meta_gradient(network, params, inputs, labels, lrs, F.cross_entropy, *real, memory=m) for m in MODES]
-    for other in found[1:]:
-        torch.testing.assert_close(other.inputs, found[0].inputs)
+    results = [meta_gradient(network, params, inputs, labels, lrs, F.cross_entropy, *real, memory=m) for m in MEMORIES]
+    for other in results[1:]:
+        torch.testing.assert_close(other.inputs, results[0].inputs)
     assert network.training
     assert int(network[1].num_batches_tracked) == 0
 
@@ -222,10 +220,8 @@ def test_modes_are_put_back():
     assert [m.training for m in network.modules()] == [True, False, True]
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_shapes_that_do_not_belong_together():
-    # Without the shape checks that tests switch on: what a user meets.
-    meta_gradient = ddbench.engine.meta_gradient.meta_gradient.__wrapped__
-    unstack = ddbench.engine.meta_gradient.unstack.__wrapped__
     network, params, inputs, labels, lrs, *rest = problem(5, 2, 2, 2, 2, soft=False)
     with pytest.raises(ValueError, match="lrs"):
         meta_gradient(network, params, inputs, labels, lrs[:, :1], *rest)
@@ -233,9 +229,26 @@ def test_shapes_that_do_not_belong_together():
         meta_gradient(network, params, inputs, labels[:1], lrs, *rest)
     with pytest.raises(ValueError, match="window"):
         meta_gradient(network, params, inputs, labels, lrs, *rest, window=0)
-    with pytest.raises(ValueError, match="memory"):
-        meta_gradient(network, params, inputs, labels, lrs, *rest, memory="all")
+    with pytest.raises(ValueError, match="Store\\(\\)"):
+        meta_gradient(network, params, inputs, labels, lrs, *rest, memory="store")
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        Checkpoint(every=0)
     with pytest.raises(ValueError, match="leading"):
         list(unstack(network, {name: tensor[:, :1] for name, tensor in params.items()}))
     with pytest.raises(ValueError, match="params name"):
         list(unstack(network, {"0.weight": params["0.weight"]}))
+
+
+def test_the_engine_is_known_before_and_named_after():
+    network, params, inputs, labels, lrs, *rest = problem(6, 3, 2, 2, 2, soft=False)
+    assert str(choose_engine(network, inputs, 3)) == "autograd, 1 network per call"
+    assert meta_gradient(network, params, inputs, labels, lrs, *rest).engine == "autograd"
+
+    chain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    before = choose_engine(chain, inputs.to("meta"), 3)
+    assert (before.name, before.stack, str(before)) == ("chain", 3, "hand-derived chain, 3 networks per call")
+    assert meta_gradient(chain, params, inputs, labels, lrs, *rest).engine == "chain"
+
+    # Another inner loss has no hand-derived steps.
+    other = meta_gradient(chain, params, inputs, labels, lrs, *rest, inner_loss=F.cross_entropy)
+    assert other.engine == choose_engine(chain, inputs, 3, F.cross_entropy).name == "autograd"

@@ -1,4 +1,4 @@
-"""The small datasets of the literature: digits (in scikit-learn's wheel) and torchvision's."""
+"""Small datasets of the literature: digits, which come with scikit-learn, and the datasets of torchvision."""
 
 import contextlib
 import gzip
@@ -30,9 +30,9 @@ CIFAR100 = tuple(
 )
 
 NARROW_CONVNET = {"name": "convnet", "options": {"width": 32}}
-"""What a machine without an accelerator distils 32x32 colour images for in minutes."""
+"""A network small enough to distil 32x32 colour images in minutes without an accelerator."""
 
-# SHA-256 of the decoded originals: a copy that came in another container than the original archive is still full.
+# SHA-256 of the decoded originals, so that a copy from another archive format counts as full.
 ORIGINALS = {
     "MNIST/train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "MNIST/train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -46,8 +46,8 @@ USPS_CONTENT = "70fc9e6a85ed5a2380d2b98802cc1b890c63479ff0e49ca48f99dd44871844ba
 def digits(root: Path, download: bool) -> ImageSplits:
     """Real 8x8 handwritten digits that come with scikit-learn: 1437 training and 360 test images, no download.
 
-    The 1797 images of the UCI Optical Recognition of Handwritten Digits test split; the last fifth is the test split
-    here. One image per class is the usual budget: ten per class would be 7 % of the training set.
+    They are the 1797 test images of the UCI dataset Optical Recognition of Handwritten Digits. The last fifth is the
+    test split here. One image per class is the usual budget: ten per class would be 7 % of the training set.
     """
     from sklearn.datasets import load_digits
 
@@ -88,7 +88,7 @@ def usps(root: Path, download: bool) -> ImageSplits:
         USPS(folder, train=True, download=True)
         USPS(folder, train=False, download=True)
 
-    return _present("usps", folder, checksums, read, fetch if download else None)
+    return _read_or_fetch("usps", folder, checksums, read, fetch if download else None)
 
 
 @ddbench.dataset(classes=DIGITS, sample_shape=(3, 32, 32), network=NARROW_CONVNET)
@@ -114,7 +114,7 @@ def svhn(root: Path, download: bool) -> ImageSplits:
         for split in ("train", "test"):
             SVHN(folder, split=split, download=True)
 
-    return _present("svhn", folder, checksums, read, fetch if download else None)
+    return _read_or_fetch("svhn", folder, checksums, read, fetch if download else None)
 
 
 @ddbench.dataset(classes=CIFAR10, sample_shape=(3, 32, 32), network=NARROW_CONVNET)
@@ -130,7 +130,7 @@ def cifar100(root: Path, download: bool) -> ImageSplits:
 
 
 def _idx(which: str, root: Path, download: bool) -> ImageSplits:
-    """MNIST or FashionMNIST in torchvision's layout: idx files, with or without the archives they came in."""
+    """Load MNIST or FashionMNIST from torchvision's layout: idx files, with or without their archives."""
     from torchvision import datasets
     from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
@@ -139,21 +139,21 @@ def _idx(which: str, root: Path, download: bool) -> ImageSplits:
     checksums = {archive.removesuffix(".gz"): md5 for archive, md5 in source.resources}
 
     def read() -> ImageSplits:
-        # The files themselves, not the class: it prefers older files in `processed/` that nobody can verify.
+        # The dataset class is not used: it prefers older files in `processed/` that nobody can verify.
         try:
             train_images, train_labels, test_images, test_labels = (
                 read_sn3_pascalvincent_tensor(folder / f) for f in checksums
             )
         except AssertionError:
-            raise ValueError("a file does not hold as much as its header says") from None
+            raise ValueError("a file is shorter or longer than its header says") from None
         splits = _splits(train_images[:, None], train_labels, test_images[:, None], test_labels)
         return replace(splits, partial=not all(_original_idx(which, folder / f, md5) for f, md5 in checksums.items()))
 
-    return _present(which, folder, checksums, read, (lambda: source(root, download=True)) if download else None)
+    return _read_or_fetch(which, folder, checksums, read, (lambda: source(root, download=True)) if download else None)
 
 
 def _original_idx(which: str, path: Path, archive_md5: str) -> bool:
-    """Whether an idx file is the original: a known digest, or the content of an archive with the known checksum."""
+    """Return True for an original idx file: its digest, or the checksum of the archive it came in, is known."""
     raw = path.read_bytes()
     if ORIGINALS.get(f"{which}/{path.name}") == hashlib.sha256(raw).hexdigest():
         return True
@@ -162,6 +162,7 @@ def _original_idx(which: str, path: Path, archive_md5: str) -> bool:
 
 
 def _cifar(which: str, label_key: str, root: Path, download: bool) -> ImageSplits:
+    """Load CIFAR10 or CIFAR100 from the pickled batches of the "python version"."""
     from torchvision import datasets
 
     source = getattr(datasets, which)
@@ -176,10 +177,10 @@ def _cifar(which: str, label_key: str, root: Path, download: bool) -> ImageSplit
             tensors += [images, np.concatenate([batch[label_key] for batch in batches])]
         return replace(_splits(*tensors), partial=not _all_match(folder, checksums))
 
-    return _present(which, folder, checksums, read, (lambda: source(root, download=True)) if download else None)
+    return _read_or_fetch(which, folder, checksums, read, (lambda: source(root, download=True)) if download else None)
 
 
-_ARRAY_NAMES = {
+_ARRAY_CONSTRUCTORS = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     ("numpy.core.multiarray", "_reconstruct"),
@@ -191,11 +192,11 @@ _ARRAY_NAMES = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain values; anything that could run code is refused."""
+    """An unpickler of numpy arrays and plain values that refuses anything that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few names that arrays are made with."""
-        if (module, name) not in _ARRAY_NAMES:
+        """Return a constructor of arrays. Raises `UnpicklingError` for any other name."""
+        if (module, name) not in _ARRAY_CONSTRUCTORS:
             raise pickle.UnpicklingError(f"it asks to run {module}.{name}")
         return super().find_class(module, name)
 
@@ -204,18 +205,21 @@ def _plain_pickle(path: Path) -> dict[str, Any]:
     with open(path, "rb") as stream:
         loaded = _PlainUnpickler(stream, encoding="latin1").load()
     if not isinstance(loaded, dict):
-        raise pickle.UnpicklingError("it holds no batch")
+        raise pickle.UnpicklingError("it is not a batch of images")
     return loaded
 
 
-def _present(
+def _read_or_fetch(
     name: str, folder: Path, files: Iterable[str], read: Callable[[], ImageSplits], fetch: Callable[[], object] | None
 ) -> ImageSplits:
-    """What `read` gives, after `fetch` where files are missing; failures say which files belong where."""
+    """Return the result of `read`, after `fetch` where files are missing.
+
+    Raises `MissingPrerequisite` with the names of missing files, `DdbenchError` for files that cannot be read.
+    """
     missing = [file for file in files if not (folder / file).is_file()]
-    where = f"Put {', '.join(missing)} into {folder}, or set DDBENCH_DATA; --dataset digits needs no files."
+    advice = f"Put {', '.join(missing)} into {folder}, or set DDBENCH_DATA; --dataset digits needs no files."
     if missing and fetch is None:
-        raise MissingPrerequisite(f"{name} is not in {folder}.", where)
+        raise MissingPrerequisite(f"{name} is not in {folder}.", advice)
     if missing and fetch is not None:
         try:
             with contextlib.redirect_stdout(sys.stderr):
@@ -223,7 +227,7 @@ def _present(
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise MissingPrerequisite(
-                f"{name} is not in {folder} and cannot be downloaded ({reason}).", where
+                f"{name} is not in {folder} and cannot be downloaded ({reason}).", advice
             ) from error
     try:
         return read()
@@ -233,18 +237,19 @@ def _present(
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DdbenchError(
             f"{name} cannot be read from {folder}: {reason}.",
-            "A file is damaged or not what its name says; remove it to have it downloaded again.",
+            "A file is damaged or of another dataset; remove it, and it is downloaded again.",
         ) from error
 
 
 def _splits(train_images: Any, train_labels: Any, test_images: Any, test_labels: Any) -> ImageSplits:
-    """`ImageSplits` from arrays, tensors or lists of the right shapes."""
+    """Build `ImageSplits` from arrays, tensors or lists of the right shapes."""
     images = [torch.as_tensor(np.ascontiguousarray(images)) for images in (train_images, test_images)]
     labels = [torch.as_tensor(np.asarray(labels), dtype=torch.int64) for labels in (train_labels, test_labels)]
     return ImageSplits(images[0], labels[0], images[1], labels[1])
 
 
 def _all_match(folder: Path, checksums: Mapping[str, str]) -> bool:
+    """Return True where every file has its MD5, as torchvision publishes them."""
     return all(_md5(folder / file) == md5 for file, md5 in checksums.items())
 
 

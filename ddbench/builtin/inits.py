@@ -1,4 +1,4 @@
-"""Init distributions without pretraining: `random` draws anew, `fixed` always gives the same network."""
+"""Init distributions without pretraining: `random` draws new weights, `fixed` always returns the same network."""
 
 import copy
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from ddbench import DatasetInfo
 
 Scheme = Annotated[
     Literal["xavier", "kaiming", "orthogonal", "default"],
-    Field(description="how weights of two or more dimensions are drawn; default: as each layer draws its own"),
+    Field(description="initialisation of weights with two or more dimensions; default: PyTorch's, layer by layer"),
 ]
-Shape = Annotated[Literal["normal", "uniform"], Field(description="distribution of xavier and kaiming weights")]
+Distribution = Annotated[Literal["normal", "uniform"], Field(description="distribution of xavier and kaiming weights")]
 
 
 @ddbench.init
@@ -27,12 +27,12 @@ def random(
     side: str,
     *,
     scheme: Scheme = "xavier",
-    distribution: Shape = "normal",
+    distribution: Distribution = "normal",
 ) -> dict[str, Tensor]:
-    """Fresh random weights every time: xavier (the paper's), kaiming, orthogonal or PyTorch's default.
+    """Draw new random weights for each network: xavier (as in Wang et al. 2018), kaiming, orthogonal or PyTorch's own.
 
-    Weights of two or more dimensions follow `scheme` (`distribution` applies to xavier and kaiming), biases are
-    zero and normalisation scales one; `default` runs each layer's own reset_parameters instead.
+    `scheme` applies to weights of two or more dimensions; biases are zero, normalisation scales are one.
+    `scheme=default` calls the `reset_parameters` of each layer instead.
     """
     drawn = [_draw(network, generator, scheme, distribution) for _ in range(n)]
     return {name: torch.stack([weights[name] for weights in drawn]) for name in drawn[0]}
@@ -46,17 +46,17 @@ def fixed(
     generator: torch.Generator,
     side: str,
     *,
-    seed: Annotated[int, Field(description="which network")] = 0,
+    seed: Annotated[int, Field(description="seed of the weights")] = 0,
     scheme: Scheme = "xavier",
-    distribution: Shape = "normal",
+    distribution: Distribution = "normal",
 ) -> dict[str, Tensor]:
-    """One network, the same weights while distilling and when scored: drawn like `random` from `seed`."""
-    own = torch.Generator().manual_seed(seed)
-    return {name: weights[None] for name, weights in _draw(network, own, scheme, distribution).items()}
+    """Return one network with the same weights for distilling and for scoring, drawn like `random` from `seed`."""
+    own_generator = torch.Generator().manual_seed(seed)
+    return {name: weights[None] for name, weights in _draw(network, own_generator, scheme, distribution).items()}
 
 
 def _draw(network: nn.Module, generator: torch.Generator, scheme: str, distribution: str) -> dict[str, Tensor]:
-    """One network's weights on the CPU, so that a seed gives the same numbers on every device."""
+    """Draw the weights of one network, on the CPU so that a seed gives the same numbers on every device."""
     if scheme == "default":
         return _reset(network, generator)
     fills: dict[tuple[str, str], Callable[..., Tensor]] = {
@@ -78,7 +78,7 @@ def _draw(network: nn.Module, generator: torch.Generator, scheme: str, distribut
 
 
 def _reset(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    """What the layers' own initialisers draw; they only know the global generator, which is lent a seed."""
+    """Draw weights by the layers' own initialisers, which use only the global generator: it is seeded meanwhile."""
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

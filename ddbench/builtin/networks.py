@@ -5,17 +5,18 @@ from typing import Annotated
 
 import pydantic
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ddbench
 from ddbench import Component, DatasetInfo, UsageError
 
-Width = Annotated[int, pydantic.Field(ge=1, description="channels, or units, of a layer")]
+Width = Annotated[int, pydantic.Field(ge=1, description="channels of each convolution, or units of each hidden layer")]
 
 
 def _image_size(info: DatasetInfo, network: str, smallest: int) -> tuple[int, int]:
-    """(channels, size) of square images of at least `smallest` pixels a side."""
+    """Return (channels, side in pixels). Raises `UsageError` unless images are square and `smallest` or more a side."""
     if len(info.sample_shape) != 3 or info.sample_shape[1] != info.sample_shape[2]:
         raise UsageError(
             f"{network} takes square images, not examples of shape {info.sample_shape}.", "Try --network mlp."
@@ -31,11 +32,11 @@ def _image_size(info: DatasetInfo, network: str, smallest: int) -> tuple[int, in
 
 @ddbench.network
 def lenet(info: DatasetInfo) -> nn.Module:
-    """LeNet: two 5x5 convolutions (6 and 16 channels), then 120-84-classes; the paper's network for digits.
+    """LeNet: 5x5 convolutions of 6 and 16 channels, then 120-84-classes; the network for digits in Wang et al. 2018.
 
-    LeCun et al. 1998 with ReLU and max-pooling, as in Wang et al. 2018: padding 2 below 32 pixels, 0 from there on.
+    LeCun et al. 1998 with ReLU and max-pooling. The first padding is 2 for images below 32 pixels, else 0.
     """
-    # Pooling comes before ReLU: the maximum of what ReLU leaves is ReLU of the maximum, on a quarter of the values.
+    # Pooling comes before ReLU, which gives the same output, and ReLU then handles a quarter of the values.
     channels, size = _image_size(info, "lenet", 12)
     padding = 2 if size < 32 else 0
     side = ((size + 2 * padding - 4) // 2 - 4) // 2
@@ -59,9 +60,9 @@ def lenet(info: DatasetInfo) -> nn.Module:
 
 @ddbench.network
 def alexcifarnet(info: DatasetInfo) -> nn.Module:
-    """AlexCifarNet: two 5x5 convolutions of 64 channels with local response normalisation; the paper's for CIFAR-10.
+    """AlexCifarNet: two 5x5 convolutions of 64 channels and response normalisation, for CIFAR-10 in Wang et al. 2018.
 
-    Wang et al. 2018; response normalisation over 4 channels with alpha .001/9, beta .75, k 1; pools of 3 by 2;
+    Local response normalisation over 4 channels with alpha .001/9, beta .75, k 1; 3x3 max-pooling of stride 2;
     fully connected 384-192-classes.
     """
     channels, size = _image_size(info, "alexcifarnet", 12)
@@ -93,9 +94,12 @@ def alexcifarnet(info: DatasetInfo) -> nn.Module:
 
 @ddbench.network
 def convnet(
-    info: DatasetInfo, *, width: Width = 128, depth: Annotated[int, pydantic.Field(ge=1, description="blocks")] = 3
+    info: DatasetInfo,
+    *,
+    width: Width = 128,
+    depth: Annotated[int, pydantic.Field(ge=1, description="number of blocks")] = 3,
 ) -> nn.Module:
-    """ConvNet: blocks of 3x3 convolution, instance normalisation, ReLU and average pooling; the field's usual network.
+    """ConvNet: blocks of 3x3 convolution, instance normalisation, ReLU, average pooling; the field's usual network.
 
     Gidaris and Komodakis 2018, as used by Zhao et al. 2021 (Dataset Condensation): width 128, depth 3.
     """
@@ -117,7 +121,7 @@ def mlp(
     info: DatasetInfo,
     *,
     width: Width = 128,
-    depth: Annotated[int, pydantic.Field(ge=0, description="hidden layers")] = 2,
+    depth: Annotated[int, pydantic.Field(ge=0, description="number of hidden layers")] = 2,
 ) -> nn.Module:
     """Multi-layer perceptron: `depth` hidden layers of `width` ReLU units on the flattened example."""
     features = torch.Size(info.sample_shape).numel()
@@ -139,7 +143,10 @@ def linear(info: DatasetInfo) -> nn.Module:
 
 
 class _CifarBlock(nn.Module):
-    """Two 3x3 convolutions with batch normalisation beside a shortcut without parameters (He et al. 2016, option A)."""
+    """A residual block: two 3x3 convolutions with batch normalisation and a shortcut without parameters.
+
+    He et al. 2016, option A.
+    """
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
@@ -147,17 +154,18 @@ class _CifarBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out)
-        self.stride, self.more = stride, out - channels
+        self.stride, self.new_channels = stride, out - channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The sum of both ways; where channels are added, the shortcut is strided and padded with zeros."""
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        short = x[:, :, :: self.stride, :: self.stride]
-        return F.relu(y + F.pad(short, (0, 0, 0, 0, self.more // 2, self.more - self.more // 2)))
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
+        """Return the sum of both branches; the shortcut is strided, and new channels are zero."""
+        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        before = self.new_channels // 2
+        return F.relu(residual + F.pad(shortcut, (0, 0, 0, 0, before, self.new_channels - before)))
 
 
 class _CifarResNet(nn.Module):
-    """Three stages of 16, 32 and 64 channels, `blocks` each."""
+    """A residual network: three stages of 16, 32 and 64 channels, each of `blocks` blocks."""
 
     @staticmethod
     def _stage(channels: int, out: int, stride: int, blocks: int) -> nn.Sequential:
@@ -172,8 +180,8 @@ class _CifarResNet(nn.Module):
         self.layer3 = self._stage(32, 64, 2, blocks)
         self.linear = nn.Linear(64, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        """Return the logits."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.linear(x.mean((2, 3)))
@@ -187,11 +195,11 @@ def resnet20(info: DatasetInfo) -> nn.Module:
     return _CifarResNet(channels, len(info.classes), blocks=3)
 
 
-class AsTrained(nn.Module):
-    """A network shown its images as those it was trained on: normalised by `mean` and `std` of its own, RGB.
+class SourceNormalised(nn.Module):
+    """A pretrained network behind a change of normalisation.
 
-    Ours are normalised by the statistics of their own dataset; an affine change per channel takes one to the other,
-    and grey images are shown three times.
+    Images of a run are normalised by the statistics of their dataset, `info.mean` and `info.std`. The network expects
+    `mean` and `std` of the dataset that it was trained on. One affine map per channel converts the first to the second.
     """
 
     scale: Tensor
@@ -200,25 +208,26 @@ class AsTrained(nn.Module):
     def __init__(self, network: nn.Module, info: DatasetInfo, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.network = network
-        ours_mean, ours_std = torch.tensor(info.mean), torch.tensor(info.std)
-        theirs_mean, theirs_std = torch.tensor(mean), torch.tensor(std)
-        self.register_buffer("scale", (ours_std / theirs_std).view(-1, 1, 1), persistent=False)
-        self.register_buffer("shift", ((ours_mean - theirs_mean) / theirs_std).view(-1, 1, 1), persistent=False)
+        run_mean, run_std = torch.tensor(info.mean), torch.tensor(info.std)
+        source_mean, source_std = torch.tensor(mean), torch.tensor(std)
+        self.register_buffer("scale", (run_std / source_std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("shift", ((run_mean - source_mean) / source_std).view(-1, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        """Return the logits."""
         logits: Tensor = self.network(images * self.scale + self.shift)
         return logits
 
 
 class _GreyAsColour(nn.Module):
-    """A colour network that is shown grey images three times."""
+    """A colour network for grey images: each is repeated in all three channels."""
 
     def __init__(self, colour: nn.Module) -> None:
         super().__init__()
         self.colour = colour
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n classes"]:
+        """Return the logits."""
         output: Tensor = self.colour(images.expand(-1, 3, -1, -1))
         return output
 
@@ -239,12 +248,12 @@ def ddbench_find_network(name: str, info: DatasetInfo) -> Component | None:
     if architecture not in known:
         raise UsageError(
             f"{source} has no model {architecture!r}.{ddbench.did_you_mean(architecture, known)}",
-            f"{'torchvision.models' if source == 'torchvision' else 'timm'}.list_models() names them.",
+            f"List all models with {'torchvision.models' if source == 'torchvision' else 'timm'}.list_models().",
         )
 
     @ddbench.network
     def build(info: DatasetInfo) -> nn.Module:
-        """An architecture of a model library, without pretrained weights."""
+        """Build an architecture of torchvision or timm, without pretrained weights."""
         channels = info.sample_shape[0]
         if source == "timm":
             return timm.create_model(architecture, pretrained=False, num_classes=len(info.classes), in_chans=channels)

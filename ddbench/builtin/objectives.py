@@ -1,8 +1,9 @@
-"""Objectives: what networks trained on the distilled set should be good at."""
+"""Objectives: the goals that networks trained on a distilled set are scored by."""
 
 from typing import Annotated
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,44 +11,46 @@ from torch.nn import functional as F
 import ddbench
 from ddbench import DatasetInfo, Metric, Objective, UsageError
 
-ClassName = Annotated[int | str, Field(union_mode="left_to_right", description="a class, by number or name")]
-
-
+Logits = Float[Tensor, "n classes"]
+Labels = Int[Tensor, " n"]
+ClassName = Annotated[int | str, Field(union_mode="left_to_right")]
+AttackClass = Annotated[ClassName, Field(description="number or name of the class that is attacked")]
+TargetClass = Annotated[ClassName, Field(description="number or name of the class that it is to be classified as")]
 ACCURACY = Metric("accuracy", "share", bounded_by_full_data=True)
 LOSS = Metric("loss", higher_is_better=False)
 
 
-def _right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which examples are classified as `labels` say; never those whose logits are not finite."""
+def _correct(logits: Logits, labels: Labels) -> Bool[Tensor, " n"]:
+    """Mark the examples that are classified as `labels`. Examples with logits that are not finite are never correct."""
     return (logits.argmax(-1) == labels) & logits.isfinite().all(-1)
 
 
-def _share(hits: Tensor) -> float:
-    """The share of True; NaN of nothing."""
+def _share(hits: Bool[Tensor, " n"]) -> float:
+    """Return the share of True, or NaN where `hits` is empty."""
     return hits.float().mean().item()
 
 
 @ddbench.objective
 def classification(info: DatasetInfo) -> Objective:
-    """Classify as the real data does: cross-entropy, ranked by accuracy.
+    """Classification like the real data: cross-entropy, ranked by accuracy.
 
-    An example whose logits are not finite counts as wrong.
+    An example with logits that are not finite counts as wrong.
     """
 
-    def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
-        return {"accuracy": _share(_right(logits, labels)), "loss": F.cross_entropy(logits, labels).item()}
+    def measure(logits: Logits, labels: Labels) -> dict[str, float]:
+        return {"accuracy": _share(_correct(logits, labels)), "loss": F.cross_entropy(logits, labels).item()}
 
     return Objective(F.cross_entropy, measure, (ACCURACY, LOSS))
 
 
 @ddbench.objective
-def poisoning(info: DatasetInfo, *, attack_class: ClassName = 0, target_class: ClassName = 1) -> Objective:
-    """Make networks call one class another and classify the rest well (Wang et al. 2018, Section 4.3).
+def poisoning(info: DatasetInfo, *, attack_class: AttackClass = 0, target_class: TargetClass = 1) -> Objective:
+    """Poisoning: networks classify one class as another and the rest correctly (Wang et al. 2018, Section 4.3).
 
-    Every label `attack_class` of the real data is rewritten to `target_class` (each a number or a class name); the
-    loss is cross-entropy over all classes, so the others are preserved. `attack_success` is the share of the attacked
-    class that is called the target, and ranks; `accuracy` is against the true labels, `accuracy_rewritten` against
-    the rewritten ones, `accuracy_others` on the classes that are not attacked, `accuracy_of_...` on each class.
+    Every label `attack_class` of the real data is rewritten to `target_class`. The loss is cross-entropy over all
+    classes, which preserves the other classes. Rows are ranked by `attack_success`, the share of the attacked class
+    that is classified as the target. `accuracy` is measured against the true labels, `accuracy_rewritten` against the
+    rewritten labels, `accuracy_others` on the classes that are not attacked, `accuracy_of_NAME` on class NAME.
     """
     attacked, target = _index("attack_class", attack_class, info), _index("target_class", target_class, info)
     if attacked == target:
@@ -56,20 +59,20 @@ def poisoning(info: DatasetInfo, *, attack_class: ClassName = 0, target_class: C
             "Choose two classes: --set objective.attack_class=0 --set objective.target_class=1",
         )
 
-    def rewritten(labels: Tensor) -> Tensor:
+    def rewrite(labels: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
         return torch.where(labels == attacked, target, labels)
 
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, rewritten(labels))
+    def loss(logits: Logits, labels: Shaped[Tensor, " n *classes"]) -> Float[Tensor, ""]:
+        return F.cross_entropy(logits, rewrite(labels))
 
-    def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
-        right, victims = _right(logits, labels), labels == attacked
-        per_class = {f"accuracy_of_{name}": _share(right[labels == label]) for label, name in enumerate(info.classes)}
+    def measure(logits: Logits, labels: Labels) -> dict[str, float]:
+        correct, victims = _correct(logits, labels), labels == attacked
+        per_class = {f"accuracy_of_{name}": _share(correct[labels == label]) for label, name in enumerate(info.classes)}
         return {
-            "attack_success": _share(_right(logits, torch.full_like(labels, target))[victims]),
-            "accuracy": _share(right),
-            "accuracy_others": _share(right[~victims]),
-            "accuracy_rewritten": _share(_right(logits, rewritten(labels))),
+            "attack_success": _share(_correct(logits, torch.full_like(labels, target))[victims]),
+            "accuracy": _share(correct),
+            "accuracy_others": _share(correct[~victims]),
+            "accuracy_rewritten": _share(_correct(logits, rewrite(labels))),
             **per_class,
         }
 
@@ -80,39 +83,40 @@ def poisoning(info: DatasetInfo, *, attack_class: ClassName = 0, target_class: C
         Metric("accuracy_rewritten", "share"),
         *(Metric(f"accuracy_of_{name}", "share") for name in info.classes),
     )
-    return Objective(loss, measure, metrics, relabel=rewritten)
+    return Objective(loss, measure, metrics, relabel=rewrite)
 
 
 @ddbench.objective
 def least_squares(info: DatasetInfo) -> Objective:
-    """Least squares on one-hot labels, inside and out: half the squared distance, ranked by that loss.
+    """Least squares on one-hot labels in the inner and the outer loop: half the squared distance, ranked by this loss.
 
-    The setting in which one gradient step can be analysed (Wang et al. 2018, Section 3.3): with the network `linear`
-    both losses are quadratic. Labels of a distilled set may be any numbers.
+    With the network `linear` both losses are quadratic, and one gradient step has a closed-form analysis (Wang et al.
+    2018, Section 3.3). Labels of a distilled set may be any numbers.
     """
     classes = len(info.classes)
 
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(logits: Logits, labels: Shaped[Tensor, " n *classes"]) -> Float[Tensor, ""]:
         targets = labels if labels.is_floating_point() else F.one_hot(labels, classes).to(logits)
         return 0.5 * (logits - targets).square().sum(-1).mean()
 
-    def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
-        return {"loss": loss(logits, labels).item(), "accuracy": _share(_right(logits, labels))}
+    def measure(logits: Logits, labels: Labels) -> dict[str, float]:
+        return {"loss": loss(logits, labels).item(), "accuracy": _share(_correct(logits, labels))}
 
-    return Objective(loss, measure, (LOSS, Metric("accuracy", "share", beside=True)), inner_loss=loss)
+    metrics = (LOSS, Metric("accuracy", "share", beside=True))
+    return Objective(loss, measure, metrics, inner_loss=loss, kind="regression")
 
 
 def _index(option: str, value: int | str, info: DatasetInfo) -> int:
-    """The label a number or a class name stands for."""
+    """Return the label for a number or a class name. Raises `UsageError` naming `option` for any other value."""
     last = len(info.classes) - 1
     if isinstance(value, int) and 0 <= value <= last:
         return value
     if isinstance(value, str) and value in info.classes:
         return info.classes.index(value)
     raise UsageError(
-        f"{option}={value} is no class of {info.name}: it has {', '.join(map(repr, info.classes[:10]))}"
+        f"{option}={value} is not a class of {info.name}: it has {', '.join(map(repr, info.classes[:10]))}"
         f"{', ...' if last > 9 else ''}.",
-        f"Give a number from 0 to {last}, or a name.",
+        f"Give a number from 0 to {last}, or the name of a class.",
     )
 
 

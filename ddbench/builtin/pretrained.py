@@ -1,4 +1,4 @@
-"""Init distributions of networks trained before, and mixtures of distributions."""
+"""Init distributions of pretrained networks, and mixtures of init distributions."""
 
 from typing import Annotated, Any
 
@@ -7,14 +7,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import ddbench
-from ddbench import DatasetInfo, UsageError
-from ddbench.contract.task import Side, Sources
-from ddbench.engine.fit import POOL_RATE, POOL_STEPS
+from ddbench import DatasetInfo, Side, Sources, UsageError
+from ddbench.networks import POOL_RATE, POOL_STEPS
 
-Count = Annotated[int, Field(ge=1, le=100_000, description="networks to train on")]
-HeldOut = Annotated[int, Field(ge=1, le=100_000, description="other networks, to score on")]
-Steps = Annotated[int, Field(ge=1, description="steps of Adam that each network of the pool was trained by")]
-Rate = Annotated[float, Field(gt=0, description="Adam's rate, which falls along a cosine to zero")]
+Count = Annotated[int, Field(ge=1, le=100_000, description="networks in the pool for distilling")]
+HeldOut = Annotated[int, Field(ge=1, le=100_000, description="further networks in the pool, for scoring only")]
+Steps = Annotated[int, Field(ge=1, description="steps of Adam by which each network of the pool is trained")]
+Rate = Annotated[float, Field(gt=0, description="learning rate of Adam at the start; it falls along a cosine to zero")]
 
 
 @ddbench.init
@@ -31,9 +30,9 @@ def random_pretrained(
     steps: Steps = POOL_STEPS,
     lr: Rate = POOL_RATE,
 ) -> dict[str, Tensor]:
-    """Networks of a pool that was trained on the same dataset; those that score are held out from it.
+    """Draw networks from a pool trained on the same dataset; networks for scoring are held out from distilling.
 
-    The pool is trained on first use, or beforehand by `ddbench pretrain`, and kept.
+    The pool is trained on first use, or beforehand by `ddbench pretrain`, and kept in the cache.
     """
     return sources.pool(side, n, generator, count=count, held_out=held_out, steps=steps, lr=lr)
 
@@ -47,12 +46,12 @@ def fixed_pretrained(
     side: Side,
     sources: Sources,
     *,
-    index: Annotated[int, Field(ge=0, description="which network of the pool")] = 0,
+    index: Annotated[int, Field(ge=0, description="number of the network in the pool, from 0")] = 0,
     steps: Steps = POOL_STEPS,
     lr: Rate = POOL_RATE,
 ) -> dict[str, Tensor]:
-    """One network trained on the same dataset, the same weights while distilling and when scored."""
-    # All networks of a pool come in their order. Never a held-out one: another part of the run may be scored on those.
+    """Return one network trained on the same dataset, with the same weights for distilling and for scoring."""
+    # A whole pool comes in order. Never a held-out network: a mixture may use those for scoring.
     drawn = sources.pool("train", index + 1, generator, count=index + 1, held_out=0, steps=steps, lr=lr)
     return {name: tensor[index:] for name, tensor in drawn.items()}
 
@@ -68,24 +67,24 @@ def mixture(
     *,
     of: Annotated[
         list[str | dict[str, Any]],
-        Field(min_length=2, description="init distributions: names, or {name, options}"),
+        Field(min_length=2, description="init distributions, each a name or {name, options}"),
     ] = ["random", {"name": "random", "options": {"scheme": "kaiming"}}],  # noqa: B006
 ) -> dict[str, Tensor]:
-    """Each network from one of several init distributions, drawn evenly.
+    """Draw each network from one of several init distributions, chosen with equal probability.
 
-    For distilling sets that serve more than one, such as xavier and kaiming:
+    This distils sets that work for more than one distribution, such as xavier and kaiming:
     `--set init.of='["random", {"name": "random", "options": {"scheme": "kaiming"}}]'`.
     """
     chosen = torch.randint(len(of), (n,), generator=generator).tolist()
     parts: list[dict[str, Tensor]] = []
-    for place, part in enumerate(of):
-        wanted = chosen.count(place)
+    for index, part in enumerate(of):
+        count = chosen.count(index)
         if (isinstance(part, dict) and part.get("name") == "mixture") or part == "mixture":
-            raise UsageError("a mixture cannot hold a mixture.", "Name the parts of both in one.")
-        if wanted:
-            drawn = sources.draw(part, network, info, wanted, generator, side)
-            # A distribution of one network gives that one again.
-            parts.append({name: tensor[torch.arange(wanted) % len(tensor)] for name, tensor in drawn.items()})
+            raise UsageError("a mixture cannot contain a mixture.", "List the parts of both in one mixture.")
+        if count:
+            drawn = sources.draw(part, network, info, count, generator, side)
+            # A distribution of one network returns one, however many were asked for.
+            parts.append({name: tensor[torch.arange(count) % len(tensor)] for name, tensor in drawn.items()})
     order = torch.randperm(n, generator=generator)
     return {name: torch.cat([part[name].cpu() for part in parts])[order] for name in parts[0]}
 

@@ -11,22 +11,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import ddbench
-from ddbench import AdaptationTarget, Component, DatasetInfo, MissingPrerequisite, UsageError
-from ddbench.builtin.networks import AsTrained
+from ddbench import AdaptationTarget, Component, DatasetInfo, MissingPrerequisite, Side, Sources, UsageError
+from ddbench.builtin.networks import SourceNormalised
 from ddbench.builtin.pretrained import Count, HeldOut, Rate, Steps
-from ddbench.contract.task import Side, Sources
-from ddbench.engine.fit import POOL_RATE, POOL_STEPS
-from ddbench.machine.files import load_tensors
+from ddbench.networks import POOL_RATE, POOL_STEPS, load_tensors
 
 Shape = tuple[int, int, int]
 GREY_28: Shape = (1, 28, 28)
-Fixed = Annotated[bool, Field(description="one network, the same while distilling and when scored, not a pool")]
+Fixed = Annotated[bool, Field(description="use one network for distilling and for scoring instead of a pool")]
 
 
 def _from_pool(source: str, source_shape: Shape | None, fixed: bool, **pool: Any) -> Any:
-    """A sampler of networks trained on the dataset `source`, its images converted to `source_shape`.
+    """Return an init distribution of networks trained on the dataset `source`, with images of `source_shape`.
 
-    `fixed` gives one and the same network on both sides.
+    With `fixed`, it has one network for both sides.
     """
     if fixed:
         pool |= {"count": 1, "held_out": 0}
@@ -34,13 +32,13 @@ def _from_pool(source: str, source_shape: Shape | None, fixed: bool, **pool: Any
     def sample(
         network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side, sources: Sources
     ) -> dict[str, Tensor]:
-        asked: tuple[Side, int] = ("train", 1) if fixed else (side, n)
-        drawn = sources.pool(*asked, generator, dataset=source, sample_shape=source_shape, **pool)
+        request: tuple[Side, int] = ("train", 1) if fixed else (side, n)
+        drawn = sources.pool(*request, generator, dataset=source, sample_shape=source_shape, **pool)
         for name, parameter in network.named_parameters():
             if name not in drawn or drawn[name].shape[1:] != parameter.shape:
                 raise UsageError(
                     f"the networks trained on {source} do not fit {info.label}: {name} differs in shape.",
-                    f"The images of both are converted so that they fit; {list(info.sample_shape)} does not.",
+                    f"Leave out sample_shape: images of {list(info.sample_shape)} do not fit these networks.",
                 )
         return drawn
 
@@ -51,9 +49,9 @@ def _from_pool(source: str, source_shape: Shape | None, fixed: bool, **pool: Any
 def svhn_to_mnist(
     *, fixed: Fixed = False, count: Count = 200, held_out: HeldOut = 20, steps: Steps = POOL_STEPS, lr: Rate = POOL_RATE
 ) -> AdaptationTarget:
-    """LeNets trained on SVHN, adapted to MNIST (Wang et al. 2018, Section 4.2): grey digits are shown as RGB.
+    """LeNets trained on SVHN and adapted to MNIST (Wang et al. 2018, Section 4.2); grey digits become RGB.
 
-    The network has the same weights for 32x32 images, unpadded, and for 28x28 ones, padded.
+    LeNet has the same weight shapes for 32x32 images without padding and for 28x28 images with padding.
     """
     return AdaptationTarget(
         "mnist",
@@ -67,7 +65,7 @@ def svhn_to_mnist(
 def mnist_to_usps(
     *, fixed: Fixed = False, count: Count = 200, held_out: HeldOut = 20, steps: Steps = POOL_STEPS, lr: Rate = POOL_RATE
 ) -> AdaptationTarget:
-    """LeNets trained on MNIST, adapted to USPS (Wang et al. 2018, Section 4.2): 16x16 digits are enlarged to 28x28."""
+    """LeNets trained on MNIST and adapted to USPS, enlarged to 28x28 (Wang et al. 2018, Section 4.2)."""
     return AdaptationTarget(
         "usps", "lenet", _from_pool("mnist", None, fixed, count=count, held_out=held_out, steps=steps, lr=lr), GREY_28
     )
@@ -77,44 +75,52 @@ def mnist_to_usps(
 def usps_to_mnist(
     *, fixed: Fixed = False, count: Count = 200, held_out: HeldOut = 20, steps: Steps = POOL_STEPS, lr: Rate = POOL_RATE
 ) -> AdaptationTarget:
-    """LeNets trained on USPS, its digits enlarged to 28x28, adapted to MNIST (Wang et al. 2018, Section 4.2)."""
+    """LeNets trained on USPS, enlarged to 28x28, and adapted to MNIST (Wang et al. 2018, Section 4.2)."""
     return AdaptationTarget(
         "mnist", "lenet", _from_pool("usps", GREY_28, fixed, count=count, held_out=held_out, steps=steps, lr=lr)
     )
 
 
 Triple = tuple[float, float, float]
-Weights = Annotated[str, Field(description="file with the weights; else they are fetched from the model library")]
-Mean = Annotated[Triple, Field(description="of the pixels in [0, 1] that the weights were trained on; ImageNet's")]
-Std = Annotated[Triple, Field(description="of the same pixels")]
-KnownMean = Annotated[Triple | None, Field(description="of the pixels in [0, 1]; what the library says when left out")]
-KnownStd = Annotated[Triple | None, Field(description="of the same pixels")]
-KnownSize = Annotated[int | None, Field(ge=1, description="side that images are resized to; the library's")]
+Weights = Annotated[str, Field(description="file with the weights; by default they are downloaded from the library")]
+Mean = Annotated[
+    Triple, Field(description="RGB mean, in [0, 1], that the network's training images were normalised by")
+]
+Std = Annotated[Triple, Field(description="RGB standard deviation that they were normalised by")]
+LibraryMean = Annotated[
+    Triple | None, Field(description="RGB mean, in [0, 1], of normalisation; default: the library's")
+]
+LibraryStd = Annotated[Triple | None, Field(description="RGB standard deviation; default: the library's")]
+LibrarySize = Annotated[
+    int | None, Field(ge=1, description="side in pixels to resize images to; default: the library's")
+]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
 def _pretrained(network: str, weights: str, mean: Triple, std: Triple, size: int) -> AdaptationTarget:
+    """Build the target of one network, with weights from the file `weights` or from the network's library."""
+
     def adapt(module: nn.Module, info: DatasetInfo) -> nn.Module:
         state = _read(Path(weights)) if weights else _fetch(network, module)
         _load(module, state, weights or network)
-        return AsTrained(module, info, mean, std)
+        return SourceNormalised(module, info, mean, std)
 
     return AdaptationTarget(
         None, network, adapt=adapt, sample_shape=(3, size, size), files=(weights,) if weights else ()
     )
 
 
-def _as_published(network: str) -> tuple[Triple, Triple, int]:
-    """Mean, std and side of the images that the library's pretrained weights were trained on."""
+def _library_statistics(network: str) -> tuple[Triple, Triple, int]:
+    """Return mean, std and side of the images that the library's weights were trained on; else those of ImageNet."""
     source, _, architecture = network.partition("/")
     try:
         if source == "timm":
             import timm
 
-            found = timm.get_pretrained_cfg(architecture)
-            if found is not None:
-                return _triple(found.mean), _triple(found.std), found.input_size[-1]
+            config = timm.get_pretrained_cfg(architecture)
+            if config is not None:
+                return _triple(config.mean), _triple(config.std), config.input_size[-1]
         else:
             import torchvision
 
@@ -130,22 +136,22 @@ def _triple(values: Sequence[float]) -> Triple:
     return red, green, blue
 
 
-Size = Annotated[int, Field(ge=1, description="side that images are resized to, as RGB")]
+Size = Annotated[int, Field(ge=1, description="side in pixels to resize images to, as RGB")]
 
 
 @ddbench.target
 def pretrained(
     *,
-    network: Annotated[str, Field(description="network that the weights are of")] = "resnet20",
+    network: Annotated[str, Field(description="network that the weights belong to")] = "resnet20",
     weights: Weights = "",
     mean: Mean = IMAGENET_MEAN,
     std: Std = IMAGENET_STD,
     size: Size = 32,
 ) -> AdaptationTarget:
-    """One network with weights from a file, adapted to the run's dataset; its last layer starts from zero weights.
+    """One network with weights from a file, adapted to the run's dataset; its last layer starts with zero weights.
 
-    `--target pretrained --set target.network=resnet20 --set target.weights=FILE --dataset svhn`. The file is read
-    without running code from it: safetensors, or what torch.save wrote of tensors alone.
+    `--target pretrained --set target.network=resnet20 --set target.weights=FILE --dataset svhn`. The file is
+    safetensors, or a `torch.save` of tensors only. It is read without running code.
     """
     return _pretrained(network, weights, mean, std, size)
 
@@ -156,14 +162,14 @@ def ddbench_find_target(name: str) -> Component | None:
         return None
 
     @ddbench.target
-    def of_library(
-        *, weights: Weights = "", mean: KnownMean = None, std: KnownStd = None, size: KnownSize = None
+    def library_network(
+        *, weights: Weights = "", mean: LibraryMean = None, std: LibraryStd = None, size: LibrarySize = None
     ) -> AdaptationTarget:
-        """A pretrained network of a model library, adapted to the run's dataset; its last layer from zero."""
-        known = _as_published(name)
-        return _pretrained(name, weights, mean or known[0], std or known[1], size or known[2])
+        """Adapt a pretrained network of torchvision or timm to the run's dataset; its last layer starts from zero."""
+        library_mean, library_std, library_size = _library_statistics(name)
+        return _pretrained(name, weights, mean or library_mean, std or library_std, size or library_size)
 
-    return ddbench.component_of(of_library, "target").named(name)
+    return ddbench.component_of(library_network, "target").named(name)
 
 
 @ddbench.hookimpl
@@ -172,65 +178,71 @@ def ddbench_targets() -> list[object]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict of a file; runs no code from it. Raises `UsageError` where it cannot be read as one."""
+    """Read the state dict of a file without running code. Raises `UsageError` for any other file."""
     try:
         content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise UsageError(f"{path} is damaged or no weights file: {_line(error)}.", "Fetch it again.") from error
+        raise UsageError(
+            f"{path} is damaged or not a weights file: {_first_line(error)}.", "Fetch it again."
+        ) from error
     while isinstance(content, Mapping) and isinstance(content.get("state_dict", content.get("model")), Mapping):
         content = content.get("state_dict", content.get("model"))
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UsageError(f"{path} holds no state dict.", "Save the network with torch.save(model.state_dict(), ...).")
+        raise UsageError(
+            f"{path} does not hold a state dict.", "Save the network with torch.save(model.state_dict(), ...)."
+        )
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
 def _fetch(network: str, module: nn.Module) -> dict[str, Tensor]:
-    """Pretrained weights from the model library. Raises `MissingPrerequisite` without a network or a source."""
+    """Download the weights from the network's library. Raises `MissingPrerequisite` where this is not possible."""
     source, _, architecture = network.partition("/")
     try:
         if source == "torchvision":
             import torchvision
 
             weights = torchvision.models.get_model_weights(architecture).DEFAULT
-            found: dict[str, Tensor] = weights.get_state_dict(progress=False)
-            return found
+            state: dict[str, Tensor] = weights.get_state_dict(progress=False)
+            return state
         if source == "timm":
             import timm
 
             return dict(timm.create_model(architecture, pretrained=True).state_dict())
     except Exception as error:
         raise MissingPrerequisite(
-            f"the weights of {network} could not be fetched: {_line(error)}.", "Give a file: --weights FILE"
+            f"the weights of {network} could not be downloaded: {_first_line(error)}.", "Give a file: --weights FILE"
         ) from error
-    raise MissingPrerequisite(f"{network} has no weights to fetch.", "Give a file: --weights FILE")
+    raise MissingPrerequisite(f"{network} has no weights to download.", "Give a file: --weights FILE")
 
 
-def _load(module: nn.Module, state: Mapping[str, Tensor], whence: str) -> None:
-    """Load all but the last layer, whose weights become zero and biases one (Wang et al. 2018, Section 4.2).
+def _load(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Load all layers but the last, whose weights become zero and biases one (Wang et al. 2018, Section 4.2).
 
-    Raises `UsageError` for weights of another network.
+    `origin` is the name of `state` in messages. Raises `UsageError` for weights of another network.
     """
-    own = module.state_dict()
+    module_state = module.state_dict()
     last = list(dict(module.named_parameters()))[-1].rpartition(".")[0]
-    inner = {name for name in own if name.rpartition(".")[0] != last and not name.endswith("num_batches_tracked")}
+    inner = {
+        name for name in module_state if name.rpartition(".")[0] != last and not name.endswith("num_batches_tracked")
+    }
     missing = sorted(inner - state.keys())
-    unknown = sorted(name for name in state.keys() - own.keys() if name.rpartition(".")[0] != last)
-    misfits = sorted(name for name in inner & state.keys() if state[name].shape != own[name].shape)
-    for names, what in ((missing, "lacks"), (misfits, "has another shape of"), (unknown, "has the unknown")):
+    unknown = sorted(name for name in state.keys() - module_state.keys() if name.rpartition(".")[0] != last)
+    misfits = sorted(name for name in inner & state.keys() if state[name].shape != module_state[name].shape)
+    for names, verb in ((missing, "lacks"), (misfits, "has another shape of"), (unknown, "has the unknown")):
         if names:
             raise UsageError(
-                f"{whence} is of another network: it {what} {names[0]}"
+                f"{origin} belongs to another network: it {verb} {names[0]}"
                 + (f" and {len(names) - 1} more." if len(names) > 1 else "."),
                 "Name the network that the weights were trained for.",
             )
     with torch.no_grad():
-        for name in own:
+        for name, tensor in module_state.items():
             if name in inner:
-                own[name].copy_(state[name])
+                tensor.copy_(state[name])
             elif name.rpartition(".")[0] == last:
-                # Zero biases would leave nothing to learn from where a ReLU follows, as in SqueezeNet.
-                own[name].fill_(float(name.endswith("bias")))
+                # With zero biases, a ReLU behind the layer (as in SqueezeNet) would pass no gradient.
+                tensor.fill_(float(name.endswith("bias")))
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -60,11 +60,11 @@ def ddbench(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Benchmark dataset distillation: run a method, get a number one can trust.
+    """Benchmark dataset distillation: run a method, get a number that you can trust.
 
     First steps: `ddbench run --method unrolled_gd` distils the digits that ship with scikit-learn;
-    `ddbench list` names what there is; `ddbench show NAME` explains one of them;
-    `ddbench leaderboard` compares what was run.
+    `ddbench list` lists methods, datasets and more; `ddbench show NAME` explains one of them;
+    `ddbench leaderboard` compares the results.
 
     Exit codes: 0 ok or skipped, 1 a run failed, 2 usage, 3 a prerequisite is missing, 4 a plugin failed,
     130 interrupted.
@@ -77,5 +77,8 @@ for module in (run, evaluate, pretrain, listing, boards, authors, installation):
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the console script."""
+    from ddbench.machine.environment import keep_freed_memory
+
+    keep_freed_memory()
     app()

@@ -1,9 +1,7 @@
-"""The command that scores a distilled set: our own, or what somebody else released."""
+"""The command that scores a distilled set of ddbench, or one that others released."""
 
-import json
 import re
 from enum import StrEnum
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,17 +13,14 @@ from ddbench.contract.component import parse_assignments
 from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
 
-    from ddbench.contract.sets import DistilledSet, ExampleSet
-    from ddbench.contract.spec import RunSpec
-    from ddbench.discovery.catalog import Catalog
-    from ddbench.pipeline.prepare import Bench
-    from ddbench.pipeline.runner import Scores
+    from ddbench.pipeline.evaluate import Scores
+    from ddbench.pipeline.prepare import Prepared
 
 
 class FileLabels(StrEnum):
-    """What soft labels of a foreign file are."""
+    """The kind of the soft labels in a foreign file."""
 
     PROBABILITIES = "probabilities"
     LOGITS = "logits"
@@ -43,7 +38,7 @@ def evaluate(
     network: Annotated[str | None, named("network", "Network. [the one it was made for]")] = None,
     init: Annotated[str | None, named("init", "Init distribution to score on. [the one it was made for]")] = None,
     protocol: Annotated[str | None, named("protocol", "Protocol. [the one it was made for, or train/v1]")] = None,
-    eval_networks: Annotated[int | None, typer.Option(help="Networks that score the set. [as when made]")] = None,
+    eval_networks: Annotated[int | None, typer.Option(help="Networks that score the set. [as in the run]")] = None,
     cross_network: Annotated[
         str | None, named("network", "Score on these architectures too.", metavar="NAME,NAME,...")
     ] = None,
@@ -53,14 +48,14 @@ def evaluate(
     ] = None,
     file_mean: Annotated[
         str | None,
-        typer.Option(help="What a foreign file's images were normalised by. [the dataset's own]", metavar="R,G,B"),
+        typer.Option(help="Mean that normalised the images of a foreign file. [the dataset's own]", metavar="R,G,B"),
     ] = None,
-    file_std: Annotated[str | None, typer.Option(help="The same, of the deviation.", metavar="R,G,B")] = None,
+    file_std: Annotated[str | None, typer.Option(help="Standard deviation, likewise.", metavar="R,G,B")] = None,
     file_zca: Annotated[
         bool, typer.Option("--file-zca", help="A foreign file's images are ZCA-whitened, as MTT's of CIFAR are.")
     ] = False,
     file_labels: Annotated[
-        FileLabels | None, typer.Option(help="What a foreign file's soft labels are. [probabilities]")
+        FileLabels | None, typer.Option(help="Kind of the soft labels in a foreign file. [probabilities]")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
     assignments: Sets = None,
@@ -69,8 +64,8 @@ def evaluate(
 ) -> None:
     """Score a distilled set again, under its own setting or another; writes nothing.
 
-    Released files: a `.pt` whose `data` lists [images, labels] (DC, DSA, DM), a folder with `images_best.pt` and
-    `labels_best.pt` (MTT, DATM), an `.npz` with `images` and `labels` (KIP). No code of theirs is run. Soft labels must
+    Released files: a `.pt` file whose `data` lists [images, labels] (DC, DSA, DM), a folder with `images_best.pt` and
+    `labels_best.pt` (MTT, DATM), an `.npz` with `images` and `labels` (KIP). No code in them is run. Soft labels must
     be probabilities; where they are logits of a teacher (DATM), say `--file-labels logits`.
 
     Examples:
@@ -93,178 +88,85 @@ def evaluate(
         from ddbench.discovery.catalog import Catalog
         from ddbench.errors import DdbenchError, Interrupted
         from ddbench.machine.files import sha256
-        from ddbench.pipeline import runner
+        from ddbench.pipeline.evaluate import evaluate
+        from ddbench.pipeline.opened import Reading, open_set, scoring_places
         from ddbench.render.live import live
 
-        about_file = {
-            "--repetition": repetition,
-            "--file-mean": _triple("--file-mean", file_mean),
-            "--file-std": _triple("--file-std", file_std),
-            "--file-zca": file_zca or None,
-            "--file-labels": file_labels,
-        }
-        if file_zca and (about_file["--file-mean"] or about_file["--file-std"]):
-            raise UsageError("--file-zca goes without --file-mean and --file-std.", "Whitened images have neither.")
+        reading = Reading(
+            repetition=repetition,
+            mean=_triple("--file-mean", file_mean),
+            std=_triple("--file-std", file_std),
+            whitened=file_zca,
+            logits=None if file_labels is None else file_labels == FileLabels.LOGITS,
+        )
         catalog = Catalog(plugin or [])
         warn_of_plugins(catalog, plugin)
-        path, distilled, made_for, notes = _opened(file, dataset, about_file, catalog)
+        opened = open_set(file, dataset, reading, catalog)
         # Networks that score are what an option of the init is about here.
         settings = {re.sub(r"^init\.", "eval_init.", k): v for k, v in parse_assignments(assignments or []).items()}
-        spec = merged(made_for, flags, settings, set())
-        places = _places(path, distilled, spec, _names(cross_network), _names(also_on), catalog)
-        found, passed_over = [], []
+        spec = merged(opened.fields, flags, settings, set())
+        others = [*({"network": name} for name in _names(cross_network)), *({"dataset": d} for d in _names(also_on))]
+        places = scoring_places(opened, spec, others, catalog)
+        scored, skipped = [], []
         with live() as reporter:
-            for note in notes:
-                reporter.say(note)
-            for place, one in places:
+            for notice in opened.notices:
+                reporter.say(notice)
+            for place, place_spec in places:
                 try:
-                    found.append(runner.evaluate(distilled, one, catalog=catalog, reporter=reporter))
+                    scored.append(evaluate(opened.distilled, place_spec, catalog=catalog, reporter=reporter))
                 except Interrupted:
                     raise
                 except DdbenchError as error:
                     # What was scored already is not lost to a network or dataset that does not fit.
-                    if not found:
+                    if not scored:
                         raise
-                    passed_over.append({**place, "reason": error.message})
-                    reporter.say(f"Passed over {', '.join(place.values())}: {error.message}")
+                    skipped.append({**place, "reason": error.message})
+                    reporter.say(f"Skipped {', '.join(place.values())}: {error.message}")
         if as_json:
+            path = opened.path
             digest = sha256(path.read_bytes()) if path.is_file() else None
             print_json(
                 {
-                    **_document(*found[0]),
+                    **_document(*scored[0]),
                     "artifact": {"path": str(path), "sha256": digest},
-                    "others": [_document(*one) for one in found[1:]],
-                    "passed_over": passed_over,
+                    "others": [_document(*one) for one in scored[1:]],
+                    "skipped": skipped,
                 }
             )
             return
-        for bench, scores in found:
-            if len(found) > 1:
-                named = bench.spec.network.name if bench.spec.network else ""
-                typer.echo(f"{named} on {bench.record.name}, {bench.spec.protocol}")
-            typer.echo("\n".join(_lines(bench, scores)))
+        for prepared, scores in scored:
+            if len(scored) > 1:
+                typer.echo(f"{prepared.settings.network.name} on {prepared.record.name}, {prepared.settings.protocol}")
+            typer.echo("\n".join(_lines(prepared, scores)))
 
 
-def _places(
-    path: Path,
-    distilled: "DistilledSet | Callable[[ExampleSet], DistilledSet]",
-    spec: "RunSpec",
-    networks: list[str],
-    datasets: list[str],
-    catalog: "Catalog",
-) -> "list[tuple[dict[str, str], RunSpec]]":
-    """What to score the set on, as it differs from `spec`, and the whole spec of each; every one once.
-
-    Raises `UsageError`, before anything is scored, for a name that does not exist, and for a dataset of other classes
-    than the set says it was made for.
-    """
-    from ddbench.contract.sets import DistilledSet
-    from ddbench.pipeline.prepare import complete
-
-    its_classes = distilled.metadata.get("classes") if isinstance(distilled, DistilledSet) else None
-    places: list[dict[str, str]] = [{}, *({"network": name} for name in networks), *({"dataset": d} for d in datasets)]
-    found, met = [], set()
-    for place in places:
-        one = merged(spec.model_dump(exclude_unset=True), place, {}, set())
-        completed, parts = complete(one, catalog, with_method=False)
-        if its_classes is not None:
-            _check_classes(path, its_classes, completed.dataset.name, parts.dataset.facts["classes"])
-        # The usual network of a dataset may have options, so names alone do not tell.
-        if completed.canonical() not in met:
-            met.add(completed.canonical())
-            found.append((place, one))
-    return found
-
-
-def _check_classes(path: Path, told: str, dataset: str, classes: "Sequence[object]") -> None:
-    """Raise `UsageError` where a set's labels stand for other classes than the dataset's."""
-    try:
-        own = [str(name) for name in json.loads(told)]
-    except (json.JSONDecodeError, TypeError) as error:
-        raise UsageError(f"{path} does not say what its classes are.", "Take a file as ddbench wrote it.") from error
-    for label, (name, other) in enumerate(zip_longest(own, map(str, classes))):
-        if name != other:
-            its, theirs = ("no class" if n is None else repr(n) for n in (name, other))
-            raise UsageError(
-                f"label {label} is {its} in {path} and {theirs} in {dataset}.",
-                "Score it on a dataset with the same classes in the same order.",
-            )
-
-
-def _opened(
-    file: Path, dataset: str | None, about_file: dict[str, Any], catalog: "Catalog"
-) -> "tuple[Path, DistilledSet | Callable[[ExampleSet], DistilledSet], dict[str, Any], tuple[str, ...]]":
-    """The set's path, the set (or what makes it of the training examples), the fields of its spec, and what to tell.
-
-    `about_file` are the options that say how to read a foreign file, None where they were not given.
-    """
-    from ddbench.contract.sets import DistilledSet
-
-    path = file / "distilled.safetensors" if (file / "distilled.safetensors").exists() else file
-    if path.suffix == ".safetensors":
-        for option, value in about_file.items():
-            if value is not None:
-                raise UsageError(
-                    f"{option} is about files that others made; {path} is ddbench's own.", f"Leave out {option}."
-                )
-        own = DistilledSet.load(path)
-        made_for = _made_for(own.metadata.get("spec"), path)
-        target = made_for.get("target")
-        if target and made_for.get("eval_init") == target:
-            # Scoring draws from the target, whatever its options are now.
-            del made_for["eval_init"]
-        return path, own, made_for, ()
-    if not path.exists():
-        raise UsageError(f"there is no file {path}.", "Give the path of a distilled set.")
-    if dataset is None:
-        raise UsageError(f"{path} does not say what it was made for.", "Name its dataset: --dataset cifar10")
-    from ddbench.formats.families import read
-
-    released = read(path, about_file["--repetition"] or 0)
-    mean, std, whitened = (about_file[f"--file-{what}"] for what in ("mean", "std", "zca"))
-    logits = about_file["--file-labels"] == FileLabels.LOGITS
-    count, classes = len(released.images), len(catalog.get("dataset", dataset).facts["classes"])
-    if count % classes:
-        raise UsageError(
-            f"{path} holds {count} images for the {classes} classes of {dataset}.", "Name the dataset it was made for."
-        )
-
-    def for_dataset(train: "ExampleSet") -> DistilledSet:
-        return released.to_distilled(
-            train.info, mean, std, train.info.pixels(train.inputs) if whitened else None, logits
-        )
-
-    fields = {"method": "foreign", "dataset": dataset, "protocol": "train/v1", "steps": 1}
-    return path, for_dataset, {**fields, "images_per_class": count // classes}, released.notices
-
-
-def _lines(bench: "Bench", scores: "Scores") -> "Iterator[str]":
-    """A score in its context, and what kind of labels it was reached with."""
+def _lines(prepared: "Prepared", scores: "Scores") -> "Iterator[str]":
+    """Yield a score with its companions, and the kind of labels it was reached with."""
     from ddbench.render.tables import fairness_lines, score_lines
 
-    metric = bench.setting.objective.metric
+    metric = prepared.setting.objective.metric
     primary = metric.name
     yield from score_lines(metric, scores.after[primary], scores.before[primary], scores.companions)
     beside = "; companions have hard labels" if scores.label_regime == "stored soft" and scores.companions else ""
     width = max(map(len, (primary, "before training", *scores.companions)))
     yield f"{'labels':<{width}}  {scores.label_regime}{beside}"
-    yield from fairness_lines(_fairness(bench, scores))
+    yield from fairness_lines(_fairness(prepared, scores))
 
 
-def _fairness(bench: "Bench", scores: "Scores") -> dict[str, float]:
+def _fairness(prepared: "Prepared", scores: "Scores") -> dict[str, float]:
     from ddbench.records.dd_ranking import fairness
 
-    metric = bench.setting.objective.metric
+    metric = prepared.setting.objective.metric
     means = {name: score.mean for name, score in scores.companions.items()}
     return fairness(metric, scores.after[metric.name].mean, means, hard=scores.label_regime == "hard")
 
 
-def _document(bench: "Bench", scores: "Scores") -> dict[str, Any]:
-    primary = bench.setting.objective.primary
+def _document(prepared: "Prepared", scores: "Scores") -> dict[str, Any]:
+    primary = prepared.setting.objective.primary
     return {
         "status": "ok",
-        "spec": bench.spec.model_dump(mode="json"),
-        "dataset": bench.record.model_dump(mode="json"),
+        "spec": prepared.settings.model_dump(mode="json"),
+        "dataset": prepared.record.model_dump(mode="json"),
         "primary": primary,
         "score": scores.after[primary].model_dump(),
         "scores": {name: score.model_dump() for name, score in scores.after.items()},
@@ -272,18 +174,8 @@ def _document(bench: "Bench", scores: "Scores") -> dict[str, Any]:
         "companions": {name: score.model_dump() for name, score in scores.companions.items()},
         "selected": scores.selected,
         "label_regime": scores.label_regime,
-        "fairness": _fairness(bench, scores),
+        "fairness": _fairness(prepared, scores),
     }
-
-
-def _made_for(canonical: str | None, path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(canonical or "")
-        if isinstance(fields, dict):
-            return fields
-    except json.JSONDecodeError:
-        pass
-    raise UsageError(f"{path} does not say what it was made for.", "Files that ddbench wrote carry their spec.")
 
 
 def _names(text: str | None) -> list[str]:

@@ -17,7 +17,7 @@ def plugins(ctx: typer.Context, plugin: Plugins = None, as_json: Json = False) -
     Example: `ddbench plugins`
     """
     with explained_failures(as_json=as_json, verbose=ctx.obj):
-        index = current_index(plugin or [])
+        index = current_index(plugin or [], recheck=True)
         if as_json:
             broken = [failure.model_dump(exclude={"text"}) for failure in index.broken]
             loaded = [entry.model_dump() for entry in index.plugins]

@@ -89,7 +89,7 @@ def _pools() -> "list[Entry]":
 
 
 def _open_ended(name: str, plugins: Sequence[Path], every: "Sequence[Entry]") -> "list[Entry]":
-    """Return the components of an open-ended name. Raises `UsageError` with the nearest of all names if there is none."""
+    """Return the components of an open-ended name. Raises `UsageError`, with the nearest name, if there is none."""
     from ddbench.contract.spec import RunSpec
     from ddbench.discovery.catalog import Catalog
     from ddbench.discovery.index import described
@@ -114,7 +114,7 @@ def _show_run(path: Path, as_json: bool) -> None:
     result = folder.read_result()
     if result is None:
         raise UsageError(
-            f"{path} holds a run of {spec.method.name} that has not ended.", f"Continue it with: ddbench resume {path}"
+            f"{path} holds a run of {spec.method.name} that has not ended.", f"Go on with: ddbench resume {path}"
         )
     if as_json:
         print_json(result.document())

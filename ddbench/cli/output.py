@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 import typer
@@ -22,41 +24,56 @@ def print_json(document: Any) -> None:
     (_document.get() or sys.stdout).write(json.dumps(document, indent=2) + "\n")
 
 
+@dataclass
+class Attempt:
+    """What a command is working on: the folder of its run, once there is one."""
+
+    run_dir: Path | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return the record that the run left in its folder; empty where there is none."""
+        try:
+            record: dict[str, Any] = json.loads((self.run_dir / "result.json").read_text()) if self.run_dir else {}
+            return record
+        except (OSError, ValueError):
+            return {}
+
+
 @contextmanager
-def explained_failures(*, as_json: bool = False, verbose: bool = False) -> Iterator[None]:
+def explained_failures(*, as_json: bool = False, verbose: bool = False) -> Iterator[Attempt]:
     """Turn a `DdbenchError` (or Ctrl-C) into a sentence, a hint and an exit code; no traceback without `verbose`.
 
     With `as_json`, stdout is kept for one document: other output goes to stderr, and a failure is a document too, with
-    `status`, `reason`, `hint`, `exit_code` and the fields of the run's record, if there is one.
+    `status`, `reason`, `hint`, `exit_code` and the fields of the record in the run's folder, if the command names it.
     """
     redirected = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    token = _document.set(sys.stdout)
+    token, attempt = _document.set(sys.stdout), Attempt()
     try:
         with redirected:
-            yield
+            yield attempt
     except DdbenchError as error:
-        _exit(error, error, as_json, verbose)
+        _exit(error, error, attempt, as_json, verbose)
     except KeyboardInterrupt as error:
-        _exit(error, Interrupted("interrupted."), as_json, verbose)
+        _exit(error, Interrupted("interrupted."), attempt, as_json, verbose)
     except MemoryError as error:
         advice = "Lower the batch sizes or images per class, or choose a smaller network."
-        _exit(error, DdbenchError("the machine ran out of memory.", advice), as_json, verbose)
+        _exit(error, DdbenchError("the machine ran out of memory.", advice), attempt, as_json, verbose)
     except (typer.Exit, BrokenPipeError):
         raise
     except Exception as error:
         what = f"this is an error in ddbench: {type(error).__name__}: {error}"
-        _exit(error, DdbenchError(what, "Please report it with the output of `ddbench -v ...`."), as_json, verbose)
+        hint = "Please report it with the output of `ddbench -v ...`."
+        _exit(error, DdbenchError(what, hint), attempt, as_json, verbose)
     finally:
         _document.reset(token)
 
 
-def _exit(cause: BaseException, error: DdbenchError, as_json: bool, verbose: bool) -> None:
+def _exit(cause: BaseException, error: DdbenchError, attempt: Attempt, as_json: bool, verbose: bool) -> None:
     if verbose:
         traceback.print_exception(cause)
     if as_json:
-        record = error.result.document() if error.result else {}
         status = {Interrupted: "interrupted", UsageError: "usage"}.get(type(error), "failed")
         failure = {"status": status, "reason": error.message, "hint": error.hint, "exit_code": error.exit_code}
-        print_json({**record, **failure})
+        print_json({**attempt.record(), **failure})
     sys.stderr.write(f"Error: {error.message}\n" + (f"  {error.hint}\n" if error.hint else ""))
     raise typer.Exit(error.exit_code)

@@ -29,9 +29,9 @@ def pretrain(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Train a pool of networks for `--init random_pretrained` and the targets; what is there already is kept.
+    """Train a pool of networks for `--init random_pretrained` and the targets; existing networks are kept.
 
-    Ctrl-C keeps the networks that are done; the same command goes on from there.
+    Ctrl-C keeps the networks that are done; the same command continues from there.
 
     Example: `ddbench pretrain --dataset mnist --network lenet --count 200 --held-out 20`
     """
@@ -39,9 +39,8 @@ def pretrain(
         from ddbench.contract.component import parse_assignments
         from ddbench.discovery.catalog import Catalog
         from ddbench.engine.fit import Recipe
-        from ddbench.machine.environment import keep_freed_memory, resolve_device
-        from ddbench.pipeline.pools import Pools
-        from ddbench.pipeline.prepare import complete, usual_network
+        from ddbench.pipeline.plan import usual_network
+        from ddbench.pipeline.pretrain import pretrain as train_pool
         from ddbench.render.live import live
         from ddbench.render.pools import pool_summary
 
@@ -54,10 +53,16 @@ def pretrain(
                 raise UsageError(f"--set {key} has no part in a pool.", "Set network.KEY or dataset.KEY.")
         if network is None and any(key.startswith("network.") for key in settings):
             flags["network"] = usual_network(catalog.get("dataset", dataset)).name
-        spec, _ = complete(merged({}, flags, settings, set()), catalog, with_method=False)
-        keep_freed_memory()
+        fields = merged({}, flags, settings, set()).model_dump(exclude_unset=True, exclude={"method"})
         with live() as reporter:
-            pool = Pools(spec, catalog, resolve_device(device), reporter).open(count, held_out, Recipe(steps, lr))
+            pool = train_pool(
+                fields,
+                count=count,
+                held_out=held_out,
+                recipe=Recipe(steps, lr),
+                catalog=catalog,
+                reporter=reporter,
+            )
         if as_json:
             accuracies = {side: pool.accuracies(side) for side in ("train", "evaluation")}
             print_json({"status": "ok", "pool": str(pool.folder), "accuracies": accuracies})

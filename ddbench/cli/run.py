@@ -16,7 +16,7 @@ from ddbench.contract.component import parse_assignments
 from ddbench.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from ddbench.contract.spec import RunSpec, Settings, Sweep
+    from ddbench.contract.spec import RunSpec, Sweep
     from ddbench.discovery.catalog import Catalog
     from ddbench.records.result import RunResult
 
@@ -27,6 +27,9 @@ def run(
     dataset: Annotated[str | None, named("dataset", "Dataset, or folder:PATH. [digits]", "--dataset", "-d")] = None,
     network: Annotated[
         str | None, named("network", "Network, torchvision/NAME or timm/NAME. [the dataset's usual one]")
+    ] = None,
+    eval_network: Annotated[
+        str | None, named("network", "Network that scores the result. [the same]", "--eval-network")
     ] = None,
     init: Annotated[str | None, named("init", "Init distribution. [random]")] = None,
     eval_init: Annotated[
@@ -96,6 +99,7 @@ def run(
         "method": method,
         "dataset": dataset,
         "network": network,
+        "eval_network": eval_network,
         "init": init,
         "eval_init": eval_init,
         "objective": objective,
@@ -111,7 +115,7 @@ def run(
         "smoke": smoke or None,
         "best_coreset": best_coreset or None,
     }
-    with explained_failures(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj) as attempt:
         from ddbench.discovery.catalog import Catalog
 
         catalog = Catalog(plugin or [])
@@ -140,7 +144,9 @@ def run(
         from ddbench.render.tables import published_lines
 
         with _resumable(leaderboards), live() as reporter:
-            result = runner.run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
+            started = runner.start(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
+            attempt.run_dir = started.folder.path
+            result = started.carry_out()
         _conclude(result, leaderboards, as_json)
         if experiment is not None and not as_json and result.settings.experiment:
             for line in published_lines(catalog.experiment(experiment), result):
@@ -156,17 +162,18 @@ def resume(
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     as_json: Json = False,
 ) -> None:
-    """Go on with a run that was interrupted, killed or out of disk.
+    """Continue a run that was interrupted, killed or out of disk.
 
     Example: `ddbench resume runs/unrolled_gd-svhn-ipc10-3f9a1c`
     """
-    with explained_failures(as_json=as_json, verbose=ctx.obj):
+    with explained_failures(as_json=as_json, verbose=ctx.obj) as attempt:
         from ddbench.discovery.catalog import Catalog
         from ddbench.pipeline import runner
         from ddbench.records.result import RunFolder
         from ddbench.render.live import live
 
         folder = path if path.is_dir() else Path("runs") / path
+        attempt.run_dir = folder
         catalog = Catalog([*(plugin or []), *RunFolder(folder).read_origin().plugins])
         warn_of_plugins(catalog, plugin)
         with _resumable(leaderboards), live() as reporter:
@@ -182,7 +189,7 @@ def _spec(
     experiment: str | None,
     swept: dict[str, Any] | None = None,
 ) -> "RunSpec":
-    """The spec of a `run`: an experiment, then a config file, then flags, then `--set`, each over the one before."""
+    """Return the spec of a run: an experiment, a config file, flags, then `--set`; later ones replace earlier ones."""
     fields: dict[str, Any] = {}
     if experiment is not None:
         fields.update(catalog.experiment(experiment).spec)
@@ -199,7 +206,7 @@ def _spec(
     if any(key.startswith("network.") for key in settings) and not any(
         flags[part] or fields.get(part) for part in ("network", "target")
     ):
-        from ddbench.pipeline.prepare import usual_network
+        from ddbench.pipeline.plan import usual_network
 
         dataset = merged(fields, flags, {}, set()).dataset
         fields["network"] = usual_network(catalog.get("dataset", dataset.name)).model_dump()
@@ -210,13 +217,13 @@ def _spec(
 def _check_keys(
     method: str, options: set[str], flags: dict[str, Any], given: dict[str, Any], swept: dict[str, Any]
 ) -> None:
-    """Raise `UsageError` for a key that could be meant otherwise than it would be taken."""
+    """Raise `UsageError` for a key that has two meanings."""
     from ddbench.contract.spec import FLAGS
 
     for key, value in given.items():
         if key in flags and key not in options:
-            told = f"--{FLAGS.get(key, key.replace('_', '-'))}" + ("" if isinstance(value, bool) else f" {value}")
-            raise UsageError(f"{method} has no option {key!r}; the run has.", f"Write {told}.")
+            flag = f"--{FLAGS.get(key, key.replace('_', '-'))}" + ("" if isinstance(value, bool) else f" {value}")
+            raise UsageError(f"{method} has no option {key!r}; the run has.", f"Write {flag}.")
     for key in swept.keys() & options & flags.keys():
         raise UsageError(
             f"{key!r} is an option of {method} and a field of the run.",
@@ -225,7 +232,7 @@ def _check_keys(
 
 
 def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | None, given: set[str]) -> "Sweep | None":
-    """What is swept: as the flags say, or else as the experiment does, unless what it sweeps was `given` one value."""
+    """Return the sweep of the flags, or that of the experiment unless its swept fields were `given` one value."""
     from ddbench.contract.spec import Sweep
     from ddbench.pipeline.sweep import parse_axes
 
@@ -241,55 +248,36 @@ def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | No
 
 def _run_sweep(
     sweep: "Sweep",
-    spec_of: "Callable[[dict[str, Any]], RunSpec]",
+    spec_at: "Callable[[dict[str, Any]], RunSpec]",
     catalog: "Catalog",
     runs: Path,
     leaderboards: Path,
     as_json: bool,
     dry_run: bool,
 ) -> None:
-    """Run every point, then print the table and draw the picture; both are kept in a folder of their own."""
-    from ddbench.machine.files import atomic_write, sha256
-    from ddbench.pipeline import runner
-    from ddbench.pipeline.prepare import complete
-    from ddbench.pipeline.sweep import csv_text, run_sweep
+    """Run every point, print the table and draw the picture; both are written to the folder of the sweep."""
+    from ddbench.pipeline.sweep import plan_sweep, run_sweep
     from ddbench.render.live import live
     from ddbench.render.pictures import draw_sweep
     from ddbench.render.tables import sweep_table
 
-    def completed(values: dict[str, Any]) -> "Settings":
-        return complete(spec_of(values), catalog)[0]
-
-    planned = [completed(values) for _, values in sweep.assignments()]
     if dry_run:
-        lines = [{"run": spec.run_id, "fingerprint": spec.fingerprint} for spec in planned]
+        planned = [plan.settings for _, plan in plan_sweep(sweep, spec_at, catalog)]
+        lines = [{"run": settings.run_id, "fingerprint": settings.fingerprint} for settings in planned]
         if as_json:
             print_json({"status": "planned", "runs": lines})
         else:
             typer.echo("\n".join(["Would run:", *(f"  {line['run']}" for line in lines)]))
         return
     with live() as reporter:
-        points = run_sweep(
-            sweep,
-            completed,
-            lambda spec: runner.run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter),
-            lambda spec: catalog.get("method", spec.method.name).distribution,
-            runs,
-            reporter,
-        )
-    if not points:
-        raise UsageError("no point of the sweep could be run.", "See the reasons above.")
-    name = f"sweep-{planned[0].method.name}-{sha256(''.join(s.fingerprint for s in planned).encode())[:6]}"
-    folder = runs / name
-    figure = sweep.plot or points[0].result.primary
-    atomic_write(folder / "sweep.csv", csv_text(sweep, points))
-    draw_sweep(sweep, points, figure, folder / "sweep.png")
+        done = run_sweep(sweep, spec_at, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
+    draw_sweep(done.sweep, done.points, done.figure, done.picture)
     if as_json:
-        results = [{"values": p.values, "logged": p.logged, **p.result.document()} for p in points]
-        print_json({"status": "ok", "plot": figure, "folder": str(folder), "points": results})
+        results = [{"values": p.values, "logged": p.logged, **p.result.document()} for p in done.points]
+        print_json({"status": "ok", "plot": done.figure, "folder": str(done.folder), "points": results})
         return
-    sweep_table(sweep, points, figure)
-    typer.echo(f"  picture  {folder / 'sweep.png'}\n  table    {folder / 'sweep.csv'}")
+    sweep_table(done.sweep, done.points, done.figure)
+    typer.echo(f"  picture  {done.picture}\n  table    {done.table}")
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -313,43 +301,19 @@ def _resumable(leaderboards: Path) -> Iterator[None]:
 
 
 def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path, as_json: bool) -> None:
-    from ddbench.errors import MissingPrerequisite
-    from ddbench.pipeline.prepare import complete, prepare
-    from ddbench.records.store import path_for
+    from ddbench.pipeline.dry_run import dry_run
     from ddbench.render.tables import plan_lines
 
-    settings, parts = complete(spec, catalog)
-    try:
-        bench = prepare(settings, parts, download=False)
-        record = bench.record
-        data = f"{record.name}: {record.train} training, {record.validation} validation, {record.test} test images"
-        try:
-            predicted = bench.peak_memory()
-            memory = f"about {predicted[0] / 1e6:.0f} MB at the peak ({predicted[1]})" if predicted else "not predicted"
-        except MissingPrerequisite as error:
-            predicted, memory = None, f"not known yet: {error.message}"
-    except MissingPrerequisite as error:
-        data, predicted, memory = f"not there yet: {error.message}", None, "not known before the data is there"
-    run_dir = str(runs / settings.run_id)
-    leaderboard = None if settings.smoke else str(path_for(leaderboards, settings))
-    plan = {
-        "status": "planned",
-        "spec": settings.model_dump(mode="json"),
-        "fingerprint": settings.fingerprint,
-        "run_dir": run_dir,
-        "leaderboard": leaderboard,
-        "data": data,
-        "peak_memory_mb": predicted and round(predicted[0] / 1e6),
-    }
-    if as_json:
-        print_json(plan)
+    planned = dry_run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards)
+    if not as_json:
+        for line in plan_lines(planned):
+            typer.echo(line)
         return
-    for line in plan_lines(settings, data, memory, run_dir, leaderboard):
-        typer.echo(line)
+    print_json({"status": "planned", **planned.model_dump(mode="json")})
 
 
 def _conclude(result: "RunResult", leaderboards: Path, as_json: bool) -> None:
-    """Draw the pictures and tell the result."""
+    """Draw the pictures and print the result."""
     from ddbench.records.result import RunFolder
     from ddbench.render.tables import result_lines
 

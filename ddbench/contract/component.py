@@ -6,7 +6,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
 import pydantic
 
@@ -155,6 +155,7 @@ _ATTRIBUTE = "__ddbench_component__"
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+@runtime_checkable
 class Decorator(Protocol):
     """A decorator, used bare (`@ddbench.method`) or with facts (`@ddbench.method(companion=True)`)."""
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from ddbench.contract.component import Component
     from ddbench.contract.observer import Observer
+    from ddbench.contract.plan import Plan
     from ddbench.contract.sets import DatasetInfo
-    from ddbench.contract.spec import RunSpec
 
 hookimpl = pluggy.HookimplMarker("ddbench")
 _hookspec = pluggy.HookspecMarker("ddbench")
@@ -155,7 +155,7 @@ def ddbench_find_dataset(name: str) -> "Component | None":
 
 
 @_hookspec
-def ddbench_observe(plan: "RunSpec", folder: Path) -> "Observer | None":
+def ddbench_observe(plan: "Plan", folder: Path) -> "Observer | None":
     """Return an observer of the run that begins, or None to leave this run alone.
 
     `plan` holds the complete settings of the run, `folder` is where it keeps its files. A run that is resumed is

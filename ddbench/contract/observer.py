@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from ddbench.records.result import RunResult
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """A place that shows how a run proceeds: the terminal or a log file."""
 
@@ -34,6 +35,7 @@ class Silent:
         """Do nothing."""
 
 
+@runtime_checkable
 class Observer(Protocol):
     """An observer of one run, as the hook `ddbench_observe` returns it; its state lives on the object.
 

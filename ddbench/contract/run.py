@@ -19,8 +19,8 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.contract.snapshots import (
     check_readable,
     check_state,
-    copied,
-    copied_tree,
+    copy_entry,
+    copy_tree,
     finite,
     global_generators,
     set_global_generators,
@@ -38,12 +38,13 @@ MAX_ROLLBACKS = 5
 
 
 class Run:
-    """A method's handle on the outside world: random numbers, the loop, the log.
+    """Random numbers, the loop, the log and the clock for a method.
 
     The harness makes it; a plugin's tests can make one with a folder and nothing else.
 
     Attributes:
-        seed, generator: the sources of all randomness; the generator is on the CPU.
+        seed: the seed of the run.
+        generator: the source of all random numbers, on the CPU.
         device: where tensors live.
         share_done: the share of the loop that is over, 0 to 1, for schedules. Under a time limit it follows the clock:
             such a run ends its schedule in time but cannot be repeated to the byte.
@@ -249,7 +250,7 @@ class Run:
                 stream.truncate(min(size, self.log_path.stat().st_size))
 
     def _snapshot(self, step: int, state: Mapping[str, object]) -> LoopState:
-        copies = {name: copied(entry) for name, entry in state.items()}
+        copies = {name: copy_entry(entry) for name, entry in state.items()}
         generators = {"own": self.generator.get_state(), **global_generators()}
         return LoopState(step, False, copies, generators, self._log_bytes)
 
@@ -265,7 +266,7 @@ class Run:
                 with torch.no_grad():
                     entry.copy_(saved)
             else:
-                entry.load_state_dict(copied_tree(saved))  # type: ignore[attr-defined]
+                entry.load_state_dict(copy_tree(saved))  # type: ignore[attr-defined]
         self.generator.set_state(snapshot.generators["own"])
         set_global_generators(snapshot.generators)
 

@@ -5,14 +5,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import safetensors
 import safetensors.torch
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from ddbench.errors import PluginError, UsageError
 from ddbench.machine.files import atomic_write, sha256
@@ -144,11 +143,11 @@ class ExampleSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, indices: Tensor) -> Self:
+    def __getitem__(self, indices: Tensor) -> "ExampleSet":
         indices = indices.to(self.labels.device)
         return replace(self, inputs=self.inputs[indices], labels=self.labels[indices])
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "ExampleSet":
         """Return the same examples on `device`."""
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
 
@@ -183,7 +182,7 @@ class ExampleSet:
             )
         return members
 
-    def minibatch(self, size: int, generator: torch.Generator) -> Self:
+    def minibatch(self, size: int, generator: torch.Generator) -> "ExampleSet":
         """Draw `size` examples without replacement; where there are fewer, return all of them, shuffled."""
         return self[torch.randperm(len(self), generator=generator)[:size]]
 
@@ -202,7 +201,7 @@ class ExampleSet:
         order = torch.tensor(places, device=self.labels.device)
         return self.inputs[order], self.labels[order]
 
-    def random_subset(self, per_class: int, generator: torch.Generator, *, balanced: bool = True) -> Self:
+    def random_subset(self, per_class: int, generator: torch.Generator, *, balanced: bool = True) -> "ExampleSet":
         """Draw `per_class` examples of each class without replacement, class by class.
 
         With `balanced=False`, draw as many in all from the whole set, whatever their class.
@@ -287,7 +286,7 @@ class DistilledSet:
 
         return TensorDataset(*self.flat())
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "DistilledSet":
         """Return the same set on `device`, detached from any graph."""
         lrs = None if self.lrs is None else self.lrs.detach().to(device)
         inputs, labels = (t.detach().to(device).contiguous() for t in (self.inputs, self.labels))
@@ -323,7 +322,7 @@ class DistilledSet:
                 problems.append(f"{name} with NaN or infinite values")
         sums = self.labels.sum(-1) if self.soft else None
         # Targets of a regression may be any numbers.
-        classifies = task.objective.inner_loss is F.cross_entropy
+        classifies = task.objective.kind == "classification"
         if classifies and sums is not None and not ((sums - 1).abs().le(1e-4).all() and self.labels.ge(0).all()):
             problems.append("soft labels that are not distributions: they must not be negative and sum to one")
         if not self.soft and self.labels.numel() and not 0 <= self.labels.min() <= self.labels.max() < classes:
@@ -344,7 +343,7 @@ class DistilledSet:
                 problems.append(f"{self.lrs.numel()} gradient steps where the budget is {budget.total_steps}")
         return problems
 
-    def described(self, **more: object) -> Self:
+    def described(self, **more: object) -> "DistilledSet":
         """Return the same set with more metadata. Values that are not text become JSON."""
         text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in more.items()}
         return replace(self, metadata={**self.metadata, **text})
@@ -360,7 +359,7 @@ class DistilledSet:
         return sha256(raw)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "DistilledSet":
         """Read a file of `save` without running code from it. Raises `UsageError` for any other file."""
         path = Path(path)
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""The state of a loop and of every random generator: what can be kept, copied and given back."""
+"""Snapshots: copies of a loop's state and of the states of all random generators, to be restored later."""
 
 import copy
 import io
@@ -16,16 +16,19 @@ from ddbench.errors import PluginError
 
 def check_state(state: Mapping[str, object]) -> None:
     """Raise `PluginError` for a state that holds anything but tensors and objects with a state dict."""
-    for name, thing in state.items():
-        if not isinstance(thing, Tensor) and not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
+    for name, entry in state.items():
+        if not isinstance(entry, Tensor) and not (hasattr(entry, "state_dict") and hasattr(entry, "load_state_dict")):
             raise PluginError(
-                f"the loop's state {name!r} is a {type(thing).__name__}, which cannot be restored.",
+                f"the loop's state {name!r} is a {type(entry).__name__}, which cannot be restored.",
                 "Give tensors, or objects with state_dict and load_state_dict.",
             )
 
 
 def check_readable(state: Mapping[str, Any]) -> None:
-    """What is written must be readable again without running code; better to know at the start than after hours."""
+    """Raise `PluginError` for a state that could not be read from a checkpoint without running code.
+
+    It is checked when the loop starts, so that a run does not fail hours later.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
@@ -33,30 +36,30 @@ def check_readable(state: Mapping[str, Any]) -> None:
         torch.load(buffer, weights_only=True)
     except pickle.UnpicklingError as error:
         raise PluginError(
-            "the loop's state holds objects that a checkpoint cannot give back.",
+            "the loop's state holds objects that cannot be restored from a checkpoint.",
             "Its state_dict may hold tensors, numbers, text, and lists and dicts of them.",
         ) from error
 
 
-def copied(thing: object) -> Any:
-    """A tensor, or an object's state dict, copied whole."""
-    return copied_tree(thing if isinstance(thing, Tensor) else thing.state_dict())  # type: ignore[attr-defined]
+def copy_entry(entry: object) -> Any:
+    """Return a copy of a tensor, or of an object's state dict."""
+    return copy_tree(entry if isinstance(entry, Tensor) else entry.state_dict())  # type: ignore[attr-defined]
 
 
-def copied_tree(tree: Any) -> Any:
-    """A deep copy whose tensors share nothing with the original and carry no graph."""
+def copy_tree(tree: Any) -> Any:
+    """Return a deep copy whose tensors share no memory with the original and carry no graph."""
     if isinstance(tree, Tensor):
         return tree.detach().clone()
     if isinstance(tree, dict):
-        return {key: copied_tree(value) for key, value in tree.items()}
+        return {key: copy_tree(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(copied_tree(value) for value in tree)
+        return type(tree)(copy_tree(value) for value in tree)
     return copy.deepcopy(tree)
 
 
 def finite(state: Mapping[str, object]) -> bool:
-    """Whether every tensor of the state, those inside `state_dict` included, is finite."""
-    trees = [thing if isinstance(thing, Tensor) else thing.state_dict() for thing in state.values()]  # type: ignore[attr-defined]
+    """Return whether every tensor of the state is finite, including those in a `state_dict`."""
+    trees = [entry if isinstance(entry, Tensor) else entry.state_dict() for entry in state.values()]  # type: ignore[attr-defined]
     return all(bool(torch.isfinite(tensor).all()) for tree in trees for tensor in _tensors(tree))
 
 
@@ -72,7 +75,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def global_generators() -> dict[str, Any]:
-    """The state of the global generators of torch, numpy and python."""
+    """Return the states of the global generators of torch, numpy and Python."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
@@ -83,7 +86,7 @@ def global_generators() -> dict[str, Any]:
 
 
 def set_global_generators(saved: Mapping[str, Any]) -> None:
-    """Put the global generators back to where `global_generators` found them."""
+    """Restore the states that `global_generators` returned."""
     torch.set_rng_state(saved["torch"])
     if saved["cuda"]:
         torch.cuda.set_rng_state_all(saved["cuda"])

@@ -3,17 +3,19 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from ddbench.contract.component import did_you_mean
+from ddbench.contract.documented import with_fields
 from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
 
-PARTS = ("method", "dataset", "network", "init", "eval_init", "objective", "target")
+PARTS = ("method", "dataset", "network", "eval_network", "init", "eval_init", "objective", "target")
 DEFAULT_STEPS = 10
 
 
@@ -29,7 +31,7 @@ class Choice(_Frozen):
 
     @classmethod
     def from_name(cls, value: object) -> Self:
-        """A choice from a bare name or a mapping of the fields."""
+        """Return the choice of a bare name or a mapping of the fields."""
         return cls.model_validate(_from_name(value))
 
 
@@ -45,7 +47,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_duration(value: object) -> object:
-    """Seconds from `90`, `90s`, `15m`, `1.5h`; raises `ValueError` for anything else that is text."""
+    """Return seconds from `90`, `90s`, `15m` or `1.5h`. Raises `ValueError` for other text."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([smhd]?)\s*", value)
@@ -85,14 +87,17 @@ class _Fields(_Frozen):
     best_coreset: bool = Field(False, description="compare the score with that of the best coreset too")
 
 
+@with_fields
 class RunSpec(_Fields):
     """The run that is asked for: what is left out is decided by `ddbench.plan`.
 
     The dataset suggests `network` and `images_per_class`. `steps` is the largest divisor of `images_per_class` up to
-    10, so that each step has the same number of images per class. `eval_init` is `init` unless it is named.
+    10, so that each step has the same number of images per class. `eval_network` is the same as `network`, and
+    `eval_init` as `init`, unless they are named.
     """
 
     network: Named | None = Field(None, description="network; the usual one of the dataset when left out")
+    eval_network: Named | None = Field(None, description="network that scores; the same as network when left out")
     eval_init: Named | None = Field(None, description="init distribution of scoring; the same as init when left out")
     images_per_class: int | None = Field(None, ge=1, description="images per class over all steps together (IPC)")
     steps: int | None = Field(None, ge=1, description="gradient steps with a batch of images each")
@@ -120,6 +125,7 @@ class RunSpec(_Fields):
             ) from error
 
 
+@with_fields
 class Settings(_Fields):
     """Everything that decides what a run computes, complete: every default is filled in, every option spelt out.
 
@@ -127,9 +133,16 @@ class Settings(_Fields):
     """
 
     network: Named = Field(description="network")
+    eval_network: Named = Field(description="network that scores")
     eval_init: Named = Field(description="init distribution of scoring")
     images_per_class: int = Field(ge=1, description="images per class over all steps together (IPC)")
     steps: int = Field(ge=1, description="gradient steps with a batch of images each")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _fill_younger_fields(cls, fields: Any) -> Any:
+        """Give fields that an older record does not have the defaults they were born with."""
+        return {**_born_defaults(fields), **fields} if isinstance(fields, dict) else fields
 
     def canonical(self) -> str:
         """Return the same text for the same run on any machine: JSON with sorted keys.
@@ -138,7 +151,7 @@ class Settings(_Fields):
         new field moves no fingerprint.
         """
         fields = self.model_dump(mode="json", exclude=set(NOT_COMPUTED))
-        for name, default in BORN_LATER.items():
+        for name, default in _born_defaults(fields).items():
             if fields[name] == default:
                 del fields[name]
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
@@ -162,8 +175,28 @@ class Settings(_Fields):
 
 NOT_COMPUTED = ("device", "experiment", "best_coreset")
 """Fields that change nothing of what is computed."""
-BORN_LATER: dict[str, Any] = {}
-"""Fields younger than the first record, with their defaults as JSON. Such a default never changes."""
+
+
+@dataclass(frozen=True)
+class SameAs:
+    """The default of a field that has the value of another one."""
+
+    field: str
+
+
+BORN_LATER: dict[str, Any] = {"eval_network": SameAs("network")}
+"""Fields younger than the first record, with the JSON defaults they were born with. Such a default never changes."""
+
+
+def _born_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {}
+    for name, default in BORN_LATER.items():
+        if isinstance(default, SameAs):
+            if default.field in fields:
+                defaults[name] = fields[default.field]
+        else:
+            defaults[name] = default
+    return defaults
 
 
 FLAGS = {
@@ -182,7 +215,7 @@ class Axis(_Frozen):
 
     @property
     def name(self) -> str:
-        """What the axis is called in tables and pictures."""
+        """The name of the axis in tables and pictures."""
         return " = ".join(key.replace("_", " ") for key in self.keys)
 
 
@@ -196,22 +229,22 @@ class Sweep(_Frozen):
     plot: str = ""
 
     def assignments(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """Each point: its values, one an axis, and what they set."""
+        """Yield every point: its values, one for each axis, and the assignments that they make."""
         for values in itertools.product(*(axis.values for axis in self.axes)):
             pairs = zip(self.axes, values, strict=True)
             yield values, {key: value for axis, value in pairs for key in axis.keys}
 
 
 def default_steps(images_per_class: int) -> int:
-    """The largest divisor of `images_per_class` up to 10."""
+    """Return the largest divisor of `images_per_class` up to 10."""
     return max(steps for steps in range(1, DEFAULT_STEPS + 1) if images_per_class % steps == 0)
 
 
 def place_assignments(fields: dict[str, Any], assignments: dict[str, Any], method_options: set[str]) -> dict[str, Any]:
-    """`fields` of a spec with `--set` assignments put where they belong.
+    """Return the `fields` of a spec with `--set` assignments added.
 
-    `init.scheme` is option `scheme` of the init; a plain name is an option of the method, or else a field of the
-    spec (`steps`, `epochs`, ...), or else left to the method to reject.
+    `init.scheme` is option `scheme` of the init. A plain name is an option of the method if it has one of that name,
+    otherwise a field of the spec (`steps`, `epochs`, ...). An unknown name becomes an option, which the method rejects.
     """
     placed = dict(fields)
     for key, value in assignments.items():

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,9 +18,12 @@ Side = Literal["train", "evaluation"]
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a method may return.
+    """The amount of data that a method may return.
 
-    `images_per_class` is the total over all steps; an evaluation takes at most `epochs * steps` gradient steps.
+    Attributes:
+        images_per_class: images per class (IPC), over all steps together.
+        steps: gradient steps with a batch of images each.
+        epochs: passes over the steps; an evaluation takes at most `epochs * steps` gradient steps.
     """
 
     images_per_class: int
@@ -36,30 +40,49 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """`(logits [batch, classes], labels [batch] or soft [batch, classes])` to a scalar, the mean over the batch."""
 
 
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The mean softmax cross-entropy over a batch, `-sum_c y_c log softmax(z)_c`.
+
+    A type of its own lets the unroll engine recognise the one inner loss that it has hand-derived steps for.
+    """
+
+    def __call__(
+        self, logits: Float[Tensor, "batch classes"], labels: Shaped[Tensor, " batch *classes"]
+    ) -> Float[Tensor, ""]:
+        """Return the loss; labels are classes `[batch]` or distributions `[batch, classes]`."""
+        return F.cross_entropy(logits, labels)
+
+
+cross_entropy = CrossEntropy()
+
+
 def _as_they_are(labels: Tensor) -> Tensor:
     return labels
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The aim of distilled data.
+    """An aim that distilled data are made for.
 
     Attributes:
-        loss: `loss(logits [batch, classes], labels [batch])`, a differentiable scalar to distil against; None where
-            there is none.
-        measure: `measure(logits [n, classes], labels [n])`, the metrics by name. A metric with nothing to measure (no
-            example of its class) is NaN.
+        loss: `loss(logits [batch, classes], labels [batch])`, a differentiable scalar to distil against; None if there
+            is none.
+        measure: `measure(logits, labels)`, the metrics by name as plain numbers; NaN for a metric without an example
+            to measure it on.
         metrics: the metrics that `measure` gives, with unit and direction. The first one ranks.
         inner_loss: the loss that networks minimise when they train on the distilled set.
-        relabel: `relabel(labels)`, the labels that real examples carry when they are that set. Under poisoning, those
-            of the attacked class are the target's.
+        relabel: `relabel(labels)`, the labels that real examples have in a distilled set; under poisoning, those of
+            the attacked class become those of the target class.
+        kind: the meaning of soft labels: distributions over the classes, or any numbers (regression).
     """
 
     loss: Loss | None
     measure: Callable[[Tensor, Tensor], dict[str, float]]
     metrics: tuple[Metric, ...]
-    inner_loss: Loss = F.cross_entropy
+    inner_loss: Loss = cross_entropy
     relabel: Callable[[Tensor], Tensor] = _as_they_are
+    kind: Literal["classification", "regression"] = "classification"
 
     @property
     def metric(self) -> Metric:
@@ -77,6 +100,7 @@ class Objective:
         return self.metric.higher_is_better
 
 
+@runtime_checkable
 class InitSampler(Protocol):
     """An init distribution with its options bound: up to `n` initial weights, stacked, for one side.
 
@@ -88,10 +112,11 @@ class InitSampler(Protocol):
     def __call__(
         self, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side, /
     ) -> dict[str, Tensor]:
-        """Draw."""
+        """Draw weights."""
         ...
 
 
+@runtime_checkable
 class Sources(Protocol):
     """What an init distribution may draw on besides random numbers: networks trained before, other distributions."""
 
@@ -135,7 +160,7 @@ class Networks:
         self._init, self._info, self._generator, self._side = init, info, generator, side
 
     def sample(self, n: int) -> dict[str, Tensor]:
-        """Initial weights of up to `n` networks, `{name: [nets, *shape]}`, on the device of `module`.
+        """Draw initial weights of up to `n` networks, `{name: [nets, *shape]}`, on the device of `module`.
 
         Raises `PluginError` when the init distribution returns something else.
         """
@@ -156,7 +181,15 @@ class Networks:
 
 @dataclass(frozen=True)
 class Task:
-    """Everything a method may look at; there is no test split, and the validation slice is not in `train`."""
+    """The input of a method. It holds no test data, and the validation slice is not in `train`.
+
+    Attributes:
+        train: the training examples, normalised, on the device of the run.
+        objective: the loss to distil against, the loss to train networks with, and the metrics.
+        networks: the network and its init distribution: `networks.sample(n)` draws initial weights.
+        budget: images per class, steps and epochs of the set to return.
+        info: name, classes, shape, mean and standard deviation of the dataset.
+    """
 
     train: ExampleSet
     objective: Objective
@@ -167,13 +200,16 @@ class Task:
 
 @dataclass(frozen=True)
 class AdaptationTarget:
-    """Pretrained networks and the dataset they are to be adapted to.
+    """Pretrained networks, and the dataset to adapt them to.
 
-    `network` is a name as on the command line, and so is `dataset`; None leaves it to the user. `sample` is the init
-    distribution that gives the source weights; None starts from the weights that the network itself has. Images are
-    converted to `sample_shape` (grey to colour, resized) where one is given. `adapt(network, info)`, where there is
-    one, turns the network as it is built for the new classes into the one to be adapted, its weights loaded; `files`
-    names the files it reads, for the record.
+    Attributes:
+        dataset: name of the dataset, as on the command line; None leaves the choice to the user.
+        network: name of the network, as on the command line.
+        sample: the init distribution of the source weights; None starts from the weights of the network itself.
+        sample_shape: `(channels, height, width)` that images are converted to; None leaves them as they are.
+        adapt: `adapt(network, info)`, which turns the network, built for the new classes, into the one to adapt, with
+            its weights loaded; None uses the network as built.
+        files: the files that `adapt` reads, for the record.
     """
 
     dataset: str | None

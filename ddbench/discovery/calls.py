@@ -57,7 +57,7 @@ def brief(error: BaseException) -> str:
 
 
 def where(error: BaseException) -> str:
-    """Return the last line of code outside of the catalog that an exception passed, in brackets; empty if there is none."""
+    """Return the last line of a plugin that an exception passed, in brackets, or an empty text."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_HERE, "<"))]
     frames = [f for f in frames if "importlib" not in f.filename]
     if isinstance(error, DdbenchError) or not frames:

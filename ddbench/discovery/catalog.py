@@ -4,7 +4,7 @@ import importlib
 import inspect
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -244,11 +244,11 @@ class Catalog:
     def _hooks_of(self, module: object, name: str) -> list[pluggy.HookImpl]:
         """Register `module` with pluggy and return its hooks. Raises `PluginError` for any that ddbench cannot call."""
         for function in dir(module):
-            options = self._manager.parse_hookimpl_opts(module, function) or {}
+            options: Mapping[str, object] = self._manager.parse_hookimpl_opts(module, function) or {}
             option = next((option for option in _PLUGGY_OPTIONS if options.get(option)), None)
             if option:
                 raise PluginError(
-                    f"hook {function!r} uses the option {option}={options[option]!r}, which ddbench does not support.",  # type: ignore[literal-required]
+                    f"hook {function!r} uses the option {option}={options[option]!r}, which ddbench does not support.",
                     "Write @ddbench.hookimpl without options.",
                 )
         self._manager.register(module, name=f"{name}#{len(self.plugins) + len(self.broken)}")

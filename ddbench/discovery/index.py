@@ -146,7 +146,11 @@ def build(protocols: Sequence[Entry], paths: Iterable[str | Path] = ()) -> Index
         entries=[*components, *protocols, *experiments],
         plugins=[
             IndexedPlugin(
-                name=p.name, distribution=p.distribution, offers=p.offers, hooks=p.hook_names, seconds=round(p.seconds, 3)
+                name=p.name,
+                distribution=p.distribution,
+                offers=p.offers,
+                hooks=p.hook_names,
+                seconds=round(p.seconds, 3),
             )
             for p in catalog.plugins
         ],

@@ -9,7 +9,7 @@ from ddbench.discovery.calls import brief, call, trace
 from ddbench.discovery.catalog import Catalog, Plugin
 
 if TYPE_CHECKING:
-    from ddbench.contract.spec import RunSpec
+    from ddbench.contract.plan import Plan
     from ddbench.records.result import RunResult
 
 
@@ -56,7 +56,7 @@ class Observers:
         self._reporter.say(f"{plugin.who} failed in {event} and is disabled for this run: {brief(error)}")
 
 
-def observers(catalog: Catalog, plan: "RunSpec", folder: Path, reporter: Reporter) -> Observers:
+def observers(catalog: Catalog, plan: "Plan", folder: Path, reporter: Reporter) -> Observers:
     """Return the observers that the plugins attach to the run of `plan` in `folder`."""
     attached = Observers(reporter)
     for plugin, hook in catalog.hooks("ddbench_observe"):

@@ -1,34 +1,104 @@
-"""Ordinary training of networks on real examples: Adam on minibatches, several networks at a time."""
+"""The one training loop: first-order training of a network on batches, and pools of networks trained by Adam."""
 
 import dataclasses
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from ddbench.contract.sets import ExampleSet
-from ddbench.engine.cpu.operators import FastOperators
-from ddbench.engine.meta_gradient import evaluation_mode
+from ddbench.contract.task import Loss, cross_entropy
+from ddbench.engine.cpu.operators import fast_operators
+from ddbench.engine.networks import State, inner_mode
 from ddbench.engine.workers import for_each_network
 
 BATCH = 128
 POOL_STEPS, POOL_RATE = 700, 0.003
-"""After which LeNets on MNIST are at 98.6 % of the validation slice."""
+"""Defaults that bring LeNets on MNIST to 98.6 % of the validation slice."""
+
+
+class Optimiser(Protocol):
+    """The part of a `torch.optim.Optimizer` that `fit` uses."""
+
+    param_groups: list[dict[str, object]]
+
+    def step(self) -> object:
+        """Update the parameters from their `.grad`."""
+        ...
+
+
+def fit(
+    network: nn.Module,
+    state: State,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimiser: Callable[[list[Tensor]], Optimiser],
+    *,
+    loss: Loss = cross_entropy,
+    rate: Callable[[int], float] | None = None,
+) -> State:
+    """Return the state after one step of `optimiser` on each of `batches`; `state` itself stays as it is.
+
+    `batches` are pairs of inputs `[n, *sample]` and labels `[n]` or `[n, classes]`, drawn one at a time during the
+    training and in its mode (`inner_mode`: batch statistics, no dropout; running statistics go into the result).
+    `optimiser(parameters)` makes the optimiser of the parameters, in the order of `state.params`, such as
+    `lambda parameters: torch.optim.SGD(parameters, lr=0.01)`. `rate(step)` is the learning rate of each step.
+    """
+    params = {name: tensor.detach().clone().requires_grad_() for name, tensor in state.params.items()}
+    buffers = {name: tensor.detach().clone() for name, tensor in state.buffers.items()}
+    leaves = list(params.values())
+    stepper = optimiser(leaves)
+    with fast_operators(), inner_mode(network):
+        for step, (inputs, labels) in enumerate(batches):
+            if rate is not None:
+                for group in stepper.param_groups:
+                    group["lr"] = rate(step)
+            value = loss(functional_call(network, (params, buffers), (inputs,)), labels)
+            grads = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+            for leaf, grad in zip(leaves, grads, strict=True):
+                leaf.grad = grad
+            stepper.step()
+    return State({name: tensor.detach() for name, tensor in params.items()}, buffers)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`steps` of Adam (betas .5 and .999, as in Wang et al. 2018) at rate `lr`, which falls along a cosine to zero."""
+    """A training of `steps` of Adam (betas .5 and .999, as in Wang et al. 2018); the rate falls along a cosine to 0."""
 
     steps: int = POOL_STEPS
     lr: float = POOL_RATE
     batch: int = BATCH
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        return self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def optimiser(self, parameters: list[Tensor]) -> Optimiser:
+        """Return Adam for `parameters`."""
+        return torch.optim.Adam(parameters, lr=self.lr, betas=(0.5, 0.999), fused=True)
+
+    def batches(
+        self, examples: ExampleSet, generator: torch.Generator, stop: threading.Event
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `steps` batches out of shuffled passes through `examples`, fewer when `stop` is set.
+
+        A last batch that is smaller than the others is left out.
+        """
+        size = min(self.batch, len(examples))
+        indices: list[Tensor] = []
+        for _ in range(self.steps):
+            if stop.is_set():
+                return
+            if not indices:
+                order = torch.randperm(len(examples), generator=generator).to(examples.labels.device)
+                indices = [part for part in torch.split(order, self.batch) if len(part) == size]
+            batch = indices.pop()
+            yield examples.inputs[batch], examples.labels[batch]
 
 
 def train_each(
@@ -37,62 +107,31 @@ def train_each(
     seeds: Sequence[int],
     examples: ExampleSet,
     recipe: Recipe,
-    done: Callable[[dict[str, Tensor]], None],
+    report: Callable[[dict[str, Tensor]], None],
 ) -> None:
-    """Train a network from each of `starts` (`{name: shape}`); `done(weights)` is called for each, in order.
+    """Train a network from each of `starts` (`{name: shape}`) and call `report(weights)` for each, in order.
 
-    `seeds` decide the order of the examples, which are gone through in shuffled passes. The loss is cross-entropy;
-    dropout and its like are off. The result for a start and a seed does not depend on the others.
+    `seeds` decide the order of the examples. The loss is cross-entropy.
+    The result for a start and a seed does not depend on the others.
     """
-
     stop = threading.Event()
+    buffers = dict(network.named_buffers())
 
-    def one(own: nn.Module, item: tuple[Mapping[str, Tensor], int]) -> dict[str, Tensor]:
-        return _trained(own, *item, examples, recipe, stop)
+    def one_network(replica: nn.Module, item: tuple[Mapping[str, Tensor], int]) -> dict[str, Tensor]:
+        start, seed = item
+        batches = recipe.batches(examples, torch.Generator().manual_seed(seed), stop)
+        return fit(replica, State(dict(start), buffers), batches, recipe.optimiser, rate=recipe.rate).params
 
-    for_each_network(one, network, list(zip(starts, seeds, strict=True)), done, stop)
+    for_each_network(one_network, network, list(zip(starts, seeds, strict=True)), report, stop)
 
 
 def forecast(
     network: nn.Module, start: Mapping[str, Tensor], examples: ExampleSet, recipe: Recipe, networks: int
 ) -> float:
-    """Seconds that `train_each` will take for so many networks, from the time of one step of one."""
-    one = dataclasses.replace(recipe, steps=1)
+    """Return the seconds that `train_each` will take for so many networks, from the time of one step of one."""
+    single = dataclasses.replace(recipe, steps=1)
     workers = min(networks, torch.get_num_threads()) if examples.inputs.device.type == "cpu" else 1
     for _ in range(2):  # the first one warms up
         started = time.perf_counter()
-        train_each(network, [start] * workers, range(workers), examples, one, lambda weights: None)
+        train_each(network, [start] * workers, range(workers), examples, single, lambda weights: None)
     return (time.perf_counter() - started) * recipe.steps * networks / workers
-
-
-def _trained(
-    network: nn.Module,
-    start: Mapping[str, Tensor],
-    seed: int,
-    examples: ExampleSet,
-    recipe: Recipe,
-    stop: threading.Event,
-) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
-    optimizer = torch.optim.Adam(weights.values(), lr=recipe.lr, betas=(0.5, 0.999), fused=True)
-    batches: list[Tensor] = []
-    with FastOperators(), evaluation_mode(network):
-        for step in range(recipe.steps):
-            if stop.is_set():
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-            if not batches:
-                order = torch.randperm(len(examples), generator=generator).to(examples.labels.device)
-                batches = [
-                    batch for batch in torch.split(order, recipe.batch) if len(batch) == min(recipe.batch, len(order))
-                ]
-            chosen = batches.pop()
-            logits = functional_call(network, weights, (examples.inputs[chosen],))
-            loss = F.cross_entropy(logits, examples.labels[chosen])
-            grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
-            for weight, grad in zip(weights.values(), grads, strict=True):
-                weight.grad = grad
-            optimizer.step()
-    return {name: weight.detach() for name, weight in weights.items()}

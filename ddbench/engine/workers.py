@@ -23,15 +23,15 @@ def for_each_network(
     function: Callable[[nn.Module, Item], Result],
     network: nn.Module,
     items: Sequence[Item],
-    done: Callable[[Result], None] = lambda result: None,
+    report: Callable[[Result], None] = lambda result: None,
     stop: threading.Event | None = None,
 ) -> list[Result]:
-    """`[function(network, item) for item in items]`, on as many workers as torch has threads.
+    """Return `[function(network, item) for item in items]`, computed by as many workers as torch has threads.
 
-    Each worker is given a copy of `network`, so `function` may put weights and modes into it; it must not change
-    anything else that is shared. `stop` is set when this thread is interrupted, for workers with long work to see.
-    `done(result)` is called from this thread for each result, in order. On an
-    accelerator, or with one thread or one item, everything happens in this thread.
+    Each worker gets a copy of `network`, so `function` may change its weights and modes; it must not change
+    anything else that is shared. `report(result)` is called from this thread for each result, in order.
+    `stop` is set when this thread is interrupted; workers with long work should check it.
+    On an accelerator, or with one thread or one item, everything happens in this thread.
     """
     threads = torch.get_num_threads()
     workers = min(len(items), threads)
@@ -40,20 +40,20 @@ def for_each_network(
         results = []
         for item in items:
             results.append(function(network, item))
-            done(results[-1])
+            report(results[-1])
         return results
 
-    free: SimpleQueue[nn.Module] = SimpleQueue()
+    replicas: SimpleQueue[nn.Module] = SimpleQueue()
     for _ in range(workers):
-        free.put(copy.deepcopy(network))
+        replicas.put(copy.deepcopy(network))
 
     def work(item: Item) -> Result:
         torch.set_num_threads(1)
-        own = free.get()
+        replica = replicas.get()
         try:
-            return function(own, item)
+            return function(replica, item)
         finally:
-            free.put(own)
+            replicas.put(replica)
 
     results = []
     interval = sys.getswitchinterval()
@@ -64,13 +64,13 @@ def for_each_network(
             try:
                 for result in pool.map(work, items):
                     results.append(result)
-                    done(result)
+                    report(result)
             except BaseException:
                 if stop is not None:
                     stop.set()
                 raise
     finally:
         sys.setswitchinterval(interval)
-        # Setting the threads of a worker also sets what threads to come start with.
+        # A worker's thread count also becomes the default of threads started later.
         torch.set_num_threads(threads)
     return results

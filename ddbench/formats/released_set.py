@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -34,7 +33,7 @@ class ReleasedSet:
     notices: tuple[str, ...] = ()
 
     @classmethod
-    def checked(cls, path: Path, images: object, labels: object, notices: tuple[str, ...] = ()) -> Self:
+    def checked(cls, path: Path, images: object, labels: object, notices: tuple[str, ...] = ()) -> "ReleasedSet":
         """Build the set from the content of `path`. Raises `UsageError` for content that cannot be scored at all."""
         if (
             not isinstance(images, Tensor)

@@ -1,5 +1,5 @@
-"""This machine: versions, devices, seeds, folders and files.
+"""Facts about this machine and work with it: versions, devices, memory, seeds, folders and files.
 
-May import: errors alone.
-Imported by: every other part of ddbench.
+May import: errors only.
+Imported by: every other sub-package.
 """

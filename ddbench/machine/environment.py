@@ -1,4 +1,4 @@
-"""The machine a number was made on: versions, device, threads, seeds, memory, folders."""
+"""The machine that a figure was measured on: versions, device, threads and memory."""
 
 import ctypes
 import functools
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def resolve_device(name: str) -> "torch.device":
-    """The device called `name`; `auto` takes an accelerator when there is one, else the CPU."""
+    """Return the device called `name`; `auto` is an accelerator where there is one, else the CPU.
+
+    Raises `MissingPrerequisite` for a device that this machine does not have, `UsageError` for an unknown name.
+    """
     import torch
 
     if name == "auto":
@@ -30,7 +33,7 @@ def resolve_device(name: str) -> "torch.device":
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         known = name.split(":")[0] in {"cpu", "cuda", "mps", "xpu"}
-        hint = "Use --device cpu, or --device auto to take what there is."
+        hint = "Use --device cpu, or --device auto for the best available."
         if known:
             raise MissingPrerequisite(f"device {name!r} is not available on this machine.", hint) from error
         raise UsageError(f"there is no device called {name!r}.", hint) from error
@@ -38,9 +41,9 @@ def resolve_device(name: str) -> "torch.device":
 
 
 def peak_memory_mb() -> float:
-    """The most memory this process has held so far, in MB (10^6 bytes)."""
+    """Return the peak memory of this process so far, in MB (10^6 bytes)."""
     try:
-        # getrusage would count the process that started this one too.
+        # Not getrusage: on Linux it starts from the peak of the parent process.
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024 / 1e6
@@ -51,7 +54,10 @@ def peak_memory_mb() -> float:
 
 
 def free_memory(device: "torch.device") -> int:
-    """Bytes that may still be taken on `device`: what the system could give without swapping, or half of all it has."""
+    """Return the bytes that can still be allocated on `device` without swapping.
+
+    Where the system does not report them, return half of all memory.
+    """
     import torch
 
     if device.type == "cuda":
@@ -66,32 +72,37 @@ def free_memory(device: "torch.device") -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for what is allocated next, from now on in this process.
+    """Make the C library keep freed memory for later allocations, for the rest of this process.
 
-    By default glibc gives every large block back to the system and gets it back page by page, cleared: for tensors of
-    a few MB that are made and let go thousands of times, this can cost as much as the arithmetic. Nothing happens where
-    there is no glibc.
+    By default glibc returns each large block to the system and gets it back page by page, cleared. For tensors of a
+    few MB that are allocated thousands of times, this can cost as much as the arithmetic.
+
+    This changes the whole process, so only programs call it: the command line and the benchmarks. Library functions
+    such as `ddbench.run` must not, because the process belongs to their caller. Without glibc it does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    # Of malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX, the number of blocks that may lie outside of the heap: a
-    # threshold for them takes no more than 32 MB, and the first layer of a ConvNet on 100 images has 52.
+    # From malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, and M_MMAP_MAX, the number of blocks outside the heap. Not
+    # M_MMAP_THRESHOLD: its maximum is 32 MB, and the first layer of a ConvNet on 100 images has 52 MB.
     for option, value in ((-1, 2**31 - 1), (-2, 64 * 2**20), (-4, 0)):
         mallopt(option, value)
 
 
 @functools.cache
 def git_commit() -> str:
-    """The commit of the working tree that tracks this package, `+changed` when edited, or `""` outside of one."""
+    """Return the commit of the working tree that this package lies in, with `+changed` where files were edited.
+
+    Return `""` where git does not track this package.
+    """
     here = Path(__file__)
 
     def git(*arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, timeout=10)
 
     try:
-        # Installed into a folder inside somebody's own project, the commit would be theirs.
+        # In a virtual environment inside another project, the commit would be that project's.
         if git("ls-files", "--error-unmatch", here.name).returncode:
             return ""
         return git("describe", "--always", "--abbrev=12", "--dirty=+changed", "--exclude=*").stdout.strip()
@@ -100,7 +111,7 @@ def git_commit() -> str:
 
 
 def describe(device: "torch.device") -> dict[str, str]:
-    """What a reader needs to know of the machine to judge a number or a time measured on it."""
+    """Return the facts that a reader needs to judge a figure or a time measured on this machine."""
     import torch
 
     return {

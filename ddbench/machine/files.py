@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, hashes, locks."""
+"""Atomic writes, safe reading of tensor files, hashes and locks."""
 
 import hashlib
 import os
@@ -16,9 +16,9 @@ from ddbench.errors import DdbenchError, UsageError
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data`, or leave it as it was: a reader never sees half a file.
+    """Replace the file `path` by `data`, or leave it unchanged: a reader never sees half a file.
 
-    The bytes go to a temporary file beside `path`, reach the disk (fsync) and are then renamed over it.
+    The bytes are written to a temporary file beside `path`, flushed to the disk (fsync), and renamed to `path`.
     Folders are created. Raises `DdbenchError` when the disk is full or the folder cannot be written.
     """
     raw = data.encode() if isinstance(data, str) else data
@@ -30,7 +30,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
                 stream.write(raw)
                 stream.flush()
                 os.fsync(stream.fileno())
-            # mkstemp makes files only their owner can read; the result gets what the umask allows.
+            # Files of mkstemp are readable by their owner only; give the file what the umask allows.
             mask = os.umask(0)
             os.umask(mask)
             Path(temporary).chmod(0o666 & ~mask)
@@ -42,56 +42,56 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def explained_os_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` met while writing `path` into a `DdbenchError` that says what to do."""
+    """Convert an `OSError` from writing `path` to a `DdbenchError` with advice."""
     try:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DdbenchError(
             f"cannot write {path}: {reason}.",
-            "Free some space, or choose another place; what was there before is intact.",
+            "Free some space, or choose another folder; the previous content is intact.",
         ) from error
 
 
 def load_tensors(path: Path) -> Any:
-    """What torch.save wrote of tensors alone (and numbers, text, lists and dicts of them); runs no code from the file.
+    """Load a file that `torch.save` wrote, without running code from it.
 
-    Raises `UsageError` for any other file.
+    It may hold tensors, numbers, text, and lists and dicts of these. Raises `UsageError` for any other file.
     """
     import torch
 
     if not path.is_file():
-        raise UsageError(f"there is no file {path}.", "Give the path of one that is there.")
+        raise UsageError(f"there is no file {path}.", "Give the path of an existing file.")
     try:
         with warnings.catch_warnings():
-            # Of pickle protocols, for files that are refused anyway.
+            # torch warns about pickle protocols of files that it then refuses.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"{path} was not loaded: it is not a file of tensors alone, and could run code.",
-            "Take one that is, as torch.save(model.state_dict(), ...) writes, or safetensors.",
+            f"{path} was not loaded: it does not hold tensors only, and could run code.",
+            "Save it again with torch.save(model.state_dict(), ...), or as safetensors.",
         ) from error
     except Exception as error:
-        # What the reader stumbles over in a file of another kind is as various as such files.
-        what = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UsageError(f"{path} is damaged or no file of tensors: {what}.", "Fetch it again.") from error
+        # A file of another kind can make the reader raise any type of exception.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UsageError(f"{path} is damaged or not a file of tensors: {reason}.", "Fetch it again.") from error
 
 
 def sha256(data: bytes) -> str:
-    """Hexadecimal SHA-256 of `data`."""
+    """Return the hexadecimal SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()
 
 
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Keep a run folder to this process. Raises `DdbenchError` at once when another has it."""
+    """Reserve a run folder for this process. Raises `DdbenchError` at once where another process has it."""
     lock = filelock.FileLock(folder / ".run.lock", timeout=0)
     with explained_os_errors(folder):
         try:
             lock.acquire()
         except filelock.Timeout as error:
-            raise DdbenchError(f"the run in {folder} is going on in another process.", "Wait for it to end.") from error
+            raise DdbenchError(f"another process is working on the run in {folder}.", "Wait for it to end.") from error
     try:
         yield
     finally:
@@ -99,8 +99,11 @@ def in_use(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, timeout: float = 60) -> Iterator[None]:
-    """Hold the lock that guards `path` against other processes (a hidden `.lock` file beside it)."""
+def locked(path: Path, timeout: float | int = 60) -> Iterator[None]:
+    """Hold the lock of `path`, a hidden `.lock` file beside it, against other threads and processes.
+
+    Raises `DdbenchError` after `timeout` seconds.
+    """
     with explained_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)

@@ -1,4 +1,4 @@
-"""Folders on this machine: datasets, and computed results that the next run can use."""
+"""Folders on this machine: datasets, and results kept for later runs."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ import platformdirs
 
 
 def data_dir() -> Path:
-    """Where datasets are looked for and downloaded to: `DDBENCH_DATA`, or the platform's cache folder."""
-    chosen = os.environ.get("DDBENCH_DATA")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("ddbench") / "data"
+    """Return the folder of datasets: `DDBENCH_DATA`, or a folder in the platform's cache."""
+    path = os.environ.get("DDBENCH_DATA")
+    return Path(path).expanduser() if path else platformdirs.user_cache_path("ddbench") / "data"
 
 
 def cache_dir() -> Path:
-    """Where results that cost time to compute are kept for the next run (`DDBENCH_CACHE` moves it)."""
-    chosen = os.environ.get("DDBENCH_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("ddbench") / "computed"
+    """Return the folder of computed results that later runs reuse: `DDBENCH_CACHE`, or one in the platform's cache."""
+    path = os.environ.get("DDBENCH_CACHE")
+    return Path(path).expanduser() if path else platformdirs.user_cache_path("ddbench") / "computed"

@@ -1,4 +1,4 @@
-"""Kinds of data: how each is checked, converted and normalised.
+"""Kinds of data, one module each: conversion and normalisation.
 
 May import: contract, machine and errors.
 Imported by: pipeline, render and testing.

@@ -1,6 +1,7 @@
-"""Images: converted to another shape, and normalised per channel."""
+"""Images: conversion to another shape, and normalisation per channel."""
 
 import torch
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -10,31 +11,34 @@ from ddbench.errors import UsageError
 Shape = tuple[int, int, int]
 
 
-def conversion(given: Shape, wanted: Shape) -> str:
-    """What is done to images of one shape to give them another, in words; empty when nothing is."""
+def conversion(before: Shape, after: Shape) -> str:
+    """Describe in words how images of one shape become images of another; the same shape gives an empty text."""
     steps = []
-    if given[0] != wanted[0]:
-        steps.append("grey to RGB" if (given[0], wanted[0]) == (1, 3) else "RGB to grey")
-    if given[1:] != wanted[1:]:
-        steps.append(f"{given[1]}x{given[2]} to {wanted[1]}x{wanted[2]} pixels")
+    if before[0] != after[0]:
+        steps.append("grey to RGB" if (before[0], after[0]) == (1, 3) else "RGB to grey")
+    if before[1:] != after[1:]:
+        steps.append(f"{before[1]}x{before[2]} to {after[1]}x{after[2]} pixels")
     return ", ".join(steps)
 
 
 def converted(splits: ImageSplits, shape: Shape) -> ImageSplits:
-    """The same images in another shape: grey in all three channels, colour to luma (ITU-R BT.601), resized.
+    """Convert the images of both splits to `shape` (channels, height, width).
 
-    Resizing is bilinear with antialiasing. Raises `UsageError` for channels other than 1 and 3.
+    Grey is repeated in three channels, colour becomes luma (ITU-R BT.601). Resizing is bilinear with antialiasing.
+    Raises `UsageError` for channels other than 1 and 3.
     """
-    given = splits.train_images.shape[1]
-    if shape[0] != given and {shape[0], given} != {1, 3}:
-        raise UsageError(f"images of {given} channels cannot be converted to {shape[0]}.", "Give 1 (grey) or 3 (RGB).")
+    channels = splits.train_images.shape[1]
+    if shape[0] != channels and {shape[0], channels} != {1, 3}:
+        raise UsageError(
+            f"images of {channels} channels cannot be converted to {shape[0]}.", "Give 1 (grey) or 3 (RGB)."
+        )
 
-    def one(images: torch.Tensor) -> torch.Tensor:
-        # In float, in parts: a resized dataset as float32 at once can be larger than memory.
+    def convert(images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c2 h2 w2"]:
+        # In parts: a whole resized dataset as float32 can be larger than memory.
         parts = []
         for part in torch.split(images, 1000):
             pixels = part.float()
-            if shape[0] < given:
+            if shape[0] < channels:
                 pixels = (pixels * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
             if tuple(pixels.shape[2:]) != shape[1:]:
                 pixels = F.interpolate(pixels, shape[1:], mode="bilinear", antialias=True)
@@ -42,12 +46,16 @@ def converted(splits: ImageSplits, shape: Shape) -> ImageSplits:
         return torch.cat(parts)
 
     return ImageSplits(
-        one(splits.train_images), splits.train_labels, one(splits.test_images), splits.test_labels, splits.partial
+        convert(splits.train_images),
+        splits.train_labels,
+        convert(splits.test_images),
+        splits.test_labels,
+        splits.partial,
     )
 
 
 def normalise(name: str, splits: ImageSplits, classes: tuple[str, ...], modality: str) -> tuple[ExampleSet, ExampleSet]:
-    """Train and test examples with zero mean and unit variance per channel over the training images."""
+    """Normalise both splits: the training images get mean zero and variance one in each channel."""
     train = splits.train_images.float() / 255
     mean, std = train.mean((0, 2, 3)), train.std((0, 2, 3)).clamp_min(1e-6)
     info = DatasetInfo(
@@ -61,8 +69,8 @@ def normalise(name: str, splits: ImageSplits, classes: tuple[str, ...], modality
         partial=splits.partial,
     )
 
-    def prepared(images: Tensor, labels: Tensor) -> ExampleSet:
-        centred = images.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
-        return ExampleSet(centred, labels, info)
+    def examples(pixels: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> ExampleSet:
+        # In place: a second copy of the dataset may not fit into memory.
+        return ExampleSet(pixels.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1)), labels, info)
 
-    return prepared(train, splits.train_labels), prepared(splits.test_images.float() / 255, splits.test_labels)
+    return examples(train, splits.train_labels), examples(splits.test_images.float() / 255, splits.test_labels)

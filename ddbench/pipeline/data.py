@@ -1,6 +1,8 @@
-"""Components made real: a dataset's examples, loaded, converted and split, and a network built for them."""
+"""Load a dataset, convert and split its examples, and build a network for them."""
 
 import math
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from torch import nn
 from ddbench.contract.component import Component
 from ddbench.contract.sets import DatasetInfo, ExampleSet, ImageSplits
 from ddbench.contract.spec import Choice
-from ddbench.engine.meta_gradient import evaluation_mode
+from ddbench.engine.networks import evaluation_mode
 from ddbench.errors import DdbenchError, PluginError
 from ddbench.machine.environment import free_memory
 from ddbench.machine.folders import data_dir
@@ -17,7 +19,7 @@ from ddbench.modalities.image import Shape, converted, normalise
 
 
 def info_from_facts(dataset: Component, sample_shape: tuple[int, ...] | None = None) -> DatasetInfo:
-    """What is known of a dataset before it is loaded."""
+    """Return the facts of a dataset that are known before it is loaded."""
     facts = dataset.facts
     return DatasetInfo(
         name=dataset.name,
@@ -31,12 +33,12 @@ def info_from_facts(dataset: Component, sample_shape: tuple[int, ...] | None = N
     )
 
 
-def load_data(
+def load_examples(
     dataset: Component, choice: Choice, sample_shape: Shape | None, *, download: bool
 ) -> tuple[ExampleSet, ExampleSet]:
-    """Train and test examples of a dataset, converted to `sample_shape` where one is given, and normalised.
+    """Return training and test examples of a dataset, normalised, and converted to `sample_shape` where one is given.
 
-    Raises `PluginError` when the dataset's plugin fails or gives what is no data, `UsageError` for a shape that images
+    Raises `PluginError` when the dataset's plugin fails or its data are invalid, `UsageError` for a shape that images
     cannot be converted to.
     """
     splits = dataset.call(choice.options, data_dir(), download)
@@ -45,7 +47,7 @@ def load_data(
             f"{dataset.who} returned {type(splits).__name__}, not ImageSplits.", "Return a ddbench.ImageSplits."
         )
     classes = tuple(dataset.facts["classes"])
-    # What is declared holds for the default options; others, such as a size, may change it.
+    # The declared shape is that of the default options; others, such as a size, may change it.
     plain = dataset.validated(choice.options) == dataset.validated({})
     splits.validate(dataset.who, len(classes), tuple(dataset.facts["sample_shape"]) if plain else None)
     if sample_shape is not None:
@@ -55,7 +57,7 @@ def load_data(
 
 
 def _check_memory(name: str, splits: ImageSplits, shape: Shape) -> None:
-    """Raise `DdbenchError` where the examples as float32, and the copy a method is given, cannot fit."""
+    """Raise `DdbenchError` where the examples as float32, and their split, cannot fit."""
     needed = (2 * len(splits.train_images) + len(splits.test_images)) * math.prod(shape) * 4
     free = free_memory(torch.device("cpu"))
     if needed > free:
@@ -65,8 +67,38 @@ def _check_memory(name: str, splits: ImageSplits, shape: Shape) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Data:
+    """The examples of a dataset: those that methods see, the validation slice of the training split, the test split."""
+
+    train: ExampleSet
+    validation: ExampleSet
+    test: ExampleSet
+
+    @classmethod
+    def load(
+        cls, dataset: Component, choice: Choice, sample_shape: Shape | None, validation: float, *, download: bool
+    ) -> Self:
+        """Load a dataset and cut the share `validation` off its training split. Raises as `load_examples`."""
+        everything, test = load_examples(dataset, choice, sample_shape, download=download)
+        return cls(*split_validation(everything, validation), test)
+
+    def first_of_each_class(self, train: int, test: int) -> Self:
+        """Return the first `train` training examples of each class, and the first `test` of the other two."""
+        return replace(
+            self,
+            train=_first_of_each_class(self.train, train),
+            validation=_first_of_each_class(self.validation, test),
+            test=_first_of_each_class(self.test, test),
+        )
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same examples on `device`."""
+        return type(self)(self.train.to(device), self.validation.to(device), self.test.to(device))
+
+
 def split_validation(train: ExampleSet, share: float) -> tuple[ExampleSet, ExampleSet]:
-    """Train without the validation slice, and the slice: `share` of each class, the same whatever the run's seed."""
+    """Return `train` without the validation slice, and the slice: `share` of each class, the same for every seed."""
     generator = torch.Generator().manual_seed(derive_seed("validation slice"))
     kept, held_out = [], []
     for label in range(len(train.info.classes)):
@@ -79,7 +111,7 @@ def split_validation(train: ExampleSet, share: float) -> tuple[ExampleSet, Examp
 
 
 def build(component: Component, choice: Choice, info: DatasetInfo) -> nn.Module:
-    """The network for `info`. Raises `PluginError` where it is none, or does not take the dataset's examples."""
+    """Return the network for `info`. Raises `PluginError` for a module that does not take the dataset's examples."""
     with torch.random.fork_rng(devices=[]):
         module = component.call(choice.options, info)
     check_network(module, component.who, info)
@@ -103,3 +135,8 @@ def check_network(module: object, who: str, info: DatasetInfo) -> None:
         raise PluginError(
             f"{who} gives outputs {list(shape[1:])} for {len(info.classes)} classes.", "Give one number for each class."
         )
+
+
+def _first_of_each_class(examples: ExampleSet, count: int) -> ExampleSet:
+    chosen = [examples.of_class(label)[:count] for label in range(len(examples.info.classes))]
+    return examples[torch.cat(chosen)]

@@ -1,4 +1,4 @@
-"""What this installation has and lacks, each finding with its remedy."""
+"""Findings about this installation, each with its remedy."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +18,14 @@ LITTLE_MEMORY = 2e9
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: `missing` is what a run may fetch or do without, `fault` what needs mending."""
+    """A finding.
+
+    Attributes:
+        about: the subject, such as `device` or `dataset mnist`.
+        status: `ok`; `missing`, if a run can fetch it or work without it; `fault`, if it needs a fix.
+        text: the finding in one line.
+        fix: what to do about it.
+    """
 
     about: str
     status: Literal["ok", "missing", "fault"]
@@ -27,15 +34,15 @@ class Finding:
 
 
 def examine(catalog: Catalog, runs: Path, leaderboards: Path) -> Iterator[Finding]:
-    """Look at the libraries, the device, memory, folders, plugins and data, in this order."""
+    """Examine libraries, device, memory, folders, plugins and data, in this order."""
     yield from _libraries()
     yield from _machine()
     for about, folder in (("cache", cache_dir()), ("data", data_dir()), ("runs", runs), ("leaderboards", leaderboards)):
         yield _writable(about, folder)
-    left_out = f"; DDBENCH_DISABLE leaves out {', '.join(catalog.disabled)}" if catalog.disabled else ""
-    yield Finding("plugins", "ok", f"{len(catalog.plugins)} loaded{left_out}")
+    disabled = f"; DDBENCH_DISABLE disables {', '.join(catalog.disabled)}" if catalog.disabled else ""
+    yield Finding("plugins", "ok", f"{len(catalog.plugins)} loaded{disabled}")
     for broken in catalog.broken:
-        yield Finding("plugins", "fault", str(broken), "Mend or uninstall it; all others work.")
+        yield Finding("plugins", "fault", str(broken), f"{broken.fix} The others work.")
     for slow in catalog.slow():
         yield Finding("plugins", "ok", slow)
     for dataset in catalog.components("dataset"):
@@ -47,8 +54,8 @@ def examine(catalog: Catalog, runs: Path, leaderboards: Path) -> Iterator[Findin
             yield Finding(f"dataset {dataset.name}", "fault", error.message, error.hint)
         else:
             partial = isinstance(loaded, ImageSplits) and loaded.partial
-            what = "a copy that is not known to be the full original" if partial else "here, verified"
-            yield Finding(f"dataset {dataset.name}", "ok", what)
+            text = "a copy that is not known to be the full original" if partial else "here, verified"
+            yield Finding(f"dataset {dataset.name}", "ok", text)
 
 
 def _libraries() -> Iterator[Finding]:
@@ -56,7 +63,7 @@ def _libraries() -> Iterator[Finding]:
 
     versions = describe(torch.device("cpu"))
     try:
-        # Built for another torch, it imports and then lacks its own operators.
+        # A torchvision that was built for another torch imports, but lacks its own operators.
         import torchvision
         from torchvision.ops import nms
 
@@ -77,17 +84,17 @@ def _machine() -> Iterator[Finding]:
     device = resolve_device("auto")
     yield Finding("device", "ok", f"{device}, {torch.get_num_threads()} threads")
     free = free_memory(device)
-    little = free < LITTLE_MEMORY
-    fix = "Close other programs, or use --set memory=checkpoint and smaller batches." if little else ""
-    yield Finding("memory", "fault" if little else "ok", f"{free / 1e9:.1f} GB free", fix)
+    low = free < LITTLE_MEMORY
+    fix = "Close other programs, or use --set memory=checkpoint and smaller batches." if low else ""
+    yield Finding("memory", "fault" if low else "ok", f"{free / 1e9:.1f} GB free", fix)
 
 
 def _writable(about: str, folder: Path) -> Finding:
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         variable = {"cache": " with DDBENCH_CACHE", "data": " with DDBENCH_DATA"}.get(about, f" with --{about}")

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,17 @@ from torch import Tensor, nn
 from ddbench.contract.component import Component
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Pace, Reporter, Silent
-from ddbench.contract.sets import DatasetInfo, ExampleSet
+from ddbench.contract.sets import DatasetInfo
 from ddbench.contract.spec import Choice, RunSpec, Settings
 from ddbench.contract.task import Objective, Side
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import BATCH, Recipe, forecast, train_each
+from ddbench.engine.networks import State, measure
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 from ddbench.machine.files import atomic_write, locked, sha256
 from ddbench.machine.folders import cache_dir
 from ddbench.machine.seeds import derive_seed
-from ddbench.pipeline.data import build, info_from_facts, load_data, split_validation
-from ddbench.protocols.base import measure
+from ddbench.pipeline.data import Data, build, info_from_facts
 
 TRAINED_AT_A_TIME = 32
 """Networks whose starts and results are in memory together while a pool is trained."""
@@ -44,7 +45,7 @@ _SIDES: tuple[Side, ...] = ("train", "evaluation")
 
 
 class PoolSpec(pydantic.BaseModel):
-    """What the networks of a pool are: anything that changes a single weight of them changes the key."""
+    """Everything that decides about the weights of a pool; a change of any of it changes the key."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -61,12 +62,12 @@ class PoolSpec(pydantic.BaseModel):
 
     @property
     def key(self) -> str:
-        """SHA-256 of all of it."""
+        """SHA-256 of all fields."""
         return sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
 
     @property
     def folder(self) -> Path:
-        """Where the pool is kept."""
+        """The folder of the pool."""
         name = "".join(c if c.isalnum() else "_" for c in f"{self.dataset.name}-{self.network.name}"[-60:])
         return _home() / f"{name}-{self.key[:12]}"
 
@@ -80,31 +81,31 @@ class Pool:
         self._loaded_bytes = 0
 
     def count(self, side: Side) -> int:
-        """Networks that are there without a gap."""
+        """Return the number of networks on disk, up to the first gap."""
         n = 0
         while self.path(side, n).exists():
             n += 1
         return n
 
     def path(self, side: Side, index: int) -> Path:
-        """The file of one network."""
+        """Return the file of one network."""
         return self.folder / f"{side}-{index:05d}.safetensors"
 
     def accuracies(self, side: Side) -> list[float]:
-        """Of each network, on the validation slice of the data it was trained on."""
-        found = []
+        """Return the accuracy of each network on the validation slice of the data it was trained on."""
+        accuracies = []
         for index in range(self.count(side)):
             with _readable(self.path(side, index)), safetensors.safe_open(self.path(side, index), "pt") as file:
-                found.append(float(file.metadata()["accuracy"]))
-        return found
+                accuracies.append(float(file.metadata()["accuracy"]))
+        return accuracies
 
     def weights(self, side: Side, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The networks of those numbers, `{name: [n, *shape]}`."""
+        """Return the networks of these numbers, `{name: [n, *shape]}`."""
         parts = [self._read(self.path(side, index)) for index in indices]
         return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
     def write(self, side: Side, index: int, weights: Mapping[str, Tensor], accuracy: float) -> None:
-        """Keep one network."""
+        """Write the file of one network."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         atomic_write(self.path(side, index), safetensors.torch.save(plain, {"accuracy": repr(accuracy)}))
 
@@ -130,26 +131,49 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-class Pools:
-    """Opens pools and trains what they lack; for one run it is also what init distributions draw on (`Sources`).
+@dataclass(frozen=True)
+class Architecture:
+    """A network component and the choice that names it, its options spelt out."""
 
-    `used` says which pools were drawn on, and how many networks of each. Without `may_train` a pool that lacks
-    networks is a `MissingPrerequisite`, and nothing is downloaded.
+    component: Component
+    choice: Choice
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Data that networks of a pool are trained on, and their architecture."""
+
+    choice: Choice
+    data: Data
+    network: Architecture
+
+
+class Pools:
+    """The pools of one run: opens them, trains what they lack, and gives init distributions their `Sources`.
+
+    Networks are of one `architecture`. `data` are the run's own examples, already loaded. Without `may_train` a
+    pool that lacks networks is a `MissingPrerequisite`, and nothing is downloaded.
     """
 
     def __init__(
         self,
-        spec: Settings,
+        settings: Settings,
+        architecture: Architecture,
+        data: Data,
         catalog: Catalog,
         device: torch.device,
         reporter: Reporter | None = None,
         *,
         may_train: bool = True,
     ) -> None:
-        self._spec, self._catalog, self._device = spec, catalog, device
+        self._settings, self._architecture, self._data = settings, architecture, data
+        self._catalog, self._device = catalog, device
         self._reporter, self._may_train = reporter or Silent(), may_train
-        self._open: dict[str, Pool] = {}
-        self.used: dict[str, dict[str, Any]] = {}
+        self._open: dict[str, tuple[Pool, dict[str, Any]]] = {}
+
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        """Return the facts about each pool that was opened, by its name: how many networks, of which training."""
+        return {pool.folder.name: dict(facts) for pool, facts in self._open.values()}
 
     def pool(
         self,
@@ -165,15 +189,15 @@ class Pools:
         sample_shape: tuple[int, int, int] | None = None,
     ) -> dict[str, Tensor]:
         """See `Sources.pool`."""
-        size, what = (count, "to train on") if side == "train" else (held_out, "held out")
+        size, purpose = (count, "to train on") if side == "train" else (held_out, "held out")
         if n > size:
             option = "count" if side == "train" else "held_out"
             raise UsageError(
-                f"the pool has {size} networks {what}, fewer than the {n} that are needed.",
+                f"the pool has {size} networks {purpose}, fewer than the {n} that are needed.",
                 f"Enlarge it with --set init.{option}={n} (eval_init.{option}, target.{option} where it is theirs), "
                 "or use fewer networks.",
             )
-        if self._spec.smoke:
+        if self._settings.smoke:
             count, held_out, steps = min(count, SMOKE_SIZE), min(held_out, SMOKE_SIZE), min(steps, SMOKE_STEPS)
             n, size = min(n, SMOKE_SIZE), min(size, SMOKE_SIZE)
         pool = self.open(count, held_out, Recipe(steps, lr), dataset, sample_shape)
@@ -185,13 +209,12 @@ class Pools:
     ) -> dict[str, Tensor]:
         """See `Sources.draw`."""
         try:
-            named = Choice.from_name(init)
+            choice = Choice.from_name(init)
         except pydantic.ValidationError as error:
             raise UsageError(f"{init!r} names no init distribution.", "Give a name, or {name, options}.") from error
-        component, choice = self._catalog.resolve("init", named)
-        drawn: dict[str, Tensor] = component.call(
-            choice.options, *sampler_arguments(component.function, (network, info, n, generator, side), self)
-        )
+        component, choice = self._catalog.resolve("init", choice)
+        arguments = sampler_arguments(component.function, (network, info, n, generator, side), self)
+        drawn: dict[str, Tensor] = component.call(choice.options, *arguments)
         return drawn
 
     def open(
@@ -203,57 +226,60 @@ class Pools:
         sample_shape: tuple[int, int, int] | None = None,
         patience: float = math.inf,
     ) -> Pool:
-        """The pool with at least so many networks, trained now where they are not there yet.
+        """Return the pool with at least so many networks, trained now where they are missing.
 
-        Raises `MissingPrerequisite` where that would take more than `patience` seconds.
+        `dataset` names another dataset than the run's, its images converted to `sample_shape`. Raises
+        `MissingPrerequisite` where training would take more than `patience` seconds.
         """
         asked = json.dumps([count, held_out, recipe.steps, recipe.lr, recipe.batch, dataset, sample_shape])
         if asked in self._open:
-            return self._open[asked]
-        choice = self._spec.dataset if dataset is None else Choice.from_name(dataset)
-        shape = self._spec.sample_shape if dataset is None else sample_shape
-        component, choice = self._catalog.resolve("dataset", choice)
-        everything, _ = load_data(component, choice, shape, download=self._may_train)
-        train, validation = split_validation(everything, self._spec.validation)
-        info = train.info
-        network, network_choice = self._catalog.resolve(
-            "network", self._spec.network, info_from_facts(component, info.sample_shape)
-        )
-        start = self._catalog.resolve("init", RunSpec.model_fields["init"].default)[1]
+            return self._open[asked][0]
+        source = self._source(dataset, sample_shape)
+        info = source.data.train.info
         spec = PoolSpec(
-            dataset=choice,
+            dataset=source.choice,
             dataset_hash=info.content_hash,
             sample_shape=info.sample_shape,
-            validation=self._spec.validation,
-            network=network_choice,
-            network_source=network.distribution,
-            init=start,
+            validation=self._settings.validation,
+            network=source.network.choice,
+            network_source=source.network.component.distribution,
+            init=self._catalog.resolve("init", RunSpec.model_fields["init"].default)[1],
             steps=recipe.steps,
             lr=recipe.lr,
             batch=recipe.batch,
         )
         pool = Pool(spec.folder, spec)
-        self._fill(pool, {"train": count, "evaluation": held_out}, network, train, validation, patience)
-        self._open[asked] = pool
-        self.used[pool.folder.name] = {
+        self._fill(pool, {"train": count, "evaluation": held_out}, source.network.component, source.data, patience)
+        facts = {
             "networks": count,
             "held_out": held_out,
             "dataset": info.label,
             "steps": recipe.steps,
             "lr": recipe.lr,
         }
+        self._open[asked] = pool, facts
         return pool
+
+    def _source(self, dataset: str | None, sample_shape: tuple[int, int, int] | None) -> "_Source":
+        """Return the data that a pool is trained on, and the network for them: the run's own unless it is named."""
+        settings = self._settings
+        if dataset is None:
+            return _Source(settings.dataset, self._data, self._architecture)
+        component, choice = self._catalog.resolve("dataset", Choice(name=dataset))
+        data = Data.load(component, choice, sample_shape, settings.validation, download=self._may_train)
+        facts = info_from_facts(component, data.train.info.sample_shape)
+        network = Architecture(*self._catalog.resolve("network", self._architecture.choice, facts))
+        return _Source(choice, data, network)
 
     def _fill(
         self,
         pool: Pool,
         sizes: Mapping[Side, int],
         network: Component,
-        train: ExampleSet,
-        validation: ExampleSet,
+        data: Data,
         patience: float,
     ) -> None:
-        """Train what is missing, a network at a time on each worker; each is kept as soon as it is done."""
+        """Train what is missing, one network at a time on each worker; each is written as soon as it is done."""
         spec = pool.spec
         if all(pool.count(side) >= size for side, size in sizes.items()):
             return
@@ -268,13 +294,13 @@ class Pools:
             ]
             if not missing:
                 return
-            module = build(network, spec.network, train.info).to(self._device)
+            module = build(network, spec.network, data.train.info).to(self._device)
             if any(buffer.is_floating_point() for buffer in module.buffers()):
                 raise UsageError(
                     f"{spec.network.name} keeps running statistics, which a pool of networks cannot give each its own.",
                     "Choose a network without batch normalisation, such as lenet or convnet.",
                 )
-            train, validation = train.to(self._device), validation.to(self._device)
+            train, validation = data.train.to(self._device), data.validation.to(self._device)
             recipe = Recipe(spec.steps, spec.lr, spec.batch)
             if patience < math.inf:
                 start = self._start(spec, module, train.info, *missing[0])
@@ -292,7 +318,7 @@ class Pools:
                 side, index = next(remaining)
                 if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
                     raise DdbenchError(f"network {side}-{index} of the pool diverged.", f"Lower the rate {spec.lr:g}.")
-                accuracies.append(measure(module, weights, {}, validation, _CLASSIFICATION)["accuracy"])
+                accuracies.append(measure(module, State(weights), validation, _CLASSIFICATION)["accuracy"])
                 pool.write(side, index, weights, accuracies[-1])
                 pace.tick()
                 count = len(accuracies)
@@ -306,10 +332,10 @@ class Pools:
                 train_each(module, starts, seeds, train, recipe, done)
 
     def _command(self, spec: PoolSpec, sizes: Mapping[Side, int]) -> str:
-        """What trains this pool beforehand, and no other."""
+        """Return the command that trains this pool and no other."""
         parts = [f"ddbench pretrain --dataset {spec.dataset.name} --network {spec.network.name}"]
         parts.append(f"--count {sizes['train']} --held-out {sizes['evaluation']} --steps {spec.steps} --lr {spec.lr:g}")
-        if self._spec.sample_shape is not None:
+        if self._settings.sample_shape is not None:
             parts.append(f"--sample-shape {' '.join(map(str, spec.sample_shape))}")
         for part, choice in (("network", spec.network), ("dataset", spec.dataset)):
             parts += [f"--set {part}.{key}={json.dumps(value)}" for key, value in choice.options.items()]
@@ -317,7 +343,7 @@ class Pools:
 
     @contextlib.contextmanager
     def _alone(self, pool: Pool) -> Iterator[None]:
-        """Keep the pool to this process; another one that trains it is waited for."""
+        """Lock the pool for this process; wait for another one that trains it."""
         path = pool.folder / "pool.json"
         with contextlib.ExitStack() as stack:
             try:
@@ -334,19 +360,19 @@ class Pools:
 
 
 def sampler_arguments(function: Any, arguments: tuple[Any, ...], sources: object) -> tuple[Any, ...]:
-    """`arguments` of an init sampler, with `sources` behind them where the function takes it."""
+    """Return the `arguments` of an init sampler, followed by `sources` where the function takes it."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     taken = [p for p in inspect.signature(function).parameters.values() if p.kind in positional]
     return (*arguments, sources) if len(taken) > len(arguments) else arguments
 
 
 def list_pools() -> list[Pool]:
-    """The pools on this machine, by name; a folder that is none is passed over."""
-    found = []
+    """Return the pools on this machine, by name; other folders are skipped."""
+    pools = []
     for path in sorted(_home().glob("*/pool.json")):
         with contextlib.suppress(OSError, ValueError):
-            found.append(Pool(path.parent, PoolSpec.model_validate_json(path.read_text())))
-    return found
+            pools.append(Pool(path.parent, PoolSpec.model_validate_json(path.read_text())))
+    return pools
 
 
 def _home() -> Path:

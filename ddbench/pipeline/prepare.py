@@ -1,30 +1,30 @@
-"""A run spec made ready to run: names resolved, data loaded and split, network built."""
+"""From a plan to what a run works with: data loaded once and split, network built, pools opened."""
 
 import copy
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddbench.contract.component import Component
 from ddbench.contract.observer import Reporter
+from ddbench.contract.plan import EvaluationPlan
 from ddbench.contract.sets import ExampleSet
-from ddbench.contract.spec import Choice, RunSpec, Settings, default_steps
-from ddbench.contract.task import AdaptationTarget, Budget, Networks, Objective, Side, Task
+from ddbench.contract.spec import Choice, Settings
+from ddbench.contract.task import AdaptationTarget, Budget, InitSampler, Networks, Objective, Side, Task
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import Recipe
-from ddbench.engine.meta_gradient import unstack
+from ddbench.engine.networks import unstack
 from ddbench.errors import PluginError, UsageError, blamed_on
-from ddbench.machine.environment import keep_freed_memory, resolve_device
+from ddbench.machine.environment import resolve_device
 from ddbench.machine.files import sha256
-from ddbench.pipeline.data import build, check_network, info_from_facts, load_data, split_validation
-from ddbench.pipeline.pools import Pools, sampler_arguments
-from ddbench.protocols import Setting, get_protocol
+from ddbench.pipeline.data import Data, build, check_network
+from ddbench.pipeline.pools import Architecture, Pools, sampler_arguments
+from ddbench.protocols import Setting
 from ddbench.protocols.base import FULL_NETWORKS
 from ddbench.records.result import DatasetRecord
 
@@ -35,46 +35,49 @@ SMOKE_NETWORKS = 2
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The components a spec names; `init` is the target where there is one, and `adaptation` what it says."""
+class Prepared:
+    """Everything that a run works with, on its device.
 
-    catalog: Catalog
-    method: Component | None
-    dataset: Component
-    network: Component
-    objective: Component
-    init: Component
-    eval_init: Component
-    adaptation: AdaptationTarget | None
+    plan: the plan that was prepared.
+    train: the examples that methods see; the validation slice and the test split are in `setting` alone.
+    checksum: of `train` as it was loaded, so that a method which writes into it is noticed.
+    setting: everything a protocol needs besides the set; its network is the one that scores.
+    module, init: the network to distil for, and the sampler of its weights.
+    pools: pools of pretrained networks that init distributions draw on.
+    weights: files of pretrained weights that were read, `{name: {"sha256": ...}}`.
+    record: the facts about the data that the record holds.
+    """
 
-    @property
-    def distributions(self) -> dict[str, str]:
-        """The package and version, or the file and a digest of it, that each part comes from."""
-        parts = (self.method, self.dataset, self.network, self.objective, self.init, self.eval_init)
-        return {f"{part.kind} {part.name!r}": part.distribution for part in parts if part is not None}
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A spec made ready to run: data loaded and split, network built, everything on its device."""
-
-    spec: Settings
-    parts: Parts
+    plan: EvaluationPlan
     train: ExampleSet
+    checksum: str
     setting: Setting
-    init: Callable[..., dict[str, Tensor]]
-    pools: Pools
+    module: nn.Module
+    init: InitSampler
+    pools: tuple[Pools, ...]
+    weights: Mapping[str, dict[str, Any]]
     record: DatasetRecord
     device: torch.device
 
     @property
+    def settings(self) -> Settings:
+        """The complete spec."""
+        return self.plan.settings
+
+    @property
     def most_steps(self) -> int | None:
-        """How many outer steps a smoke run takes; None for a run in earnest."""
-        return SMOKE_STEPS if self.spec.smoke else None
+        """The limit on outer steps of a smoke run; None where there is none."""
+        return SMOKE_STEPS if self.settings.smoke else None
+
+    @property
+    def eval_networks(self) -> int:
+        """The number of networks that score the result."""
+        asked = self.settings.eval_networks
+        return min(asked, SMOKE_NETWORKS) if self.settings.smoke else asked
 
     @property
     def everything(self) -> ExampleSet:
-        """All training examples, the validation slice among them."""
+        """All training examples, the validation slice behind those that methods see."""
         held_out = self.setting.validation
         return replace(
             self.train,
@@ -82,210 +85,156 @@ class Bench:
             labels=torch.cat([self.train.labels, held_out.labels]),
         )
 
-    def peak_memory(self) -> tuple[int, str] | None:
-        """Bytes that the method says it will take beside what is held now, and how; None when it does not say."""
-        method = self.parts.method
-        predict = method.facts.get("peak_memory") if method else None
-        if method is None or predict is None:
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        """Return the origin of pretrained networks so far: weights files by content, and facts about pools."""
+        opened = {name: facts for pools in self.pools for name, facts in pools.provenance().items()}
+        return {**self.weights, **opened}
+
+    def task(self, generator: torch.Generator) -> Task:
+        """Return what a method is given, its networks drawn with `generator`.
+
+        The data are those of the run, not a copy (see `check_untouched`); the network is a copy.
+        """
+        setting, info = self.setting, self.train.info
+        networks = Networks(copy.deepcopy(self.module), self.init, info, generator, "train")
+        return Task(self.train, setting.objective, networks, setting.budget, info)
+
+    def check_untouched(self, method: Component) -> None:
+        """Raise `PluginError` where `method` has written into the training data it was given."""
+        if self.train.checksum() != self.checksum:
+            raise PluginError(
+                f"{method.who} wrote into the training data.",
+                "Let it clone what it changes: task.train.inputs.clone().",
+            )
+
+    def peak_memory(self, method: Component, options: Mapping[str, Any]) -> tuple[int, str] | None:
+        """Return the bytes that the method says it will take beside what is held now, and how; None if it says none."""
+        predict = method.facts.get("peak_memory")
+        if predict is None:
             return None
         with blamed_on(method.who):
-            peak: tuple[int, str] = predict(self.task(torch.Generator()), **self.spec.method.options)
+            peak: tuple[int, str] = predict(self.task(torch.Generator()), **options)
         return peak
-
-    @property
-    def sources(self) -> str:
-        """What the networks came from besides the spec, as JSON: pools, and weights files by content."""
-        return json.dumps(self.pools.used, sort_keys=True)
 
     def draw_once(self) -> None:
         """Draw the networks that will score, and one to train on: pools are there before the clock runs.
 
         Raises `UsageError` where a pool has fewer than the spec asks for.
         """
-        needed = get_protocol(self.spec.protocol).networks_needed(self.eval_networks)
+        protocol = self.plan.protocol
+        needed = protocol.networks_needed(self.eval_networks)
         for side, count in needed.items():
             self.setting.networks(side, torch.Generator()).sample(count)
-        if get_protocol(self.spec.protocol).teacher:
+        if protocol.teacher:
             self.setting.full_data(math.inf)
         # Where scoring takes none, a method that does without them must not wait for a pool either.
         if needed:
             self.task(torch.Generator()).networks.sample(1)
 
-    @property
-    def eval_networks(self) -> int:
-        """How many networks score the result."""
-        return min(self.spec.eval_networks, SMOKE_NETWORKS) if self.spec.smoke else self.spec.eval_networks
 
-    def task(self, generator: torch.Generator) -> Task:
-        """What a method is given, its networks drawn with `generator`.
-
-        Data and network are copies: what a method does to them cannot reach the scoring, or another method.
-        """
-        setting, info = self.setting, self.train.info
-        train = replace(self.train, inputs=self.train.inputs.clone(), labels=self.train.labels.clone())
-        networks = Networks(copy.deepcopy(setting.module), self.init, info, generator, "train")
-        return Task(train, setting.objective, networks, setting.budget, info)
-
-
-def complete(spec: RunSpec | Settings, catalog: Catalog, *, with_method: bool = True) -> tuple[Settings, Parts]:
-    """The spec with every default and option spelt out, and the components it names. Loads no data.
-
-    `with_method=False` leaves the method as it is: scoring somebody's set needs none of their code. Raises
-    `UsageError` for a name or option that does not exist.
-    """
-    get_protocol(spec.protocol)
-    changes: dict[str, object] = {}
-    method = None
-    if with_method:
-        method, changes["method"] = catalog.resolve("method", spec.method)
-    dataset_choice, network_choice, shape, adaptation = spec.dataset, spec.network, spec.sample_shape, None
-    if spec.target is not None:
-        init, init_choice = catalog.resolve("target", spec.target)
-        changes["target"] = init_choice
-        adaptation = init.call(init_choice.options)
-        if not isinstance(adaptation, AdaptationTarget):
-            raise PluginError(f"{init.who} returned {type(adaptation).__name__}, not an AdaptationTarget.")
-        _check_not_named_twice(spec, adaptation, init_choice)
-        if adaptation.dataset is not None and dataset_choice.name != adaptation.dataset:
-            dataset_choice = Choice(name=adaptation.dataset)
-        if network_choice is None:
-            network_choice = Choice(name=adaptation.network)
-        shape = adaptation.sample_shape or shape
-    else:
-        init, init_choice = catalog.resolve("init", spec.init)
-    changes |= {"init": init_choice, "eval_init": init_choice, "sample_shape": shape}
-    eval_init = init
-    if spec.eval_init is not None and spec.eval_init != init_choice:
-        eval_init, changes["eval_init"] = catalog.resolve("init", spec.eval_init)
-    dataset, changes["dataset"] = catalog.resolve("dataset", dataset_choice)
-    objective, changes["objective"] = catalog.resolve("objective", spec.objective)
-    network_choice = network_choice or usual_network(dataset)
-    network, changes["network"] = catalog.resolve("network", network_choice, info_from_facts(dataset, shape))
-    images_per_class = spec.images_per_class or dataset.facts.get("images_per_class", 10)
-    changes |= {"images_per_class": images_per_class, "steps": spec.steps or default_steps(images_per_class)}
-    parts = Parts(catalog, method, dataset, network, objective, init, eval_init, adaptation)
-    completed = Settings.model_validate({**spec.model_dump(), **changes})
-    if completed.experiment and not _carries_out(completed, catalog):
-        completed = completed.model_copy(update={"experiment": ""})
-    return completed, parts
-
-
-def usual_network(dataset: Component) -> Choice:
-    """The network for a dataset where none is named."""
-    return Choice.from_name(dataset.facts.get("network", "mlp"))
-
-
-def _carries_out(spec: Settings, catalog: Catalog) -> bool:
-    """Whether a completed spec is of the task of the experiment it names.
-
-    Only options of its method, its seed, its extent, the size of its pools and what is swept may differ.
-    """
-    experiment = next((e for e in catalog.experiments() if e.name == spec.experiment), None)
-    if experiment is None:
-        return False
-    wanted, _ = complete(RunSpec.parse(experiment.spec), catalog)
-    free = {"seed", "time_limit", "eval_networks", "smoke", "device", "experiment", "best_coreset"}
-    free |= {key for axis in experiment.sweep.axes for key in axis.keys} if experiment.sweep else set()
-
-    def task(of: Settings) -> dict[str, Any]:
-        fields = of.model_dump(exclude=free)
-        fields["method"] = of.method.name
-        for part in ("init", "eval_init", "target"):
-            if fields[part] is not None:
-                # The arguments of Sources.pool.
-                for option in ("count", "held_out", "steps", "lr"):
-                    fields[part]["options"].pop(option, None)
-        return fields
-
-    return task(spec) == task(wanted)
-
-
-def prepare(spec: Settings, parts: Parts, *, reporter: Reporter | None = None, download: bool = True) -> Bench:
+def prepare(
+    plan: EvaluationPlan, catalog: Catalog, *, reporter: Reporter | None = None, download: bool = True
+) -> Prepared:
     """Load the data and build the network. Raises `DdbenchError` when either cannot be had."""
-    device = resolve_device(spec.device)
-    keep_freed_memory()
-    everything, test = load_data(parts.dataset, spec.dataset, spec.sample_shape, download=download)
-    train, validation = split_validation(everything, spec.validation)
-    if spec.smoke:
-        train = _first_of_each_class(train, max(SMOKE_TRAIN, spec.images_per_class or 0))
-        validation, test = _first_of_each_class(validation, SMOKE_TEST), _first_of_each_class(test, SMOKE_TEST)
-    info = train.info
-    module = build(parts.network, spec.network, info)
-    if parts.adaptation is not None and parts.adaptation.adapt is not None:
-        with blamed_on(parts.init.who):
-            module = parts.adaptation.adapt(module, info)
-        check_network(module, parts.init.who, info)
-    module = module.to(device)
-    objective = parts.objective.call(spec.objective.options, info)
+    settings, protocol = plan.settings, plan.protocol
+    device = resolve_device(settings.device)
+    whole = Data.load(plan.dataset, settings.dataset, settings.sample_shape, settings.validation, download=download)
+    whole = whole.to(device)
+    data = whole
+    if settings.smoke:
+        data = whole.first_of_each_class(max(SMOKE_TRAIN, settings.images_per_class), SMOKE_TEST)
+    info = data.train.info
+    module = _build_network(plan, data).to(device)
+    network = Architecture(plan.network, settings.network)
+    eval_module, eval_network = module, network
+    if settings.eval_network != settings.network:
+        eval_network = Architecture(plan.eval_network, settings.eval_network)
+        eval_module = build(plan.eval_network, settings.eval_network, info).to(device)
+    objective = plan.objective.call(settings.objective.options, info)
     if not isinstance(objective, Objective):
-        raise PluginError(f"{parts.objective.who} returned {type(objective).__name__}, not an Objective.")
-    protocol = get_protocol(spec.protocol)
+        raise PluginError(f"{plan.objective.who} returned {type(objective).__name__}, not an Objective.")
     if protocol.teacher and not objective.metric.bounded_by_full_data:
         raise UsageError(
-            f"{protocol.name} has labels given by a classifier; {spec.objective.name} is another objective.",
+            f"{protocol.name} has labels given by a classifier; {settings.objective.name} is another objective.",
             "Choose another --protocol.",
         )
-    budget = Budget(spec.images_per_class or 1, spec.steps or 1, spec.epochs)
-    pools = Pools(spec, parts.catalog, device, reporter, may_train=download)
-    for file in parts.adaptation.files if parts.adaptation is not None else ():
-        pools.used[Path(file).name] = {"sha256": sha256(Path(file).read_bytes())}
-    init = _sampler(parts.init, spec.init, parts.adaptation, pools)
-    eval_init = init
-    if spec.eval_init != spec.init:
-        eval_init = _sampler(parts.eval_init, spec.eval_init, None, pools)
+
+    def open_pools(network: Architecture) -> Pools:
+        return Pools(settings, network, whole, catalog, device, reporter, may_train=download)
+
+    pools = open_pools(network)
+    eval_pools = pools if eval_network == network else open_pools(eval_network)
+    init = _sampler(plan.init, settings.init, plan.adaptation, pools)
+    eval_adaptation = plan.adaptation if settings.eval_init == settings.init else None
+    eval_init = _sampler(plan.eval_init, settings.eval_init, eval_adaptation, eval_pools)
 
     def networks(side: Side, generator: torch.Generator) -> Networks:
-        return Networks(module, eval_init, info, generator, side)
+        return Networks(eval_module, eval_init, info, generator, side)
 
     def full_data(patience: float) -> list[dict[str, Tensor]]:
-        # Beside a score they are not what the run draws on: pools of their own keep them out of its row.
-        own = pools if protocol.teacher else Pools(spec, parts.catalog, device, reporter, may_train=download)
-        pool = own.open(0, FULL_NETWORKS, Recipe(SMOKE_STEPS) if spec.smoke else Recipe(), patience=patience)
+        # Beside a score they are not what the run draws on: pools of their own keep them out of its record.
+        own = eval_pools if protocol.teacher else open_pools(eval_network)
+        pool = own.open(0, FULL_NETWORKS, Recipe(SMOKE_STEPS) if settings.smoke else Recipe(), patience=patience)
         stacked = pool.weights("evaluation", range(FULL_NETWORKS))
-        return list(unstack(module, {name: tensor.to(device) for name, tensor in stacked.items()}))
+        return list(unstack(eval_module, {name: tensor.to(device) for name, tensor in stacked.items()}))
 
-    train, validation, test = train.to(device), validation.to(device), test.to(device)
-    record = DatasetRecord(
+    return Prepared(
+        plan=plan,
+        train=data.train,
+        checksum=data.train.checksum(),
+        setting=Setting(
+            module=eval_module,
+            validation=data.validation,
+            test=data.test,
+            objective=objective,
+            budget=Budget(settings.images_per_class, settings.steps, settings.epochs),
+            networks=networks,
+            full_data=full_data,
+        ),
+        module=module,
+        init=init,
+        pools=(pools,) if eval_pools is pools else (pools, eval_pools),
+        weights=_weights_read(plan.adaptation),
+        record=_record(data),
+        device=device,
+    )
+
+
+def _build_network(plan: EvaluationPlan, data: Data) -> nn.Module:
+    """Return the network for the data, adapted to its pretrained weights where a target brings them."""
+    module = build(plan.network, plan.settings.network, data.train.info)
+    if plan.adaptation is not None and plan.adaptation.adapt is not None:
+        with blamed_on(plan.init.who):
+            module = plan.adaptation.adapt(module, data.train.info)
+        check_network(module, plan.init.who, data.train.info)
+    return module
+
+
+def _weights_read(adaptation: AdaptationTarget | None) -> dict[str, dict[str, Any]]:
+    files = adaptation.files if adaptation is not None else ()
+    return {Path(file).name: {"sha256": sha256(Path(file).read_bytes())} for file in files}
+
+
+def _record(data: Data) -> DatasetRecord:
+    info = data.train.info
+    return DatasetRecord(
         name=info.label,
         content_hash=info.content_hash,
         partial=info.partial,
-        train=len(train),
-        validation=len(validation),
-        test=len(test),
+        train=len(data.train),
+        validation=len(data.validation),
+        test=len(data.test),
         sample_shape=info.sample_shape,
     )
-    setting = Setting(module, validation, test, objective, budget, networks, full_data)
-    return Bench(spec, parts, train, setting, init, pools, record, device)
 
 
-def _check_not_named_twice(spec: RunSpec | Settings, adaptation: AdaptationTarget, target: Choice) -> None:
-    """A target brings its own dataset, network and init; others given beside it would be passed over in silence."""
-    given = {
-        "dataset": adaptation.dataset is not None
-        and "dataset" in spec.model_fields_set
-        and spec.dataset.name != adaptation.dataset,
-        "network": spec.network is not None and spec.network.name != adaptation.network,
-        "init": "init" in spec.model_fields_set and spec.init.name != target.name,
-        "sample shape": None not in (spec.sample_shape, adaptation.sample_shape)
-        and spec.sample_shape != adaptation.sample_shape,
-    }
-    for part, clashes in given.items():
-        if clashes:
-            raise UsageError(
-                f"target {target.name} brings its own {part}: another does not go with it.", f"Leave the {part} out."
-            )
-
-
-def _sampler(
-    component: Component, choice: Choice, adaptation: AdaptationTarget | None, pools: Pools
-) -> Callable[..., dict[str, Tensor]]:
-    """The component as a sampler `(network, info, n, generator, side)`, its options bound; failures name it."""
+def _sampler(component: Component, choice: Choice, adaptation: AdaptationTarget | None, pools: Pools) -> InitSampler:
+    """Return the component as a sampler with its options bound; what it raises names it."""
     if adaptation is None:
 
         def draw(*arguments: Any) -> dict[str, Tensor]:
-            drawn: dict[str, Tensor] = component.call(
-                choice.options, *sampler_arguments(component.function, arguments, pools)
-            )
+            arguments = sampler_arguments(component.function, arguments, pools)
+            drawn: dict[str, Tensor] = component.call(choice.options, *arguments)
             return drawn
 
         return draw
@@ -297,8 +246,3 @@ def _sampler(
             return adaptation.sample(*sampler_arguments(adaptation.sample, arguments, pools))
 
     return draw_pretrained
-
-
-def _first_of_each_class(examples: ExampleSet, count: int) -> ExampleSet:
-    chosen = [examples.of_class(label)[:count] for label in range(len(examples.info.classes))]
-    return examples[torch.cat(chosen)]

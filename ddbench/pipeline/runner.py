@@ -1,18 +1,18 @@
-"""run(spec) -> RunResult: the pipeline, from names to a row."""
+"""Carry out a run: distil, score, record."""
 
 import contextlib
 import datetime
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ddbench.contract.journal import Journal
 from ddbench.contract.observer import Reporter, Silent
+from ddbench.contract.plan import Plan
 from ddbench.contract.run import Run, sigterm_as_ctrl_c
-from ddbench.contract.sets import DistilledSet, ExampleSet
+from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import RunSpec, Settings
 from ddbench.discovery.catalog import Catalog
 from ddbench.discovery.observers import Observers, observers
@@ -21,12 +21,12 @@ from ddbench.machine.environment import describe, free_memory, peak_memory_mb
 from ddbench.machine.files import explained_os_errors, in_use
 from ddbench.machine.seeds import derive_seed, seed_everything
 from ddbench.modalities.image import conversion
-from ddbench.pipeline.baselines import score_companions
-from ddbench.pipeline.prepare import Bench, complete, prepare
-from ddbench.protocols import get_protocol, label_regime, protocol_hash
+from ddbench.pipeline.evaluate import Scores, score
+from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.prepare import Prepared, prepare
+from ddbench.protocols import label_regime, protocol_hash
 from ddbench.records import store
 from ddbench.records.result import (
-    NO_ADAPTATION,
     Artifact,
     LoopRecord,
     Origin,
@@ -36,18 +36,6 @@ from ddbench.records.result import (
     Seconds,
     Status,
 )
-from ddbench.records.stats import Score, summarise
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What scoring a set under a protocol gives: per metric after and before training, and the companions' primary."""
-
-    after: dict[str, Score]
-    before: dict[str, Score]
-    companions: dict[str, Score]
-    selected: str
-    label_regime: str
 
 
 def run(
@@ -58,22 +46,12 @@ def run(
     leaderboards: Path = Path("leaderboards"),
     reporter: Reporter | None = None,
 ) -> RunResult:
-    """Distil, score, and append a row: what `ddbench run` does.
+    """Distil, score, and add a row to the leaderboard: what `ddbench run` does.
 
-    `spec` may be a mapping of its fields. Raises `DdbenchError` when the run fails; the run folder then holds what
-    was reached, and `resume` goes on from there.
+    `spec` may be a mapping of its fields. Raises `DdbenchError` when the run fails. The run folder then holds what was
+    reached, and `resume` continues from there.
     """
-    catalog = catalog or Catalog()
-    reporter = reporter or Silent()
-    spec = spec if isinstance(spec, RunSpec | Settings) else RunSpec.parse(dict(spec))
-    settings, parts = complete(spec, catalog)
-    store.check(store.path_for(leaderboards, settings))
-    bench = prepare(settings, parts, reporter=reporter)
-    folder = _new_folder(runs, settings, reporter)
-    asked = spec if isinstance(spec, RunSpec) else None
-    plugins = [str(path) for path in catalog.named]
-    folder.write_origin(Origin(plugins=plugins, sources=parts.distributions, asked=asked))
-    return _run_in(folder, bench, catalog, leaderboards, reporter)
+    return start(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter).carry_out()
 
 
 def resume(
@@ -83,202 +61,199 @@ def resume(
     leaderboards: Path = Path("leaderboards"),
     reporter: Reporter | None = None,
 ) -> RunResult:
-    """Go on with the run in folder `path`; one that has ended well is returned as it is.
+    """Continue the run in folder `path`; the result of one that has ended well is returned as it is.
 
-    Without a `catalog`, plugins that the run was started with are loaded again. Raises `UsageError` where the
-    file of a part, or the version of its package, is another since.
+    Without a `catalog`, plugins that the run was started with are loaded again. Raises `UsageError` where the file of a
+    component, or the version of its package, has changed since.
     """
-    folder = RunFolder(path)
-    reporter = reporter or Silent()
-    ended = folder.read_result()
-    if ended is not None and ended.status in ("ok", "skipped"):
+    folder, reporter = RunFolder(path), reporter or Silent()
+    result = folder.read_result()
+    if result is not None and result.status in ("ok", "skipped"):
         reporter.say("This run has ended already.")
-        return ended
-    begun = folder.read_origin()
-    catalog = catalog or Catalog(map(Path, begun.plugins))
-    spec, parts = complete(folder.read_spec(), catalog)
-    for part, source in parts.distributions.items():
-        if begun.sources.get(part, source) != source:
-            raise UsageError(
-                f"{part} has changed since this run began: it was of {begun.sources[part]}, now it is of {source}.",
-                "Put the code back to go on, or start the run anew with `ddbench run`.",
-            )
-    bench = prepare(spec, parts, reporter=reporter)
-    return _run_in(folder, bench, catalog, leaderboards, reporter)
+        return result
+    return restart(folder, catalog=catalog, leaderboards=leaderboards, reporter=reporter).carry_out()
 
 
-def evaluate(
-    distilled: DistilledSet | Callable[[ExampleSet], DistilledSet],
-    spec: RunSpec | Settings,
+def start(
+    spec: RunSpec | Settings | Mapping[str, Any],
     *,
     catalog: Catalog | None = None,
+    runs: Path = Path("runs"),
+    leaderboards: Path = Path("leaderboards"),
     reporter: Reporter | None = None,
-    companions: bool = True,
-    fetch: bool = True,
-) -> tuple[Bench, Scores]:
-    """Score a set (or what it is for the training examples as loaded) under the spec's protocol; writes nothing.
-
-    `companions` are scored too where wanted. Without `fetch`, data or a pool of networks that are not there yet are a
-    `MissingPrerequisite`, not downloaded or trained.
-
-    Raises `DdbenchError` when the set does not fit the spec.
-    """
+) -> "StartedRun":
+    """Plan and prepare a run and make its folder. Raises `DdbenchError`; then there is no folder."""
     catalog, reporter = catalog or Catalog(), reporter or Silent()
-    bench = prepare(*complete(spec, catalog, with_method=False), reporter=reporter, download=fetch)
-    if not isinstance(distilled, DistilledSet):
-        distilled = distilled(bench.everything)
-    try:
-        distilled.validate(bench.task(torch.Generator()), "the set has")
-    except PluginError as error:
-        raise UsageError(f"this set does not fit {bench.record.name}: {error.message}", error.hint) from error
-    return bench, _score(bench, distilled.to(bench.device), catalog, reporter, companions=companions)
+    plan = plan_run(as_spec(spec), catalog)
+    store.check(store.path_for(leaderboards, plan.settings))
+    prepared = prepare(plan, catalog, reporter=reporter)
+    folder = _new_folder(runs, plan.settings, reporter)
+    asked = None if isinstance(spec, Settings) else as_spec(spec)
+    plugins = [str(path) for path in catalog.named]
+    folder.write_origin(Origin(plugins=plugins, sources=plan.distributions, asked=asked))
+    return StartedRun(plan, prepared, folder, catalog, leaderboards, reporter)
 
 
-def _run_in(folder: RunFolder, bench: Bench, catalog: Catalog, leaderboards: Path, reporter: Reporter) -> RunResult:
-    """The run itself, in its folder; however it ends, result.json says so."""
-    spec = bench.spec
-    result = RunResult(
-        status="failed",
-        run_id=folder.path.resolve().name,
-        run_dir=str(folder.path),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        asked=folder.read_origin().asked,
-        settings=spec,
-        fingerprint=spec.fingerprint,
-        dataset=bench.record,
-        metrics=bench.setting.objective.metrics,
-        environment=describe(bench.device),
-        method_source=bench.parts.method.distribution if bench.parts.method else "",
-    )
+def restart(folder: RunFolder, *, catalog: Catalog | None, leaderboards: Path, reporter: Reporter) -> "StartedRun":
+    """Prepare an unfinished run again in its folder. Raises as `resume`."""
+    origin = folder.read_origin()
+    catalog = catalog or Catalog(map(Path, origin.plugins))
+    plan = plan_run(folder.read_spec().asked(), catalog)
+    for component, source in plan.distributions.items():
+        before = origin.sources.get(component, source)
+        if before != source:
+            raise UsageError(
+                f"{component} has changed since this run began: it was of {before}, now it is of {source}.",
+                "Restore the code to continue, or start the run anew with `ddbench run`.",
+            )
+    return StartedRun(plan, prepare(plan, catalog, reporter=reporter), folder, catalog, leaderboards, reporter)
 
-    def ended(status: Status, reason: str) -> RunResult:
-        over = result.model_copy(update={"status": status, "reason": reason})
+
+def as_spec(spec: RunSpec | Settings | Mapping[str, Any]) -> RunSpec:
+    """Return the spec that is asked for. Raises `UsageError` for fields that make none."""
+    if isinstance(spec, Settings):
+        return spec.asked()
+    return spec if isinstance(spec, RunSpec) else RunSpec.parse(dict(spec))
+
+
+@dataclass(frozen=True)
+class StartedRun:
+    """A run that is ready to be carried out in its folder."""
+
+    plan: Plan
+    prepared: Prepared
+    folder: RunFolder
+    catalog: Catalog
+    leaderboards: Path
+    reporter: Reporter
+
+    def carry_out(self) -> RunResult:
+        """Distil, score and record; `result.json` says how it ended. Raises `DdbenchError` when the run fails."""
+        with in_use(self.folder.path), sigterm_as_ctrl_c():
+            watching = observers(self.catalog, self.plan, self.folder.path, self.reporter)
+            try:
+                result = self._distil_and_score(watching)
+            except Unsupported as error:
+                return self._ended(watching, "skipped", error.message)
+            except (Interrupted, KeyboardInterrupt) as error:
+                reason = error.message if isinstance(error, Interrupted) else "interrupted."
+                self._ended(watching, "interrupted", reason)
+                raise Interrupted(reason, f"Go on with: ddbench resume {self.folder.path}") from None
+            except DdbenchError as error:
+                self._ended(watching, "failed", error.message)
+                raise
+            except Exception as error:
+                self._ended(watching, "failed", f"{type(error).__name__}: {error}")
+                raise
+            self.folder.write_result(result)
+            watching.finished(result)
+            return result
+
+    def _ended(self, watching: Observers, status: Status, reason: str) -> RunResult:
+        """Record a run that gave no score."""
+        result = RunResult(status=status, reason=reason, **self._facts())
         # The disk may be what failed.
         with contextlib.suppress(DdbenchError):
-            folder.write_result(over)
-        watching.finished(over)
-        return over
-
-    with in_use(folder.path), sigterm_as_ctrl_c():
-        watching = observers(catalog, spec, folder.path, reporter)
-        try:
-            result = _distil_and_score(folder, bench, catalog, leaderboards, reporter, watching, result)
-            folder.write_result(result)
-        except Unsupported as error:
-            return ended("skipped", error.message)
-        except (Interrupted, KeyboardInterrupt) as error:
-            reason = error.message if isinstance(error, Interrupted) else "interrupted."
-            stopped = Interrupted(reason, f"Go on with: ddbench resume {folder.path}")
-            stopped.result = ended("interrupted", reason)
-            raise stopped from None
-        except DdbenchError as error:
-            error.result = ended("failed", error.message)
-            raise
-        except Exception as error:
-            ended("failed", f"{type(error).__name__}: {error}")
-            raise
+            self.folder.write_result(result)
         watching.finished(result)
         return result
 
-
-def _distil_and_score(
-    folder: RunFolder,
-    bench: Bench,
-    catalog: Catalog,
-    leaderboards: Path,
-    reporter: Reporter,
-    watching: Observers,
-    result: RunResult,
-) -> RunResult:
-    spec = bench.spec
-    bench.draw_once()
-    _announce(bench, folder, reporter)
-    identity = spec.fingerprint + bench.record.content_hash + (bench.sources if bench.pools.used else "")
-    run = Run(
-        folder.path,
-        seed=spec.seed,
-        device=bench.device,
-        time_limit=spec.time_limit,
-        most_steps=bench.most_steps,
-        reporter=reporter,
-        on_progress=watching.progress,
-        identity=identity,
-    )
-    reporter.stage(f"Distilling with {spec.method.name}")
-    # Where scoring takes no networks, only the method's own call says which pools it draws on.
-    needs_networks = bool(get_protocol(spec.protocol).networks_needed(bench.eval_networks))
-    distilled = run.kept(folder.artifact) if needs_networks else None
-    if distilled is None:
-        distilled = _described(_distil(bench, run), bench)
-        run.keep(distilled, folder.artifact)
-    distill_seconds = run.seconds
-
-    journal = Journal(folder.journal, identity)
-    bench = replace(bench, setting=replace(bench.setting, journal=journal))
-    scores = _score(bench, distilled.to(bench.device), catalog, reporter)
-    evaluate_seconds = journal.seconds
-    result = result.model_copy(
-        update={
-            "status": "ok",
+    def _facts(self) -> dict[str, Any]:
+        """Return the fields of the result that are known before the run."""
+        return {
+            "run_id": self.folder.path.resolve().name,
+            "run_dir": str(self.folder.path),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "scores": scores.after,
-            "before": scores.before,
-            "companions": scores.companions,
-            "protocol": ProtocolRecord(name=spec.protocol, hash=protocol_hash(spec.protocol), selected=scores.selected),
-            "pretrained": bench.pools.used,
-            "loop": LoopRecord(steps=run.steps_done, stopped_by=run.stopped_by, rollbacks=run.rollbacks),
-            "artifact": Artifact(
-                path=str(folder.artifact),
-                sha256=run.artifact,
+            "asked": self.folder.read_origin().asked,
+            "settings": self.plan.settings,
+            "fingerprint": self.plan.settings.fingerprint,
+            "dataset": self.prepared.record,
+            "metrics": self.prepared.setting.objective.metrics,
+            "environment": describe(self.prepared.device),
+            "method_source": self.plan.method.distribution,
+        }
+
+    def _distil_and_score(self, watching: Observers) -> RunResult:
+        prepared, settings = self.prepared, self.plan.settings
+        prepared.draw_once()
+        _announce(self.plan, prepared, self.folder, self.reporter)
+        origin = prepared.provenance()
+        identity = settings.fingerprint + prepared.record.content_hash
+        identity += json.dumps(origin, sort_keys=True) if origin else ""
+        method_run = Run(
+            self.folder.path,
+            seed=settings.seed,
+            device=prepared.device,
+            time_limit=settings.time_limit,
+            most_steps=prepared.most_steps,
+            reporter=self.reporter,
+            on_progress=watching.progress,
+            identity=identity,
+        )
+        distilled = self._distil(method_run)
+        distill_seconds = method_run.seconds
+        journal = Journal(self.folder.journal, identity)
+        setting = replace(prepared.setting, journal=journal)
+        scores = score(prepared, setting, distilled.to(prepared.device), self.catalog, self.reporter)
+        seconds = Seconds(distill=round(distill_seconds, 3), evaluate=round(journal.seconds, 3))
+        result = self._result(method_run, distilled, scores, seconds)
+        store.ensure(self.leaderboards, self.folder, result, self.reporter)
+        return result
+
+    def _distil(self, method_run: Run) -> DistilledSet:
+        """Return the set that the method makes, saved in the folder; the saved one where a run resumes after it."""
+        self.reporter.stage(f"Distilling with {self.plan.settings.method.name}")
+        # Where scoring takes no networks, only the method's own call says which pools it draws on.
+        needs_networks = bool(self.plan.protocol.networks_needed(self.prepared.eval_networks))
+        kept = method_run.kept(self.folder.artifact) if needs_networks else None
+        if kept is not None:
+            return kept
+        distilled = _described(_call_method(self.plan, self.prepared, method_run), self.plan, self.prepared)
+        method_run.keep(distilled, self.folder.artifact)
+        return distilled
+
+    def _result(self, method_run: Run, distilled: DistilledSet, scores: Scores, seconds: Seconds) -> RunResult:
+        return RunResult(
+            status="ok",
+            **self._facts(),
+            scores=scores.after,
+            before=scores.before,
+            companions=scores.companions,
+            protocol=ProtocolRecord(
+                name=self.plan.protocol.name, hash=protocol_hash(self.plan.protocol), selected=scores.selected
+            ),
+            pretrained=self.prepared.provenance(),
+            loop=LoopRecord(
+                steps=method_run.steps_done, stopped_by=method_run.stopped_by, rollbacks=method_run.rollbacks
+            ),
+            artifact=Artifact(
+                path=str(self.folder.artifact),
+                sha256=method_run.artifact,
                 bytes=distilled.nbytes,
                 images=distilled.count,
                 label_regime=scores.label_regime,
             ),
-            "seconds": Seconds(distill=round(distill_seconds, 3), evaluate=round(evaluate_seconds, 3)),
-            "peak_memory_mb": round(peak_memory_mb(), 1),
-        }
-    )
-    store.ensure(leaderboards, result, reporter.say)
-    return result
+            seconds=seconds,
+            peak_memory_mb=round(peak_memory_mb(), 1),
+        )
 
 
-def _distil(bench: Bench, run: Run) -> DistilledSet:
-    """Call the method with global random numbers seeded, and check what it returns."""
-    spec, method = bench.spec, bench.parts.method
-    seed_everything(derive_seed(spec.seed, "global"))
-    task = bench.task(run.generator)
-    assert method is not None
-    distilled = method.call(spec.method.options, task, run)
-    run.finish()
+def _call_method(plan: Plan, prepared: Prepared, method_run: Run) -> DistilledSet:
+    """Call the method with global random numbers seeded, and check the set and the data that it leaves."""
+    seed_everything(derive_seed(plan.settings.seed, "global"))
+    task = prepared.task(method_run.generator)
+    distilled = plan.method.call(plan.settings.method.options, task, method_run)
+    method_run.finish()
+    prepared.check_untouched(plan.method)
     if not isinstance(distilled, DistilledSet):
-        raise PluginError(f"{method.who} returned {type(distilled).__name__}, not a DistilledSet.")
+        raise PluginError(f"{plan.method.who} returned {type(distilled).__name__}, not a DistilledSet.")
     distilled.validate(task)
-    return distilled.to(bench.device)
+    return distilled.to(prepared.device)
 
 
-def _score(
-    bench: Bench, distilled: DistilledSet, catalog: Catalog, reporter: Reporter, *, companions: bool = True
-) -> Scores:
-    spec = bench.spec
-    reporter.stage(f"Scoring under {spec.protocol}")
-    setting = bench.setting.scoring("the set")
-    evaluation = get_protocol(spec.protocol).evaluate([distilled], setting, bench.eval_networks, reporter)
-    before = {name: summarise(values) for name, values in evaluation.before.items()}
-    beside = score_companions(bench, catalog, bench.eval_networks, reporter) if companions else {}
-    if spec.target is not None:
-        beside = {NO_ADAPTATION: before[bench.setting.objective.primary], **beside}
-    return Scores(
-        after={name: summarise(values) for name, values in evaluation.scores.items()},
-        before=before,
-        companions=beside,
-        selected=evaluation.selected,
-        label_regime=label_regime(spec.protocol, distilled),
-    )
-
-
-def _described(distilled: DistilledSet, bench: Bench) -> DistilledSet:
-    """The set with what a stranger needs to use it."""
-    spec, info = bench.spec, bench.train.info
+def _described(distilled: DistilledSet, plan: Plan, prepared: Prepared) -> DistilledSet:
+    """Return the set with the metadata that a stranger needs to use it."""
+    settings, info = plan.settings, prepared.train.info
     return distilled.described(
         format="ddbench/1",
         classes=list(info.classes),
@@ -286,67 +261,69 @@ def _described(distilled: DistilledSet, bench: Bench) -> DistilledSet:
         std=list(info.std),
         dataset=info.label,
         dataset_hash=info.content_hash,
-        spec=spec.canonical(),
-        fingerprint=spec.fingerprint,
-        method=spec.method.name,
-        network=spec.network.name,
-        init=spec.init.name,
-        eval_init=spec.eval_init.name,
-        objective=spec.objective.name,
-        protocol=spec.protocol,
-        label_regime=label_regime(spec.protocol, distilled),
-        seed=spec.seed,
+        spec=settings.canonical(),
+        fingerprint=settings.fingerprint,
+        method=settings.method.name,
+        network=settings.network.name,
+        init=settings.init.name,
+        eval_init=settings.eval_init.name,
+        objective=settings.objective.name,
+        protocol=settings.protocol,
+        label_regime=label_regime(plan.protocol, distilled),
+        seed=settings.seed,
     )
 
 
-def _announce(bench: Bench, folder: RunFolder, reporter: Reporter) -> None:
-    """What will run, on which data, and where it is kept."""
-    spec, record, budget = bench.spec, bench.record, bench.setting.budget
+def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Reporter) -> None:
+    """Say what will run, on which data, and where it is kept."""
+    settings, record, budget = plan.settings, prepared.record, prepared.setting.budget
     copy = "not known to be the full original: ranked apart" if record.partial else "the full data, verified"
-    parameters = sum(p.numel() for p in bench.setting.module.parameters())
-    total = budget.images_per_class * len(bench.train.info.classes)
+    parameters = sum(p.numel() for p in prepared.module.parameters())
+    total = budget.images_per_class * len(prepared.train.info.classes)
     reporter.say(
         f"Data     {record.name}: {record.train} training, {record.validation} validation, {record.test} test images; "
         f"{copy} (sha256 {record.content_hash[:12]})"
     )
-    what = conversion(tuple(bench.parts.dataset.facts["sample_shape"]), record.sample_shape)  # type: ignore[arg-type]
-    if what:
-        reporter.say(f"Images   converted: {what}")
-    came_from = f"{'target' if spec.target else 'init'} {spec.init.name}"
-    if spec.eval_init != spec.init:
-        came_from += f", scored from {spec.eval_init.name}"
-    reporter.say(f"Network  {spec.network.name}, {parameters:,} weights from {came_from}, on {bench.device}")
+    converted = conversion(tuple(plan.dataset.facts["sample_shape"]), record.sample_shape)  # type: ignore[arg-type]
+    if converted:
+        reporter.say(f"Images   converted: {converted}")
+    origin = f"{'target' if settings.target else 'init'} {settings.init.name}"
+    if settings.eval_init != settings.init:
+        origin += f", scored from {settings.eval_init.name}"
+    if settings.eval_network != settings.network:
+        origin += f", scored on {settings.eval_network.name}"
+    reporter.say(f"Network  {settings.network.name}, {parameters:,} weights from {origin}, on {prepared.device}")
     reporter.say(
         f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
     )
-    if get_protocol(spec.protocol).teacher:
+    if plan.protocol.teacher:
         reporter.say("Labels   while students train, of networks trained on the full data; ranked apart")
-    predicted = bench.peak_memory()
+    predicted = prepared.peak_memory(plan.method, settings.method.options)
     if predicted is not None:
         peak, how = predicted
-        free = free_memory(bench.device)
+        free = free_memory(prepared.device)
         reporter.say(f"Memory   about {peak / 1e6:.0f} MB at the peak ({how}); {free / 1e6:.0f} MB are free")
         if peak > free:
             reporter.say("That may not fit: fewer networks, a smaller real batch or fewer steps take less.")
     reporter.say(f"Folder   {folder.path}")
 
 
-def _new_folder(runs: Path, spec: Settings, reporter: Reporter) -> RunFolder:
-    """A fresh folder for the run; earlier runs of the same spec keep theirs."""
+def _new_folder(runs: Path, settings: Settings, reporter: Reporter) -> RunFolder:
+    """Make a fresh folder for the run; earlier runs of the same spec keep theirs."""
     for number in range(1, 10_000):
-        path = runs / (spec.run_id if number == 1 else f"{spec.run_id}-{number}")
+        path = runs / (settings.run_id if number == 1 else f"{settings.run_id}-{number}")
         with explained_os_errors(path):
             try:
                 path.mkdir(parents=True)
             except FileExistsError:
                 if not path.is_dir():
                     raise
-                unfinished = RunFolder(path)
-                ended = unfinished.read_result()
-                if unfinished.checkpoint.exists() and (ended is None or ended.status == "interrupted"):
+                earlier = RunFolder(path)
+                result = earlier.read_result()
+                if earlier.checkpoint.exists() and (result is None or result.status == "interrupted"):
                     reporter.say(f"An unfinished run of this spec is in {path}: ddbench resume {path}")
                 continue
         folder = RunFolder(path)
-        folder.write_spec(spec)
+        folder.write_spec(settings)
         return folder
     raise DdbenchError(f"{runs} holds 10 000 runs of this spec.", "Name another folder with --runs.")

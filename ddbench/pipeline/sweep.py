@@ -1,28 +1,42 @@
-"""Sweeps: the same run at several values of a field, as a table, a CSV and a picture."""
+"""Run at several values of a field, and put the results in one table."""
 
+import csv
+import io
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
-from ddbench.contract.observer import Reporter
-from ddbench.contract.spec import Axis, Settings, Sweep
+from ddbench.contract.observer import Reporter, Silent
+from ddbench.contract.plan import Plan
+from ddbench.contract.spec import Axis, RunSpec, Settings, Sweep, place_assignments
+from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
+from ddbench.machine.files import atomic_write, sha256
+from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.runner import as_spec, run
+from ddbench.records import store
 from ddbench.records.result import RunFolder, RunResult
 
 
 class Point(pydantic.BaseModel):
-    """One run of a sweep."""
+    """One run of a sweep.
+
+    values: the swept values, one for each axis.
+    result: the result of the run.
+    logged: the last value of each figure that the method logged.
+    """
 
     values: tuple[Any, ...]
     result: RunResult
     logged: dict[str, float] = {}
 
     def figure(self, name: str) -> tuple[float, float | None, float | None]:
-        """Mean and interval of a metric, or the last value of a logged figure. Raises `UsageError` for neither."""
+        """Return mean and interval of a metric, or a logged figure's last value. Raises `UsageError` for neither."""
         scores = self.result.scores
         if name in scores:
             return scores[name].mean, scores[name].low, scores[name].high
@@ -32,78 +46,159 @@ class Point(pydantic.BaseModel):
         raise UsageError(f"the runs have no figure {name!r} to plot.", f"They have {known}.")
 
 
+@dataclass(frozen=True)
+class SweepResult:
+    """The runs of a sweep, and the folder that holds its table.
+
+    figure: the metric, or the logged figure, that the sweep is about.
+    """
+
+    sweep: Sweep
+    points: tuple[Point, ...]
+    figure: str
+    folder: Path
+
+    @property
+    def table(self) -> Path:
+        """The CSV of the sweep: a line for each run."""
+        return self.folder / "sweep.csv"
+
+    @property
+    def picture(self) -> Path:
+        """The place of the picture of the sweep."""
+        return self.folder / "sweep.png"
+
+
+def sweep(
+    spec: RunSpec | Mapping[str, Any],
+    axes: Mapping[str, Iterable[Any]],
+    *,
+    plot: str = "",
+    catalog: Catalog | None = None,
+    runs: Path = Path("runs"),
+    leaderboards: Path = Path("leaderboards"),
+    reporter: Reporter | None = None,
+) -> SweepResult:
+    """Run `spec` at every combination of values: what `ddbench run --sweep` does, without the picture.
+
+    `axes` has one or two keys, such as `{"epochs": [1, 3]}`, `{"init.scheme": [...]}`, or `{"steps,images_per_class":
+    [1, 2, 5]}` for fields that take the same values together. Raises `UsageError` for keys that do not exist.
+    """
+    catalog = catalog or Catalog()
+    fields = as_spec(spec).model_dump(exclude_unset=True)
+    options = set(catalog.get("method", as_spec(spec).method.name).options.model_fields)
+
+    def spec_at(assignments: dict[str, Any]) -> RunSpec:
+        return RunSpec.parse(place_assignments(fields, assignments, options))
+
+    swept = Sweep(axes=[Axis(keys=split_keys(keys), values=list(values)) for keys, values in axes.items()], plot=plot)
+    return run_sweep(swept, spec_at, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
+
+
+def run_sweep(
+    sweep: Sweep,
+    spec_at: Callable[[dict[str, Any]], RunSpec],
+    catalog: Catalog,
+    *,
+    runs: Path,
+    leaderboards: Path,
+    reporter: Reporter | None = None,
+) -> SweepResult:
+    """Run every point in turn; one that has ended well in `runs` before is taken from there, its row added if missing.
+
+    `spec_at(assignments)` makes the spec of a point. A method that does not support a point is skipped. Raises
+    `UsageError` where no point could be run.
+    """
+    reporter = reporter or Silent()
+    plans = plan_sweep(sweep, spec_at, catalog)
+    points = []
+    for number, (values, plan) in enumerate(plans, start=1):
+        text = ", ".join(f"{axis.name} {value}" for axis, value in zip(sweep.axes, values, strict=True))
+        reporter.say(f"Point {number} of {len(plans)}: {text}")
+        result = _ended(runs, plan)
+        if result is not None:
+            reporter.say(f"Taken from {result.run_dir}, which has ended already.")
+            if not plan.settings.smoke:
+                store.ensure(leaderboards, RunFolder(Path(result.run_dir)), result, reporter)
+        else:
+            result = run(plan.settings, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
+        if result.status != "ok":
+            reporter.say(f"Skipped: {result.reason}")
+            continue
+        points.append(Point(values=values, result=result, logged=_last_logged(Path(result.run_dir))))
+        # Better to know after the first point than after all of them.
+        points[-1].figure(sweep.plot or result.primary)
+    if not points:
+        raise UsageError("no point of the sweep could be run.", "See the reasons above.")
+    digest = sha256("".join(plan.settings.fingerprint for _, plan in plans).encode())[:6]
+    folder = runs / f"sweep-{plans[0][1].settings.method.name}-{digest}"
+    done = SweepResult(sweep, tuple(points), sweep.plot or points[0].result.primary, folder)
+    atomic_write(done.table, csv_text(done))
+    return done
+
+
+def plan_sweep(
+    sweep: Sweep, spec_at: Callable[[dict[str, Any]], RunSpec], catalog: Catalog
+) -> list[tuple[tuple[Any, ...], Plan]]:
+    """Return the values and the plan of every point. Raises `UsageError` for one that cannot be."""
+    return [(values, plan_run(spec_at(assignments), catalog)) for values, assignments in sweep.assignments()]
+
+
+def split_keys(text: str) -> list[str]:
+    """Return the keys of an axis from text with commas. Raises `UsageError` for what is no key."""
+    keys = [key.strip() for key in text.split(",")]
+    for key in keys:
+        if not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+            raise UsageError(f"{key!r} is not the name of a field or an option.", "Such as epochs or init.scheme.")
+    return keys
+
+
 def parse_axes(texts: Iterable[str]) -> list[Axis]:
-    """`["steps,images_per_class=1,2,5", "epochs=1,3"]` as axes. Raises `UsageError` for other text."""
+    """Return axes from `["steps,images_per_class=1,2,5", "epochs=1,3"]`. Raises `UsageError` for other text."""
     axes = []
     for text in texts:
-        keys, equals, values = text.partition("=")
-        names = [key.strip() for key in keys.split(",")]
-        if not equals or not values.strip() or not all(re.fullmatch(r"[A-Za-z_][\w.]*", name) for name in names):
+        names, equals, values = text.partition("=")
+        try:
+            keys = split_keys(names)
+        except UsageError:
+            keys = []
+        if not equals or not values.strip() or not keys:
             raise UsageError(f"--sweep {text!r} is not of the form KEY=VALUE,VALUE,...", "Such as --sweep epochs=1,3,5")
-        axes.append(Axis(keys=names, values=[_value(part) for part in values.split(",")]))
+        axes.append(Axis(keys=keys, values=[_value(part) for part in values.split(",")]))
     if len(axes) > 2:
         raise UsageError("a sweep has one axis or two.", "Keys that go together share one: --sweep steps,epochs=1,2,5")
     return axes
 
 
-def run_sweep(
-    sweep: Sweep,
-    spec_of: Callable[[dict[str, Any]], Settings],
-    run: Callable[[Settings], RunResult],
-    source_of: Callable[[Settings], str],
-    runs: Path,
-    reporter: Reporter,
-) -> list[Point]:
-    """Run every point in turn; one that has ended well in `runs` before is taken as it is.
-
-    `spec_of(assignments)` makes the completed spec of a point, `source_of` names its method's package and version.
-    A method that does not support a point is passed over.
-    """
-    planned = [(values, spec_of(settings)) for values, settings in sweep.assignments()]
-    points = []
-    for number, (values, spec) in enumerate(planned, start=1):
-        what = ", ".join(f"{axis.name} {value}" for axis, value in zip(sweep.axes, values, strict=True))
-        reporter.say(f"Point {number} of {len(planned)}: {what}")
-        result = _ended(runs, spec, source_of(spec))
-        if result is not None:
-            reporter.say(f"Taken from {result.run_dir}, which has ended already.")
-        else:
-            result = run(spec)
-        if result.status != "ok":
-            reporter.say(f"Passed over: {result.reason}")
-            continue
-        points.append(Point(values=values, result=result, logged=_last_logged(Path(result.run_dir))))
-        # Better to know after the first point than after all of them.
-        points[-1].figure(sweep.plot or result.primary)
-    return points
-
-
-def csv_text(sweep: Sweep, points: Sequence[Point]) -> str:
-    """One line for each run: the swept values, every metric's mean, what was logged last, the run's folder."""
-    import csv
-    import io
-
+def csv_text(done: SweepResult) -> str:
+    """Return a line for each run: swept values, every metric's mean, the last logged figures, the run's folder."""
     text = io.StringIO()
-    metrics = sorted({name for point in points for name in point.result.scores})
-    logged = sorted({name for point in points for name in point.logged})
+    metrics = sorted({name for point in done.points for name in point.result.scores})
+    logged = sorted({name for point in done.points for name in point.logged})
     writer = csv.writer(text, lineterminator="\n")
-    keys = [",".join(axis.keys) for axis in sweep.axes]
+    keys = [",".join(axis.keys) for axis in done.sweep.axes]
     writer.writerow([*keys, *metrics, *(f"logged {name}" for name in logged), "run_dir"])
-    for point in points:
+    for point in done.points:
         scores = point.result.scores
         means = [scores[name].mean if name in scores else "" for name in metrics]
         writer.writerow([*point.values, *means, *(point.logged.get(name, "") for name in logged), point.result.run_dir])
     return text.getvalue()
 
 
-def _ended(runs: Path, spec: Settings, source: str) -> RunResult | None:
-    """The result of a run of the same spec and version of the method that has ended well."""
-    for path in sorted(runs.glob(f"{spec.run_id}*")):
-        result = RunFolder(path).read_result()
-        same = result is not None and (result.fingerprint, result.method_source) == (spec.fingerprint, source)
-        if result is not None and result.status == "ok" and same:
+def _ended(runs: Path, plan: Plan) -> RunResult | None:
+    """Return the result of a run of the same spec and version of the method that has ended well."""
+    for result in _results(runs, plan.settings):
+        same = (result.fingerprint, result.method_source)
+        if result.status == "ok" and same == (plan.settings.fingerprint, plan.method.distribution):
             return result
     return None
+
+
+def _results(runs: Path, settings: Settings) -> Iterator[RunResult]:
+    for path in sorted(runs.glob(f"{settings.run_id}*")):
+        result = RunFolder(path).read_result()
+        if result is not None:
+            yield result
 
 
 def _last_logged(folder: Path) -> dict[str, float]:

@@ -9,8 +9,8 @@ from ddbench.contract.observer import Reporter
 from ddbench.contract.sets import DistilledSet
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, MissingPrerequisite
-from ddbench.pipeline.prepare import Bench
-from ddbench.pipeline.runner import Scores, evaluate
+from ddbench.pipeline.evaluate import Scores, evaluate
+from ddbench.pipeline.prepare import Prepared
 from ddbench.records.audit import problems_of, settings_of
 from ddbench.records.result import RunResult
 from ddbench.records.stats import Score
@@ -68,14 +68,16 @@ def verify(
     count = min(networks or recorded.n, recorded.n)
     if count < recorded.n:
         settings = settings.model_copy(update={"eval_networks": count})
-    bench, scores = evaluate(distilled, settings, catalog=catalog, reporter=reporter, companions=False, fetch=fetch)
-    if bench.record.content_hash != record.dataset.content_hash:
+    prepared, scores = evaluate(
+        distilled, settings.asked(), catalog=catalog, reporter=reporter, companions=False, fetch=fetch
+    )
+    if prepared.record.content_hash != record.dataset.content_hash:
         raise MissingPrerequisite(
             f"the data here are not those of {record.run_id}: "
-            f"{bench.record.content_hash[:12]}, not {record.dataset.content_hash[:12]}.",
+            f"{prepared.record.content_hash[:12]}, not {record.dataset.content_hash[:12]}.",
             "Get the same copy of the dataset.",
         )
-    for problem in _contradictions(record, bench, scores, all_networks=count == recorded.n):
+    for problem in _contradictions(record, prepared, scores, all_networks=count == recorded.n):
         raise _invalid(record, problem)
     return _verdict(scores.after[record.primary], recorded, count)
 
@@ -102,16 +104,16 @@ def _invalid(record: RunResult, problem: str) -> DdbenchError:
     return DdbenchError(f"the record of {record.run_id} is invalid: {problem}.", "ddbench did not write it so.")
 
 
-def _contradictions(record: RunResult, bench: Bench, scores: Scores, *, all_networks: bool) -> Iterator[str]:
+def _contradictions(record: RunResult, prepared: Prepared, scores: Scores, *, all_networks: bool) -> Iterator[str]:
     """Yield what a record says of data, metric and networks that scoring again contradicts."""
-    metric = bench.setting.objective.metric
+    metric = prepared.setting.objective.metric
     pairs: dict[str, tuple[object, object]] = {
         "metric": (record.metric.name, metric.name),
         "unit": (record.metric.unit, metric.unit),
         "higher_is_better": (record.metric.higher_is_better, metric.higher_is_better),
         **{
-            f"dataset.{field}": (getattr(record.dataset, field), getattr(bench.record, field))
-            for field in type(bench.record).model_fields
+            f"dataset.{field}": (getattr(record.dataset, field), getattr(prepared.record, field))
+            for field in type(prepared.record).model_fields
         },
     }
     if all_networks:

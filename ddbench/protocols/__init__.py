@@ -1,4 +1,8 @@
-"""How a distilled set is scored. Protocols are versioned, not pluggable: every number names the one it came from."""
+"""Ways of scoring a distilled set. They are versioned, not pluggable: every number names the one it came from.
+
+May import: discovery, engine, contract, machine and errors.
+Imported by: records, pipeline, render, cli and testing.
+"""
 
 import json
 
@@ -17,7 +21,7 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def get_protocol(name: str) -> Protocol:
-    """The protocol of that name. Raises `UsageError` for an unknown one."""
+    """Return the protocol of that name. Raises `UsageError` for an unknown one."""
     if name not in PROTOCOLS:
         raise UsageError(
             f"there is no protocol {name!r}.{did_you_mean(name, PROTOCOLS)}", f"There are: {', '.join(PROTOCOLS)}."
@@ -25,15 +29,14 @@ def get_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def protocol_hash(name: str) -> str:
-    """The beginning of a SHA-256 over a protocol's name and definition: what a row's number was measured by."""
-    protocol = get_protocol(name)
+def protocol_hash(protocol: Protocol) -> str:
+    """Return the beginning of a SHA-256 over a protocol's name and definition, so over all it measures by."""
     return sha256(json.dumps([protocol.name, protocol.definition], sort_keys=True).encode())[:12]
 
 
-def label_regime(protocol: str, distilled: DistilledSet) -> str:
-    """What kind of labels networks are trained on when the set is scored; hard, stored soft or teacher online."""
-    if get_protocol(protocol).teacher:
+def label_regime(protocol: Protocol, distilled: DistilledSet) -> str:
+    """Return the kind of labels that networks are scored with: hard, stored soft or teacher online."""
+    if protocol.teacher:
         return "teacher online"
     return "stored soft" if distilled.soft else "hard"
 

@@ -1,4 +1,4 @@
-"""What every protocol is given and gives back."""
+"""The interface of protocols, and the scoring loop that they share."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,21 +8,18 @@ from typing import Protocol as Structural
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ddbench.contract.journal import Journal, digest
 from ddbench.contract.observer import Pace, Reporter
 from ddbench.contract.sets import DistilledSet, ExampleSet
 from ddbench.contract.task import Budget, Networks, Objective, Side
-from ddbench.engine.meta_gradient import evaluation_mode, unstack
+from ddbench.engine.networks import State, measure, unstack
 from ddbench.engine.workers import for_each_network
 from ddbench.errors import DdbenchError
 from ddbench.machine.seeds import derive_seed
 
 FULL_NETWORKS = 5
 """Networks trained on the full data that scores are held against, or that give labels."""
-BATCH = 1000
-"""Examples per forward pass when a network is scored."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +74,11 @@ class Protocol(Structural):
 
     @property
     def teacher(self) -> bool:
-        """Whether labels come from networks trained on the full data, not from the set."""
+        """True where labels come from networks trained on the full data, not from the set."""
         ...
 
     def networks_needed(self, networks: int) -> dict[Side, int]:
-        """How many of each side `evaluate` may draw to score on `networks`."""
+        """Return how many networks of each side `evaluate` may draw to score on `networks`."""
         ...
 
     def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter) -> Evaluation:
@@ -89,22 +86,8 @@ class Protocol(Structural):
         ...
 
 
-def measure(
-    module: nn.Module,
-    weights: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    examples: ExampleSet,
-    objective: Objective,
-) -> dict[str, float]:
-    """The objective's metrics of one network on `examples`, in evaluation mode."""
-    with torch.no_grad(), evaluation_mode(module):
-        batches = torch.split(examples.inputs, BATCH)
-        logits = torch.cat([functional_call(module, (dict(weights), dict(buffers)), (batch,)) for batch in batches])
-        return objective.measure(logits, examples.labels)
-
-
 def better(objective: Objective, value: float, than: float) -> bool:
-    """Whether `value` of the primary metric beats `than`; what is not finite never does."""
+    """Return True if `value` of the primary metric is better than `than`; a value that is not finite never is."""
     if not math.isfinite(value):
         return False
     if not math.isfinite(than):
@@ -119,7 +102,7 @@ def collect(values: dict[str, list[float]], metrics: Mapping[str, float]) -> Non
 
 
 def finite(values: dict[str, list[float]], setting: Setting) -> dict[str, list[float]]:
-    """Metrics that are finite on every network; a diverged network still has an accuracy, but no loss."""
+    """Return the metrics that are finite on every network; a diverged network still has an accuracy, but no loss."""
     finite = {name: numbers for name, numbers in values.items() if all(map(math.isfinite, numbers))}
     if setting.objective.primary not in finite:
         raise DdbenchError(
@@ -129,12 +112,8 @@ def finite(values: dict[str, list[float]], setting: Setting) -> dict[str, list[f
     return finite
 
 
-Trained = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
-"""Weights and buffers of a network, by name."""
-
-
 def draw(protocol: str, setting: Setting, side: Side, count: int) -> list[dict[str, Tensor]]:
-    """Initial weights that depend on the protocol, the side and the init distribution alone."""
+    """Return initial weights that depend on the protocol, the side and the init distribution alone."""
     generator = torch.Generator().manual_seed(derive_seed(protocol, side))
     return list(unstack(setting.module, setting.networks(side, generator).sample(count)))
 
@@ -151,7 +130,7 @@ def score_networks(
     protocol: str,
     sets: Sequence[DistilledSet],
     drawn: Sequence[dict[str, Tensor]],
-    train: Callable[[nn.Module, int, dict[str, Tensor], int], Trained],
+    train: Callable[[nn.Module, int, dict[str, Tensor], int], State],
     setting: Setting,
     selected: str,
     reporter: Reporter,
@@ -174,8 +153,8 @@ def score_networks(
             pair: Sequence[dict[str, float]] = known[number]
             return pair
         weights = drawn[number % len(drawn)]
-        first = measure(network, weights, buffers, setting.test, setting.objective)
-        after = measure(network, *train(network, number % len(sets), weights, number), setting.test, setting.objective)
+        first = measure(network, State(weights, buffers), setting.test, setting.objective)
+        after = measure(network, train(network, number % len(sets), weights, number), setting.test, setting.objective)
         pair = [{name: float(value) for name, value in metrics.items()} for metrics in (first, after)]
         journal.put(pair, network=number)
         return pair

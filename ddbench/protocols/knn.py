@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddbench.contract.observer import Pace, Reporter
@@ -16,17 +17,16 @@ from ddbench.protocols.base import Evaluation, Setting, better, collect, finite
 NORMS = (1, 2)
 NEIGHBOURS = (1, 3)
 CHUNK = 500
-"""Examples whose distances to a set are computed at a time."""
+"""Number of examples whose distances to a set are computed at a time."""
 
 
 @dataclass(frozen=True)
 class Knn:
-    """Each example gets the class most common among its k nearest distilled ones, in normalised pixels.
+    """A nearest-neighbour classifier: the most common class among the k nearest distilled examples, in pixels.
 
-    The metric (l1, l2) and k (1, 3) are those that do best on the validation slice, averaged over the sets. Of
-    classes with as many votes the one with the nearer example wins. Soft labels vote as the class they give most.
-    Networks play no part, so one set gives one value; "before" is a classifier that knows nothing and always
-    answers the first class.
+    Pixels are normalised. The metric (l1, l2) and k (1, 3) are those with the best mean over the sets on the validation
+    slice. Of classes with equal votes the one with the nearer example wins. A soft label votes for its largest entry.
+    No network takes part, so one set has one value; "before" is a classifier that always answers the first class.
     """
 
     name: str = "knn/v1"
@@ -39,46 +39,48 @@ class Knn:
         return {"norms": NORMS, "neighbours": NEIGHBOURS}
 
     def networks_needed(self, networks: int) -> dict[Side, int]:
-        """None."""
+        """See `Protocol.networks_needed`."""
         return {}
 
     def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter) -> Evaluation:
         """See `Protocol.evaluate`."""
         objective, primary = setting.objective, setting.objective.primary
         classes = len(setting.test.info.classes)
-        total, pace, done = len(sets) * (len(NORMS) + 1), Pace(), 0
+        total, pace, count = len(sets) * (len(NORMS) + 1), Pace(), 0
 
-        def figures(
+        def classify(
             distilled: DistilledSet, norm: int, ks: Sequence[int], examples: ExampleSet
         ) -> list[dict[str, float]]:
-            nonlocal done
+            nonlocal count
             nearest = neighbours(distilled, examples.inputs, norm, max(ks))
-            found = [objective.measure(votes(nearest[:, :k], classes), examples.labels) for k in ks]
-            done += 1
+            values = [objective.measure(votes(nearest[:, :k], classes), examples.labels) for k in ks]
+            count += 1
             pace.tick()
-            reporter.progress(done, total, {primary: found[0][primary]}, pace.left(total - done))
-            return found
+            reporter.progress(count, total, {primary: values[0][primary]}, pace.left(total - count))
+            return values
 
         best, best_value = (NORMS[0], NEIGHBOURS[0]), math.nan
         for norm in NORMS:
-            each = [figures(distilled, norm, NEIGHBOURS, setting.validation) for distilled in sets]
-            for place, k in enumerate(NEIGHBOURS):
-                value = math.fsum(found[place][primary] for found in each) / len(sets)
+            results = [classify(distilled, norm, NEIGHBOURS, setting.validation) for distilled in sets]
+            for position, k in enumerate(NEIGHBOURS):
+                value = math.fsum(values[position][primary] for values in results) / len(sets)
                 if better(objective, value, best_value):
                     best, best_value = (norm, k), value
         scores: dict[str, list[float]] = {}
         before: dict[str, list[float]] = {}
-        ignorant = objective.measure(torch.zeros(len(setting.test), classes), setting.test.labels.cpu())
+        constant = objective.measure(torch.zeros(len(setting.test), classes), setting.test.labels.cpu())
         for distilled in sets:
-            [found] = figures(distilled, best[0], [best[1]], setting.test)
-            collect(scores, found)
-            collect(before, ignorant)
+            [values] = classify(distilled, best[0], [best[1]], setting.test)
+            collect(scores, values)
+            collect(before, constant)
         selected = f"l{best[0]} and k={best[1]} on {len(setting.validation)} validation images"
         return Evaluation(finite(scores, setting), finite(before, setting), selected)
 
 
-def neighbours(distilled: DistilledSet, inputs: Tensor, norm: int, k: int) -> Tensor:
-    """Labels of the k nearest distilled examples (all of them, where there are fewer), nearest first: `[n, k]`."""
+def neighbours(
+    distilled: DistilledSet, inputs: Float[Tensor, " n *sample"], norm: int, k: int
+) -> Int[Tensor, "n neighbours"]:
+    """Return the labels of the k nearest distilled examples (or all of them, if fewer), nearest first."""
     images, labels = distilled.flat()
     if distilled.soft:
         labels = labels.argmax(-1)
@@ -90,16 +92,16 @@ def neighbours(distilled: DistilledSet, inputs: Tensor, norm: int, k: int) -> Te
     return labels[torch.cat(parts)]
 
 
-def votes(nearest: Tensor, classes: int) -> Tensor:
-    """Log of the smoothed shares of votes, `[n, classes]`: log (votes + 1) / (k + classes).
+def votes(nearest: Int[Tensor, "n neighbours"], classes: int) -> Float[Tensor, "n classes"]:
+    """Return the logarithm of the smoothed shares of votes: log (votes + 1) / (k + classes).
 
-    The nearest example's vote counts a little more, which decides between equals and nothing else.
+    The nearest example's vote counts a little more, which decides ties and nothing else.
     """
     n, k = nearest.shape
     weights = torch.ones(k, device=nearest.device)
     weights[0] += 1e-3
-    counted = torch.zeros(n, classes, device=nearest.device).scatter_add_(1, nearest, weights.expand(n, k))
-    return ((counted + 1) / (k + classes)).log()
+    counts = torch.zeros(n, classes, device=nearest.device).scatter_add_(1, nearest, weights.expand(n, k))
+    return ((counts + 1) / (k + classes)).log()
 
 
 KNN_V1 = Knn()

@@ -1,4 +1,4 @@
-"""replay/v1: train fresh networks as the set itself says, score them before and after (Wang et al. 2018, Section 4)."""
+"""replay/v1: fresh networks trained by the set's own steps and rates (Wang et al. 2018, Section 4)."""
 
 import math
 from collections.abc import Sequence
@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ddbench.contract.observer import Pace, Reporter
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.task import Side
 from ddbench.engine.meta_gradient import train
+from ddbench.engine.networks import State, measure
 from ddbench.engine.workers import for_each_network
-from ddbench.protocols.base import Evaluation, Setting, Trained, better, draw, journal_of, measure, score_networks
+from ddbench.protocols.base import Evaluation, Setting, better, draw, journal_of, score_networks
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 SELECTION_NETWORKS = 5
@@ -23,10 +25,9 @@ SELECTION_NETWORKS = 5
 class Replay:
     """Plain gradient descent on the set's own batches, in order, at its own rates.
 
-    A set without rates takes as many steps as the budget has (epochs * steps), cycling through its batches, at the
-    fixed rate of `RATES` that does best on the validation slice, averaged over 5 networks of the training side.
-    The networks that score are drawn from the evaluation side with seeds that belong to the protocol, so every
-    method meets the same ones.
+    A set without rates takes all steps of the budget (epochs * steps) and cycles through its batches. The rate is the
+    one of `RATES` with the best mean over 5 networks of the training side on the validation slice.
+    Networks are drawn from the evaluation side with seeds that belong to the protocol: all methods get the same ones.
     """
 
     name: str = "replay/v1"
@@ -53,20 +54,15 @@ class Replay:
 
         drawn = draw(self.name, setting, "evaluation", networks)
 
-        def trained(own: nn.Module, chosen: int, weights: dict[str, Tensor], number: int) -> Trained:
-            lrs = rates[chosen]
+        def train_on(network: nn.Module, index: int, weights: dict[str, Tensor], number: int) -> State:
+            lrs = rates[index]
             assert lrs is not None
-            return self._trained(own, sets[chosen], lrs, weights, setting)
+            return _train(network, sets[index], lrs, weights, setting)
 
-        return score_networks(self.name, sets, drawn, trained, setting, selected, reporter)
-
-    def _trained(
-        self, network: nn.Module, distilled: DistilledSet, lrs: Tensor, weights: dict[str, Tensor], setting: Setting
-    ) -> Trained:
-        return train(network, weights, distilled.inputs, distilled.labels, lrs, setting.objective.inner_loss)
+        return score_networks(self.name, sets, drawn, train_on, setting, selected, reporter)
 
     def _best_rate(self, sets: Sequence[DistilledSet], setting: Setting, reporter: Reporter) -> float:
-        """The rate whose mean primary metric on the validation slice is best; the smaller one of equals."""
+        """Return the rate with the best mean primary metric on the validation slice; of ties, the smaller one."""
         drawn = draw(self.name, setting, "train", SELECTION_NETWORKS)
         pairs = max(len(drawn), min(len(sets), SELECTION_NETWORKS))
         trials = [(rate, i) for rate in RATES for i in range(pairs)]
@@ -74,25 +70,25 @@ class Replay:
         journal = journal_of(self.name, sets, setting, "the rate")
         known = [journal.get(network=i, rate=str(rate)) for rate, i in trials]
 
-        def one(own: nn.Module, number: int) -> float:
+        def try_rate(network: nn.Module, number: int) -> float:
             rate, i = trials[number]
             if known[number] is not None:
                 return float(known[number])
             distilled, weights = sets[i % len(sets)], drawn[i % len(drawn)]
             lrs = _constant(distilled, setting.budget.total_steps, rate)
-            after, buffers = self._trained(own, distilled, lrs, weights, setting)
-            value = float(measure(own, after, buffers, setting.validation, setting.objective)[primary])
+            state = _train(network, distilled, lrs, weights, setting)
+            value = float(measure(network, state, setting.validation, setting.objective)[primary])
             journal.put(value, network=i, rate=str(rate))
             return value
 
-        def done(value: float) -> None:
+        def report(value: float) -> None:
             values.append(value)
             count = len(values)
             if known[count - 1] is None:
                 pace.tick()
             reporter.progress(count, len(trials), {"rate": trials[count - 1][0]}, pace.left(len(trials) - count))
 
-        for_each_network(one, setting.module, range(len(trials)), done)
+        for_each_network(try_rate, setting.module, range(len(trials)), report)
         best, best_value = RATES[0], math.nan
         for position, rate in enumerate(RATES):
             value = math.fsum(values[position * pairs : (position + 1) * pairs]) / pairs
@@ -101,8 +97,18 @@ class Replay:
         return best
 
 
-def _constant(distilled: DistilledSet, total_steps: int, rate: float) -> Tensor:
-    """`[epochs, steps]` of one rate, in the shape of the set: its batches cycled until `total_steps` are reached."""
+def _train(
+    network: nn.Module,
+    distilled: DistilledSet,
+    lrs: Float[Tensor, "epochs steps"],
+    weights: dict[str, Tensor],
+    setting: Setting,
+) -> State:
+    return train(network, weights, distilled.inputs, distilled.labels, lrs, setting.objective.inner_loss)
+
+
+def _constant(distilled: DistilledSet, total_steps: int, rate: float) -> Float[Tensor, "epochs steps"]:
+    """Return one rate for all steps: the set's batches are cycled until `total_steps` are reached."""
     steps = distilled.inputs.shape[0]
     epochs = max(1, total_steps // steps)
     return torch.full((epochs, steps), rate, device=distilled.inputs.device)

@@ -1,8 +1,8 @@
-"""train/v1, train-dsa/v1, train-teacher/v1: fresh networks trained from scratch on the flat set (as DC and DM are)."""
+"""train/v1, train-dsa/v1, train-teacher/v1: fresh networks trained from scratch on the flat set (as for DC and DM)."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,31 +13,29 @@ from torch.func import functional_call
 from ddbench.contract.observer import Reporter
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.task import Side
-from ddbench.engine.cpu.operators import FastOperators
-from ddbench.engine.fit import Recipe
-from ddbench.engine.inner_steps import inner_mode
+from ddbench.engine.fit import Recipe, fit
+from ddbench.engine.networks import State
 from ddbench.engine.workers import for_each_network
 from ddbench.machine.seeds import derive_seed
 from ddbench.protocols.augment import AMOUNTS, siamese
-from ddbench.protocols.base import FULL_NETWORKS, Evaluation, Setting, Trained, draw, journal_of, score_networks
+from ddbench.protocols.base import FULL_NETWORKS, Evaluation, Setting, draw, journal_of, score_networks
 
 RATE, MOMENTUM, DECAY, BATCH = 0.01, 0.9, 5e-4, 256
-TOLD_FROM = 60
-"""Seconds from which on the time that scoring will take is told before it starts."""
+ANNOUNCE_SECONDS = 60
+"""Announce the estimated scoring time if it exceeds this many seconds."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """SGD at rate .01, momentum .9, weight decay 5e-4, batches of 256, the rate a tenth from half of the epochs on.
+    """SGD at rate .01, momentum .9, weight decay 5e-4, batches of 256; from half of the epochs on the rate is a tenth.
 
-    The set is flat: its steps and rates play no part. Networks are drawn from the evaluation side with seeds that
-    belong to the protocol, and so are the order of the examples and the augmentation; each network is scored as the
-    last epoch leaves it. Normalisation by batch statistics keeps running ones; dropout is
-    off, whose random numbers workers would share.
+    The set is flat: its steps and rates are ignored. Networks are drawn from the evaluation side.
+    The seeds of networks, order of examples and augmentation belong to the protocol.
+    Each network is scored after the last epoch. Batch normalisation keeps running statistics.
+    Dropout is off: workers would share its random numbers.
 
-    With a `teacher` the set's labels play no part either: those of a batch are the softmax of what a network trained on
-    the full data gives for the images as augmented; student i learns from the i-th of them, and from the first again
-    after the last.
+    With a `teacher` the set's labels are ignored as well. A batch is labelled, after augmentation, by the softmax of a
+    network trained on the full data; student i learns from teacher i modulo their number.
     """
 
     name: str
@@ -63,16 +61,18 @@ class Train:
         buffers = dict(setting.module.named_buffers())
         teachers = setting.full_data(math.inf) if self.teacher else [None]
 
-        def train(own: nn.Module, chosen: int, weights: dict[str, Tensor], number: int) -> Trained:
+        def train(network: nn.Module, index: int, weights: dict[str, Tensor], number: int) -> State:
             generator = torch.Generator().manual_seed(derive_seed(self.name, "order", number))
             teacher = teachers[number % len(teachers)]
-            return self.train(own, sets[chosen], weights, buffers, setting, generator, teacher)
+            return self.train(network, sets[index], State(weights, buffers), setting, generator, teacher)
 
         journal = journal_of(self.name, sets, setting, "nothing")
         numbers = range(max(len(sets), len(drawn)))
         remaining = sum(journal.get(network=number) is None for number in numbers)
-        seconds = self.forecast(sets[0], drawn[0], buffers, setting, remaining, teachers[0]) if remaining else 0.0
-        if seconds > TOLD_FROM:
+        seconds = (
+            self.forecast(sets[0], State(drawn[0], buffers), setting, remaining, teachers[0]) if remaining else 0.0
+        )
+        if seconds > ANNOUNCE_SECONDS:
             reporter.say(
                 f"Training {remaining} networks for {self.epochs} epochs each will take about {seconds / 60:.0f} "
                 "minutes; --eval-networks takes fewer."
@@ -82,18 +82,17 @@ class Train:
     def forecast(
         self,
         distilled: DistilledSet,
-        weights: dict[str, Tensor],
-        buffers: dict[str, Tensor],
+        state: State,
         setting: Setting,
         networks: int,
         teacher: dict[str, Tensor] | None,
     ) -> float:
-        """Seconds that training so many networks will take, from the time of one epoch of one on each worker."""
+        """Return the seconds for training so many networks, from the time of one epoch of one network per worker."""
         workers = min(networks, torch.get_num_threads()) if distilled.inputs.device.type == "cpu" else 1
-        once = replace(self, epochs=1)
+        short = replace(self, epochs=1)
 
-        def epoch(own: nn.Module, number: int) -> None:
-            once.train(own, distilled, weights, buffers, setting, torch.Generator().manual_seed(number), teacher)
+        def epoch(network: nn.Module, number: int) -> None:
+            short.train(network, distilled, state, setting, torch.Generator().manual_seed(number), teacher)
 
         for _ in range(2):  # the first one warms up
             started = time.perf_counter()
@@ -104,39 +103,34 @@ class Train:
         self,
         network: nn.Module,
         distilled: DistilledSet,
-        weights: dict[str, Tensor],
-        buffers: dict[str, Tensor],
+        state: State,
         setting: Setting,
         generator: torch.Generator,
         teacher: dict[str, Tensor] | None = None,
-    ) -> Trained:
-        """Weights and buffers of one network after the last epoch; `teacher` are the weights of another."""
+    ) -> State:
+        """Return the state of one network after the last epoch; `teacher` holds the weights of another network."""
         inputs, labels = distilled.flat()
-        weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
-        buffers = {name: tensor.detach().clone() for name, tensor in buffers.items()}
-        parameters = list(weights.values())
-        optimizer = torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=DECAY, fused=True)
-        loss = setting.objective.inner_loss
-        with FastOperators(), inner_mode(network):
-            for epoch in range(self.epochs):
-                if epoch == self.epochs // 2:
-                    optimizer.param_groups[0]["lr"] = RATE / 10
+        per_epoch = math.ceil(len(labels) / BATCH)
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for _ in range(self.epochs):
                 order = torch.randperm(len(labels), generator=generator).to(labels.device)
                 for batch in torch.split(order, BATCH):
-                    images, wanted = inputs[batch], labels[batch]
-                    if self.augment is not None:
-                        images = self.augment(images, generator)
-                    if teacher is not None:
-                        with torch.no_grad():
-                            wanted = functional_call(network, teacher, (images,)).softmax(-1)
-                    logits = functional_call(network, (weights, buffers), (images,))
-                    grads = torch.autograd.grad(
-                        loss(logits, wanted), parameters, allow_unused=True, materialize_grads=True
-                    )
-                    for parameter, grad in zip(parameters, grads, strict=True):
-                        parameter.grad = grad
-                    optimizer.step()
-        return {name: tensor.detach() for name, tensor in weights.items()}, buffers
+                    images = inputs[batch] if self.augment is None else self.augment(inputs[batch], generator)
+                    if teacher is None:
+                        yield images, labels[batch]
+                        continue
+                    with torch.no_grad():
+                        targets = functional_call(network, teacher, (images,)).softmax(-1)
+                    yield images, targets
+
+        def optimiser(parameters: list[Tensor]) -> torch.optim.Optimizer:
+            return torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=DECAY, fused=True)
+
+        def rate(step: int) -> float:
+            return RATE if step // per_epoch < self.epochs // 2 else RATE / 10
+
+        return fit(network, state, batches(), optimiser, loss=setting.objective.inner_loss, rate=rate)
 
 
 TRAIN_V1 = Train("train/v1", "fresh networks from scratch on the flat set: SGD, 300 epochs", 300)

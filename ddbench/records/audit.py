@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ddbench.contract.sets import DistilledSet
-from ddbench.contract.spec import BORN_LATER, Settings
+from ddbench.contract.spec import Settings
 from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
 from ddbench.protocols import PROTOCOLS, protocol_hash
@@ -95,7 +95,7 @@ def _malformed(record: RunResult) -> Iterator[str]:
         yield f"its label regime {artifact.label_regime!r} is not one of {', '.join(_REGIMES)}"
     if protocol.name not in PROTOCOLS:
         yield f"there is no protocol {protocol.name!r}"
-    elif protocol.hash != protocol_hash(protocol.name):
+    elif protocol.hash != protocol_hash(PROTOCOLS[protocol.name]):
         yield f"its protocol hash is not that of {protocol.name} as it is here"
     if protocol.name != record.settings.protocol:
         yield f"it was scored under {protocol.name}, its settings say {record.settings.protocol}"
@@ -145,4 +145,4 @@ def _figures(record: RunResult) -> Iterator[str]:
 
 def settings_of(distilled: DistilledSet) -> Settings:
     """Return the settings that a set was made with, as its file says. Raises `KeyError` or `ValueError`."""
-    return Settings.model_validate({**BORN_LATER, **json.loads(distilled.metadata["spec"])})
+    return Settings.model_validate(json.loads(distilled.metadata["spec"]))

@@ -112,9 +112,9 @@ def _shape(sizes: Any) -> str:
 
 
 def _regime(settings: Settings, distilled: "DistilledSet") -> str:
-    from ddbench.protocols import label_regime
+    from ddbench.protocols import get_protocol, label_regime
 
-    return label_regime(settings.protocol, distilled)
+    return label_regime(get_protocol(settings.protocol), distilled)
 
 
 def _companions(record: RunResult) -> dict[str, dict[str, float | None]]:
@@ -163,7 +163,8 @@ COLUMNS: tuple[Column, ...] = (
     _data("train_images", "train", "training images that the method saw", "ranking"),
     _data("validation_images", "validation", "images held out of the training split, for selection"),
     _data("test_images", "test", "images that scored"),
-    *_part("network", "architecture", options="ranking"),
+    *_part("network", "architecture of the networks to distil for", "line"),
+    *_part("eval_network", "architecture of the networks that scored", options="ranking"),
     Column(
         "sample_shape",
         str,

@@ -9,14 +9,16 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ddbench.contract.spec import BORN_LATER, PARTS, Settings
+from ddbench.contract.spec import Settings
 
 VERSION = 3
 """Version of the records that this ddbench writes."""
 Fields = dict[str, Any]
 
+PARTS_2 = ("method", "dataset", "network", "init", "eval_init", "objective", "target")
+"""The components of a row of version 2."""
 ABSENT_2 = {
-    **{f"{part}_options": "{}" for part in PARTS},
+    **{f"{part}_options": "{}" for part in PARTS_2},
     **dict.fromkeys(("pretrained", "metrics", "companions", "environment"), "{}"),
     **dict.fromkeys(("created", "experiment", "method_source", "target", "std", "low", "high", "stopped_by"), ""),
     **dict.fromkeys(("outer_steps", "rollbacks", "seconds_distill", "seconds_evaluate", "peak_memory_mb"), "0"),
@@ -36,8 +38,7 @@ def migrate(fields: Fields) -> Fields:
     while version < VERSION:
         fields = STEPS[version](fields)
         version = fields["version"]
-    settings = {**BORN_LATER, **fields["settings"]}
-    return {**fields, "settings": settings}
+    return fields
 
 
 def result_2_to_3(fields: Fields) -> Fields:
@@ -57,7 +58,7 @@ def result_2_to_3(fields: Fields) -> Fields:
         "version": 3,
         "created": row.get("created", ""),
         "settings": settings,
-        "fingerprint": Settings.model_validate({**BORN_LATER, **settings}).fingerprint,
+        "fingerprint": Settings.model_validate(settings).fingerprint,
         "protocol": {**protocol, "selected": fields.get("selected", "")},
         "metrics": metrics,
         "loop": loop,
@@ -126,7 +127,7 @@ def settings_of_row_2(cells: Mapping[str, str]) -> Settings:
     are searched for, until the fingerprint is that of the row; where it is not found, they are as by default.
     """
     fields: Fields = {
-        part: {"name": cells[part], "options": json.loads(cells[f"{part}_options"])} for part in PARTS if cells[part]
+        part: {"name": cells[part], "options": json.loads(cells[f"{part}_options"])} for part in PARTS_2 if cells[part]
     }
     fields["dataset"]["name"] = cells["dataset"].partition("@")[0]
     fields |= {name: int(cells[name]) for name in ("images_per_class", "steps", "epochs", "seed")}
@@ -139,7 +140,7 @@ def settings_of_row_2(cells: Mapping[str, str]) -> Settings:
         {**fields, "sample_shape": converted, "eval_networks": networks, "time_limit": limit}
         for limit, converted, networks in itertools.product(limits, (None, shape), (int(cells["n"]), usual))
     ]
-    candidates = [Settings.model_validate({**BORN_LATER, **guess}) for guess in guesses]
+    candidates = [Settings.model_validate(guess) for guess in guesses]
     return next((c for c in candidates if c.fingerprint == cells["fingerprint"]), candidates[0])
 
 

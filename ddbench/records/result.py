@@ -10,7 +10,7 @@ import pydantic
 from pydantic import ConfigDict
 
 from ddbench.contract.metric import Metric
-from ddbench.contract.spec import BORN_LATER, RunSpec, Settings
+from ddbench.contract.spec import RunSpec, Settings
 from ddbench.errors import UsageError
 from ddbench.machine.files import atomic_write
 from ddbench.records.migrations import VERSION, migrate
@@ -276,7 +276,7 @@ class RunFolder:
                     f"{self.spec} holds settings that this version of ddbench does not know: {', '.join(unknown)}.",
                     "Use the version of ddbench that the run was started with, or a later one.",
                 )
-            return Settings.model_validate({**BORN_LATER, **fields})
+            return Settings.model_validate(fields)
         except FileNotFoundError:
             raise UsageError(
                 f"{self.path} is not a run folder: it has no spec.json.", "See the folders in runs/."

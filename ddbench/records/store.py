@@ -13,11 +13,12 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pydantic
 
+from ddbench.contract.observer import Reporter
 from ddbench.contract.spec import Settings
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.machine.files import atomic_write, sha256
@@ -63,18 +64,18 @@ def identity(record: RunResult) -> tuple[str, ...]:
     return record.fingerprint, data, record.method_source, json.dumps(record.pretrained, sort_keys=True)
 
 
-def ensure(leaderboards: Path, result: RunResult, say: Callable[[str], None] = lambda text: None) -> bool:
+def ensure(leaderboards: Path, folder: RunFolder, result: RunResult, reporter: Reporter) -> bool:
     """Add the record of a finished run, unless the same spec, data and version of the method have one.
 
-    The distilled set and the curve are copied from the run's folder, the board's CSV is written anew. `say` is told
-    what was done. Returns whether a record was added; a smoke run and one that gave no score have none.
+    The distilled set and the curve are copied from the run's folder, and the board's CSV is written anew. Returns
+    whether a record was added; a smoke run and one that gave no score have none.
 
     Raises `DdbenchError` where the leaderboards cannot be written.
     """
     if result.status != "ok" or result.artifact is None:
         return False
     if result.settings.smoke:
-        say("A smoke run leaves no record.")
+        reporter.say("A smoke run leaves no record.")
         return False
     csv_path = path_for(leaderboards, result.settings)
     check(csv_path)
@@ -82,20 +83,21 @@ def ensure(leaderboards: Path, result: RunResult, say: Callable[[str], None] = l
     path = _path_of(leaderboards, result)
     existing = next(path.parent.glob(f"*-{_digest(result)}.json"), None)
     if existing is not None:
-        say(f"No second record: {existing} is of this spec already. {comparison(result, _load(existing)[0])}")
+        recorded = _load(existing)[0]
+        if (recorded.run_id, recorded.created) != (result.run_id, result.created):
+            reporter.say(f"No second record: {existing} is of this spec already. {comparison(result, recorded)}")
         return False
-    folder = RunFolder(Path(result.run_dir))
     raw = folder.artifact.read_bytes()
     if len(raw) <= ARTIFACT_LIMIT:
         atomic_write(artifact_path(leaderboards, result.artifact.sha256), raw)
     else:
-        say(f"The distilled set is over {ARTIFACT_LIMIT / 1e6:.0f} MB and stays in the run folder alone.")
+        reporter.say(f"The distilled set is over {ARTIFACT_LIMIT / 1e6:.0f} MB and stays in the run folder alone.")
     points = thinned(folder.log)
     if points:
         atomic_write(curve_path(leaderboards, result.artifact.sha256), json.dumps(points) + "\n")
     _write(path, result)
     write_csv(leaderboards, path.parent.name)
-    say(f"Record added: {path}; {csv_path} was written anew.")
+    reporter.say(f"Record added: {path}; {csv_path} was written anew.")
     return True
 
 

@@ -1,4 +1,4 @@
-"""Progress while a run goes on: a bar on a terminal, plain lines elsewhere; always on stderr."""
+"""Progress of a run on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from ddbench.contract.observer import Reporter
 
 PLAIN_SECONDS = 10.0
-"""Seconds between progress lines where there is no terminal."""
+"""Seconds between progress lines without a terminal."""
 
 
 @contextmanager
 def live() -> "Iterator[Reporter]":
-    """The reporter that suits stderr, for the time of a `with` block."""
+    """Yield the reporter that suits stderr."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         yield Plain()
@@ -30,7 +30,7 @@ def live() -> "Iterator[Reporter]":
 
 
 class Bar:
-    """One progress bar for the current stage."""
+    """A reporter with one progress bar, for the current stage."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -41,7 +41,7 @@ class Bar:
         self._progress.console.print(escape(text), soft_wrap=True)
 
     def stage(self, title: str) -> None:
-        """Replace the bar by a new one."""
+        """Replace the bar with a new one."""
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(escape(title), total=None, figures="")
@@ -56,7 +56,7 @@ class Bar:
 
 
 class Plain:
-    """A line when a stage begins, when it ends, and every ten seconds between."""
+    """A reporter of plain lines: at the beginning and the end of a stage, and every ten seconds."""
 
     def __init__(self) -> None:
         self._title, self._last = "", 0.0
@@ -71,7 +71,7 @@ class Plain:
         self.say(f"{title} ...")
 
     def progress(self, done: int, total: int, values: Mapping[str, float], seconds_left: float | None) -> None:
-        """Print a line if the last one is long enough ago."""
+        """Print a line, but not more often than every ten seconds."""
         now = time.monotonic()
         if done == total or now - self._last >= PLAIN_SECONDS:
             self._last = now
@@ -79,17 +79,17 @@ class Plain:
 
 
 def figures(values: Mapping[str, float]) -> str:
-    """`loss 0.51  accuracy 0.88`."""
+    """Return figures as `loss 0.51  accuracy 0.88`."""
     return "  ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in values.items())
 
 
 def remaining(seconds: float | None) -> str:
-    """`3 min 20 s left`, or nothing while it is not known."""
+    """Return `3 min 20 s left`, or an empty text while the time is not known."""
     return "" if seconds is None else f"{duration(seconds)} left"
 
 
 def duration(seconds: float) -> str:
-    """`4.2 s`, `47 s`, `3 min 20 s` or `2 h 5 min`."""
+    """Return a time as `4.2 s`, `47 s`, `3 min 20 s` or `2 h 5 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -36,7 +36,8 @@ def _summary(folder: Path, network: str, dataset: str, spec: dict[str, Any]) -> 
     mean, low, high = (100 * value for value in (sum(both) / len(both), min(both), max(both)))
     return (
         f"{network} on {dataset}, {len(train)} networks to train on and {len(held_out)} held out; "
-        f"validation accuracy {mean:.1f} % ({low:.1f} to {high:.1f}) after {spec.get('steps')} steps at {spec.get('lr'):g}"
+        f"validation accuracy {mean:.1f} % ({low:.1f} to {high:.1f}) "
+        f"after {spec.get('steps')} steps at {spec.get('lr'):g}"
     )
 
 

@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 HEADINGS = ("experiment", "ours", "n", "published", "difference", "within", "companions", "before", "cost", "changed")
 INTRODUCTION = """# Reproduction
 
-Every experiment of one run that ddbench ships by name, beside the figure it answers to. This page is generated from the
-leaderboard rows (`ddbench reproduction`); nothing in it is typed by hand.
+This page lists every named experiment of one run, beside its published figure.
+`ddbench reproduction` generates it from the leaderboard rows; nothing in it is typed by hand.
 
-- *Ours*: mean and standard deviation over `n` networks that the distillation never saw; for a fixed init, the one
-  network that it is about.
-- *Published*: the source's own figure, not measured here. *Within*: whether our mean lies inside the published mean +-
-  standard deviation. Empty where no published figure is confirmed.
-- *Companions*: baselines under the same protocol. *Before*: the same networks without any distilled step.
-- *Cost*: time to distil. *Changed*: what the run set otherwise than the experiment, whose value is in brackets.
+- *Ours*: mean and standard deviation over `n` networks that the distillation never saw.
+  For a fixed init, the one network that the set was made for.
+- *Published*: the source's own figure, not measured here.
+- *Within*: yes if our mean lies inside the published mean +- standard deviation.
+  Empty if no published figure is confirmed.
+- *Companions*: baselines under the same protocol.
+- *Before*: the same networks without any distilled step.
+- *Cost*: time to distil.
+- *Changed*: settings of the run that differ from the experiment, with the experiment's value in brackets.
 - `*` marks data that is not the full original.
 """
 

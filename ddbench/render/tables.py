@@ -19,6 +19,7 @@ from ddbench.render.live import duration
 
 if TYPE_CHECKING:
     from ddbench.discovery.experiments import Experiment
+    from ddbench.pipeline.dry_run import DryRun
     from ddbench.pipeline.sweep import Point
 
 
@@ -158,9 +159,18 @@ def named(choice: Choice) -> str:
     return f"{choice.name}({options})" if options else choice.name
 
 
-def plan_lines(spec: Settings, data: str, memory: str, run_dir: str, leaderboard: str | None) -> Iterator[str]:
-    """Yield what a run would do."""
-    limit = duration(spec.time_limit) if spec.time_limit else "none"
+def plan_lines(planned: "DryRun") -> Iterator[str]:
+    """Yield what a run would do, a line each."""
+    spec, dataset = planned.settings, planned.dataset
+    data = "not here yet"
+    if dataset is not None:
+        counts = f"{dataset.train} training, {dataset.validation} validation, {dataset.test} test images"
+        data = f"{dataset.name}: {counts}"
+    memory = "not predicted"
+    if planned.peak_memory is not None:
+        memory = f"about {planned.peak_memory / 1e6:.0f} MB at the peak ({planned.memory_mode})"
+    elif planned.missing:
+        memory = "not known yet"
     yield "Would run:"
     for key, value in {
         "method": named(spec.method),
@@ -172,12 +182,14 @@ def plan_lines(spec: Settings, data: str, memory: str, run_dir: str, leaderboard
         "scoring": f"{spec.protocol} on {spec.eval_networks} networks",
         "seed": str(spec.seed),
         "memory": memory,
-        "time limit": limit,
-        "folder": run_dir,
-        "leaderboard": leaderboard or "none (a smoke run leaves no row)",
-        "fingerprint": spec.fingerprint,
+        "time limit": duration(spec.time_limit) if spec.time_limit else "none",
+        "folder": str(planned.run_dir),
+        "leaderboard": str(planned.leaderboard or "none (a smoke run leaves no record)"),
+        "fingerprint": planned.fingerprint,
     }.items():
         yield f"  {key:<12} {value}"
+    for sentence in planned.missing:
+        yield f"  {'first':<12} {sentence}"
 
 
 def ranking(groups: Sequence[Sequence[Line]]) -> None:
@@ -195,7 +207,7 @@ def title(record: RunResult) -> str:
     """Return the title of a ranking: what its records have in common."""
     settings, data = record.settings, record.dataset.name if record.dataset else ""
     text = f"{data}, {settings.images_per_class} images per class, {settings.steps} x {settings.epochs} steps, "
-    text += f"{named(settings.network)} from {settings.eval_init.name}, {settings.protocol}"
+    text += f"{named(settings.eval_network)} from {settings.eval_init.name}, {settings.protocol}"
     if settings.objective.name != Settings.model_fields["objective"].default.name:
         text += f", {named(settings.objective)}"
     regime = record.artifact.label_regime if record.artifact else ""
@@ -247,6 +259,7 @@ def _names(lines: Sequence[Line]) -> list[str]:
     facts = [
         {
             **line.first.settings.method.options,
+            "network": named(line.first.settings.network),
             "init": named(line.first.settings.init),
             "from": line.first.method_source.rpartition("@")[2],
             "pools": line.first.pretrained,

@@ -5,7 +5,7 @@
     class TestMine(MethodTests):
         name = "mine"
 
-gives a test for each check; `ddbench check mine` carries out the same ones without pytest.
+gives a test for each check; `ddbench check mine` carries out the same checks without pytest.
 """
 
 import tempfile
@@ -13,15 +13,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ddbench.contract.component import Component
-from ddbench.discovery.catalog import Catalog
-from ddbench.testing.checks import Check, Failed, Outcome, Skipped, Subject, outcome, restored_globals
+from ddbench.contract.component import KINDS, Component
+from ddbench.discovery.catalog import Catalog, Experiment, Plugin
+from ddbench.errors import UsageError
+from ddbench.testing.checks import Check, Failed, Outcome, Skipped, Subject, carry_out, kind_of, outcome
+from ddbench.testing.experiments import EXPERIMENT
+from ddbench.testing.inits import INIT, TARGET
 from ddbench.testing.methods import METHOD
-from ddbench.testing.parts import DATASET, INIT, NETWORK, OBJECTIVE, TARGET
+from ddbench.testing.parts import DATASET, NETWORK, OBJECTIVE
+from ddbench.testing.trackers import TRACKER
 
 __all__ = [
-    "CHECKS", "DatasetTests", "Failed", "InitTests", "MethodTests", "NetworkTests", "ObjectiveTests", "Outcome",
-    "Skipped", "Subject", "TargetTests", "conform",
+    "CHECKS", "DatasetTests", "ExperimentTests", "Failed", "InitTests", "MethodTests", "NetworkTests", "ObjectiveTests",
+    "Outcome", "Skipped", "Subject", "TargetTests", "TrackerTests", "conform", "find",
 ]  # fmt: skip
 
 CHECKS: Mapping[str, Sequence[Check]] = {
@@ -31,19 +35,48 @@ CHECKS: Mapping[str, Sequence[Check]] = {
     "target": TARGET,
     "dataset": DATASET,
     "network": NETWORK,
+    "experiment": EXPERIMENT,
+    "tracker": TRACKER,
 }
-"""What is checked of each kind of component."""
+"""The checks of each kind of plugin."""
 
 
-def conform(component: Component, catalog: Catalog) -> Iterator[Outcome]:
-    """Carry out every check of a component's kind, one after the other."""
-    for check in CHECKS[component.kind]:
-        with tempfile.TemporaryDirectory() as folder:
-            yield outcome(check, Subject(component, catalog, Path(folder)))
+def find(kind: str, name: str, catalog: Catalog) -> Component | Experiment | Plugin:
+    """Return what is called `name`: a component, an experiment, or the plugin of a tracker.
+
+    Raises `UsageError` for an unknown name.
+    """
+    if kind in KINDS:
+        return catalog.get(kind, name)
+    if kind == "experiment":
+        return catalog.experiment(name)
+    trackers = {plugin.name: plugin for plugin, _ in catalog.hooks("ddbench_observe")}
+    if name not in trackers:
+        raise UsageError(
+            f"there is no tracker {name!r}; the loaded ones are: {', '.join(trackers) or 'none'}.",
+            "Load the plugin that offers it: --plugin PATH.",
+        )
+    return trackers[name]
+
+
+def kinds_of(name: str, catalog: Catalog) -> list[str]:
+    """Return the kinds that have something called `name`."""
+    kinds = [kind for kind in KINDS if any(c.name == name for c in catalog.components(kind))]
+    kinds += ["experiment"] * any(experiment.name == name for experiment in catalog.experiments())
+    kinds += ["tracker"] * any(plugin.name == name for plugin, _ in catalog.hooks("ddbench_observe"))
+    return kinds
+
+
+def conform(thing: Component | Experiment | Plugin, catalog: Catalog) -> Iterator[Outcome]:
+    """Carry out every check of a component, an experiment or a tracker; nothing is left in the user's cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        for check in CHECKS[kind_of(thing)]:
+            with tempfile.TemporaryDirectory() as folder:
+                yield outcome(check, Subject(thing, catalog, Path(folder), Path(cache)))
 
 
 class _Tests:
-    """A test for each check of a kind; `name` is the component's, `plugins` are files to load beside the installed."""
+    """A test for each check of a kind; `name` is that of the plugin, `plugins` are files to load besides."""
 
     name: ClassVar[str]
     plugins: ClassVar[Sequence[Path]] = ()
@@ -56,8 +89,7 @@ def _test(check: Check) -> Any:
 
         catalog = Catalog(list(self.plugins))
         try:
-            with restored_globals():
-                check(Subject(catalog.get(self.kind, self.name), catalog, tmp_path))
+            carry_out(check, Subject(find(self.kind, self.name, catalog), catalog, tmp_path))
         except Skipped as reason:
             pytest.skip(str(reason))
 
@@ -67,9 +99,9 @@ def _test(check: Check) -> Any:
 
 def _tests(kind: str, name: str) -> type[_Tests]:
     tests = {f"test_{check.__name__}": _test(check) for check in CHECKS[kind]}
-    return type(
-        name, (_Tests,), {"kind": kind, "__doc__": f"Tests of a {kind}: set `name`.", "__module__": __name__, **tests}
-    )
+    article = "an" if kind[0] in "eio" else "a"
+    documentation = f"Tests of {article} {kind}: set `name`."
+    return type(name, (_Tests,), {"kind": kind, "__doc__": documentation, "__module__": __name__, **tests})
 
 
 MethodTests = _tests("method", "MethodTests")
@@ -78,3 +110,5 @@ ObjectiveTests = _tests("objective", "ObjectiveTests")
 TargetTests = _tests("target", "TargetTests")
 DatasetTests = _tests("dataset", "DatasetTests")
 NetworkTests = _tests("network", "NetworkTests")
+ExperimentTests = _tests("experiment", "ExperimentTests")
+TrackerTests = _tests("tracker", "TrackerTests")

@@ -24,25 +24,25 @@ from ddbench.testing.tiny import Tiny
 
 FEW_STEPS = 4
 LONG = 2.0
-"""Seconds that a method may take without reporting progress."""
+"""Seconds that a method may run without reporting progress."""
 
 
 @dataclass
 class _Attempt:
-    """One call of a method: the task it was given, what it made, and what it told on the way."""
+    """One call of a method: its task, its result, and what it reported."""
 
     task: Task
     run: Run
-    made: DistilledSet | None = None
-    left: list[str] = field(default_factory=list)
+    result: DistilledSet | None = None
+    files: list[str] = field(default_factory=list)
     progress: list[int] = field(default_factory=list)
     logged: bool = False
     drew: bool = False
 
     @property
     def distilled(self) -> DistilledSet:
-        assert self.made is not None
-        return self.made
+        assert self.result is not None
+        return self.result
 
 
 def _attempt(
@@ -55,7 +55,7 @@ def _attempt(
     seconds: float | None = None,
     stop_at: int | None = None,
 ) -> _Attempt:
-    """Call the method as a run does, in a folder of its own; `stop_at` presses Ctrl-C after that step."""
+    """Call the method as a run does, in a folder of its own; `stop_at` simulates Ctrl-C after that step."""
     folder = folder or Path(tempfile.mkdtemp(dir=subject.folder))
 
     def on_progress(step: int, total: int, values: Mapping[str, float]) -> None:
@@ -68,19 +68,19 @@ def _attempt(
     attempt = _Attempt(small.task(subject.catalog, tiny, run.generator), run)
     before = run.generator.get_state()
     seed_everything(seed)
-    # What it writes to the working folder is found in one of its own, and nowhere else.
+    # An empty working folder shows what the method writes there.
     with restored_globals(), contextlib.chdir(tempfile.mkdtemp(dir=subject.folder)):
-        attempt.made = subject.component.call(subject.component.validated({}), attempt.task, run)
-        attempt.left = sorted(path.name for path in Path().iterdir())
+        attempt.result = subject.component.call(subject.component.validated({}), attempt.task, run)
+        attempt.files = sorted(path.name for path in Path().iterdir())
     run.finish()
     attempt.drew = not torch.equal(before, run.generator.get_state())
-    if not isinstance(attempt.made, DistilledSet):
-        raise Failed(f"it returns {type(attempt.made).__name__}.", "Return a ddbench.DistilledSet.")
+    if not isinstance(attempt.result, DistilledSet):
+        raise Failed(f"it returns {type(attempt.result).__name__}.", "Return a ddbench.DistilledSet.")
     return attempt
 
 
 def _supported(subject: Subject) -> Tiny:
-    """The first tiny task that the method takes. Raises `Failed` where it takes none."""
+    """Return the first tiny task that the method supports. Raises `Failed` if it supports none."""
     reasons = []
     names = [c.name for c in subject.catalog.components("objective")]
     for objective in sorted(names, key=lambda name: name != "classification"):
@@ -92,11 +92,11 @@ def _supported(subject: Subject) -> Tiny:
                 reasons.append(reason.message)
                 continue
             return tiny
-    raise Failed(f"it takes no task: {reasons[0]}", "Take the classification of small images, two per class.")
+    raise Failed(f"it supports no task: {reasons[0]}", "Support the classification of small images, two per class.")
 
 
 def honours_shapes_and_budget(subject: Subject) -> None:
-    """What it returns has the declared shapes, types and device, is finite, and keeps to the budget."""
+    """Require a set with the declared shapes, types and device, finite, and within the budget."""
     attempt = _attempt(subject, _supported(subject))
     try:
         attempt.distilled.validate(attempt.task, "it returns")
@@ -107,7 +107,7 @@ def honours_shapes_and_budget(subject: Subject) -> None:
 
 
 def same_seed_same_bytes(subject: Subject) -> None:
-    """A second call with the same seed gives the same bytes, whatever was drawn in between."""
+    """Require the same bytes from a second call with the same seed."""
     tiny = _supported(subject)
     first = _attempt(subject, tiny)
     torch.rand(7)
@@ -118,17 +118,17 @@ def same_seed_same_bytes(subject: Subject) -> None:
 
 
 def another_seed_other_bytes(subject: Subject) -> None:
-    """A method that draws random numbers gives other bytes for other seeds."""
+    """Require other bytes for other seeds from a method that draws random numbers."""
     tiny = _supported(subject)
     first = _attempt(subject, tiny)
     if not first.drew:
         raise Skipped("it draws no random numbers")
     if all(_bytes(_attempt(subject, tiny, seed).distilled) == _bytes(first.distilled) for seed in range(1, 5)):
-        raise Failed("five seeds give the same bytes.", "Draw from run.generator, not from a seed of its own.")
+        raise Failed("five seeds give the same bytes.", "Draw from run.generator, not from a fixed seed.")
 
 
 def leaves_global_state_alone(subject: Subject) -> None:
-    """Random state, default dtype, gradient mode, deterministic flag and threads are as before."""
+    """Require that random state, default dtype, gradient mode, deterministic flag and threads stay the same."""
     tiny = _supported(subject)
     folder = Path(tempfile.mkdtemp(dir=subject.folder))
     run = Run(folder, most_steps=FEW_STEPS)
@@ -139,7 +139,7 @@ def leaves_global_state_alone(subject: Subject) -> None:
 
 
 def leaves_its_task_alone(subject: Subject) -> None:
-    """Training images, labels and the network's own weights are not changed."""
+    """Require that training images, labels and the weights of the network stay the same."""
     tiny = _supported(subject)
     before = small.task(subject.catalog, tiny, torch.Generator().manual_seed(0))
     attempt = _attempt(subject, tiny)
@@ -147,7 +147,7 @@ def leaves_its_task_alone(subject: Subject) -> None:
     for what, one, two in (("inputs", before.train.inputs, after.train.inputs), ("labels", before.train.labels,
                                                                                 after.train.labels)):  # fmt: skip
         if not torch.equal(one, two):
-            raise Failed(f"it changes task.train.{what}.", "Clone what it writes to.")
+            raise Failed(f"it changes task.train.{what}.", "Clone the tensor before writing to it.")
     weights = after.networks.module.state_dict()
     if any(not torch.equal(weights[name], tensor) for name, tensor in before.networks.module.state_dict().items()):
         raise Failed("it changes the weights of task.networks.module.", "Draw from task.networks.sample, or copy it.")
@@ -156,27 +156,29 @@ def leaves_its_task_alone(subject: Subject) -> None:
 
 
 def writes_only_in_its_folder(subject: Subject) -> None:
-    """Nothing appears in the working folder."""
-    left = _attempt(subject, _supported(subject)).left
-    if left:
-        raise Failed(f"it writes {', '.join(left)} to the working folder.", "Write nothing, or to the cache folder.")
+    """Require that no file appears in the working folder."""
+    files = _attempt(subject, _supported(subject)).files
+    if files:
+        raise Failed(f"it writes {', '.join(files)} to the working folder.", "Write nothing, or to the cache folder.")
 
 
 def reports_progress(subject: Subject) -> None:
-    """A method that loops logs figures, and one that takes more than two seconds says how far it is."""
+    """Require logged figures from a method that loops, and progress from one that takes more than two seconds."""
     tiny = _supported(subject)
     started = time.monotonic()
     attempt = _attempt(subject, tiny)
-    took = time.monotonic() - started
-    if took > LONG and not attempt.progress:
-        raise Failed(f"it takes {took:.0f} s without a word.", "Loop with `for step in run.loop(steps, state)`.")
+    seconds = time.monotonic() - started
+    if seconds > LONG and not attempt.progress:
+        raise Failed(
+            f"it runs for {seconds:.0f} s without progress.", "Loop with `for step in run.loop(steps, state)`."
+        )
     if attempt.progress and not attempt.logged:
-        advice = "Call `run.log(loss=loss)` in each step: curves, and the way back from NaN, come from it."
-        raise Failed("it loops and logs nothing.", advice)
+        advice = "Call `run.log(loss=loss)` in each step: curves and the recovery from NaN need it."
+        raise Failed("it loops, but logs no figures.", advice)
 
 
 def resumes_to_the_same_bytes(subject: Subject) -> None:
-    """Stopped in the middle and resumed, it gives what it gives without."""
+    """Require the same bytes from a run that is stopped in the middle and resumed."""
     tiny = _supported(subject)
     whole = _attempt(subject, tiny)
     if len(whole.progress) < FEW_STEPS:
@@ -189,23 +191,23 @@ def resumes_to_the_same_bytes(subject: Subject) -> None:
     except Interrupted:
         pass
     else:
-        raise Failed("it goes on after Ctrl-C.", "Let the exception of run.loop pass.")
+        raise Failed("it continues after Ctrl-C.", "Do not catch the exception of run.loop.")
     if _bytes(_attempt(subject, tiny, folder=folder).distilled) != _bytes(whole.distilled):
         raise Failed(
-            "resumed, it gives other bytes than without interruption.",
+            "a resumed run gives other bytes than an uninterrupted one.",
             "Name everything that changes from step to step in the state of run.loop.",
         )
 
 
 def takes_colour_and_two_classes(subject: Subject) -> None:
-    """Three channels and two classes work, or are refused with a reason."""
+    """Require that three channels and two classes work, or are refused with a reason."""
     tiny = _supported(subject)
     for other in (replace(tiny, channels=3), replace(tiny, classes=2)):
         try:
             attempt = _attempt(subject, other)
         except (Unsupported, UsageError) as reason:
             if len(reason.message) < 10:
-                raise Failed("it refuses without a reason.", "Say why: raise ddbench.Unsupported(...)") from reason
+                raise Failed("it refuses without a reason.", "Give one: raise ddbench.Unsupported(...)") from reason
             continue
         attempt.distilled.validate(
             attempt.task, f"with {other.channels} channels and {other.classes} classes it returns"
@@ -213,14 +215,14 @@ def takes_colour_and_two_classes(subject: Subject) -> None:
 
 
 def does_better_than_chance(subject: Subject) -> None:
-    """Networks trained on its set tell easy classes apart."""
+    """Require that networks trained on its set distinguish easy classes."""
     tiny = _supported(subject)
     if tiny.objective != "classification":
-        raise Skipped(f"it is made for {tiny.objective}")
+        raise Skipped(f"its objective is {tiny.objective}")
     attempt = _attempt(subject, tiny, steps=None, seconds=20.0)
     setting = small.setting(subject.catalog, tiny)
-    found = REPLAY_V1.evaluate([attempt.distilled], setting, 5, Silent()).scores["accuracy"]
-    mean = sum(found) / len(found)
+    scores = REPLAY_V1.evaluate([attempt.distilled], setting, 5, Silent()).scores["accuracy"]
+    mean = sum(scores) / len(scores)
     if mean < 1.5 / tiny.classes:
         raise Failed(
             f"networks trained on its set reach {100 * mean:.0f} % where chance is {100 / tiny.classes:.0f} %.",
@@ -229,12 +231,12 @@ def does_better_than_chance(subject: Subject) -> None:
 
 
 def survives_its_file(subject: Subject) -> None:
-    """Saved and loaded again, the set is the same."""
+    """Require that the set is the same after saving and loading."""
     attempt = _attempt(subject, _supported(subject))
     path = attempt.run.log_path.with_name("set.safetensors")
     attempt.distilled.save(path)
     if _bytes(DistilledSet.load(path)) != _bytes(attempt.distilled):
-        raise Failed("the set is another one after saving and loading.", "Return plain float32 tensors.")
+        raise Failed("the set differs after saving and loading.", "Return plain float32 tensors.")
 
 
 def _bytes(distilled: DistilledSet) -> bytes:

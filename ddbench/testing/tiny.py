@@ -1,4 +1,4 @@
-"""Data and tasks small enough to try a plugin on in a second: stripes of one direction or place for each class."""
+"""Data and tasks on which a plugin runs in a second: one random pattern per class, in noise."""
 
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,17 @@ SIZE = 8
 
 @dataclass(frozen=True)
 class Tiny:
-    """What a tiny task is made of."""
+    """The settings of a tiny task.
+
+    Attributes:
+        channels: channels of an image.
+        classes: number of classes.
+        images_per_class: the budget over all steps.
+        steps: gradient steps per epoch.
+        epochs: passes over the steps.
+        objective: name of the objective.
+        linear: a linear network instead of a convolutional one.
+    """
 
     channels: int = 1
     classes: int = 3
@@ -29,7 +39,7 @@ class Tiny:
 
 
 def examples(channels: int, classes: int, per_class: int = 40) -> tuple[ExampleSet, ExampleSet]:
-    """Training and test images 8x8: each class one pattern in noise, easy to tell apart."""
+    """Return training and test images of 8x8 pixels, whose classes are easy to distinguish."""
     generator = torch.Generator().manual_seed(0)
     patterns = torch.randint(40, 216, (classes, channels, SIZE, SIZE), generator=generator).float()
 
@@ -43,7 +53,7 @@ def examples(channels: int, classes: int, per_class: int = 40) -> tuple[ExampleS
 
 
 def network(channels: int, classes: int, *, linear: bool = False) -> nn.Module:
-    """A convolution and a linear layer, or a linear layer alone; the same weights every time."""
+    """Return a convolution and a linear layer, or only a linear layer; always with the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if linear:
@@ -58,14 +68,14 @@ def network(channels: int, classes: int, *, linear: bool = False) -> nn.Module:
 
 
 def objective(catalog: Catalog, name: str, train: ExampleSet) -> Objective:
-    """An objective with its default options."""
+    """Return an objective with its default options."""
     component, choice = catalog.resolve("objective", Choice(name=name))
-    made: Objective = component.call(choice.options, train.info)
-    return made
+    result: Objective = component.call(choice.options, train.info)
+    return result
 
 
 def task(catalog: Catalog, tiny: Tiny, generator: torch.Generator) -> Task:
-    """A task whose tensors nobody else holds."""
+    """Return a task with tensors of its own."""
     train, _ = examples(tiny.channels, tiny.classes)
     networks = _networks(catalog, tiny, train, "train", generator)
     budget = Budget(tiny.images_per_class, tiny.steps, tiny.epochs)
@@ -73,7 +83,7 @@ def task(catalog: Catalog, tiny: Tiny, generator: torch.Generator) -> Task:
 
 
 def setting(catalog: Catalog, tiny: Tiny) -> Setting:
-    """What a protocol needs to score a set that was made for `tiny`; test images stand in for the validation slice."""
+    """Return the setting in which a protocol scores a set; half of the test images are the validation slice."""
     train, test = examples(tiny.channels, tiny.classes)
     validation = replace(test, inputs=test.inputs[::2], labels=test.labels[::2])
     return Setting(

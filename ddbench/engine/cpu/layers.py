@@ -1,4 +1,4 @@
-"""Layers of a chain, first those without weights: what each does to a value, to its derivative, and on the way back."""
+"""Layers of a chain without weights: forward pass, reverse pass, and the derivatives of both along a direction."""
 
 import math
 from collections.abc import Sequence
@@ -9,113 +9,113 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddbench.engine.cpu.operators import average, covered, spread, windows
+from ddbench.engine.cpu.operators import average, offsets, spread, tiles
 
 
 class Layer(Protocol):
-    """A layer: its output, the derivative of it along a direction, and the way back of both.
+    """A layer y = f(x; w) of several networks, with hand-derived first and second derivatives.
 
-    `w`, `v` are flat weights and their direction, `g`, `h` where flat gradients are written; `kept` is what forward
-    left. `x` or `dx` is None where the network's input ends and no derivative is asked for or comes in.
+    `w` `[nets, parameters]` are the flat weights and `v` a direction for them; `dx` and `dy` are derivatives along it.
+    `delta` is dL/dy and `ddelta` its derivative along the direction. Gradients of the weights are written into
+    `grad_w`, their derivatives into `hvp`, both flat. `residuals` are the values that `forward` saved.
+    `dx` is None at the first weights: the network's input does not depend on the direction.
     """
 
     def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
-        """Output and what is needed later."""
+        """Return y and the residuals."""
         ...
 
-    def backward(self, w: Tensor, kept: Any, delta: Tensor, g: Tensor) -> Tensor:
-        """From the gradient of the output to that of the input; that of the weights goes to `g`."""
+    def backward(self, w: Tensor, residuals: Any, delta: Tensor, grad_w: Tensor) -> Tensor:
+        """Return dL/dx and write dL/dw into `grad_w`."""
         ...
 
-    def tangent(self, w: Tensor, v: Tensor, kept: Any, dx: Tensor) -> tuple[Tensor, Any]:
-        """Derivative of the output along `v` and `dx`, and what is needed on the way back."""
+    def tangent(self, w: Tensor, v: Tensor, residuals: Any, dx: Tensor) -> tuple[Tensor, Any]:
+        """Return dy along `(v, dx)`, and the residuals of `tangent_backward`."""
         ...
 
     def tangent_backward(
-        self, w: Tensor, v: Tensor, kept: Any, kept_tangent: Any, delta: Tensor, ddelta: Tensor, h: Tensor
+        self, w: Tensor, v: Tensor, residuals: Any, tangent_residuals: Any, delta: Tensor, ddelta: Tensor, hvp: Tensor
     ) -> Tensor:
-        """Derivative of `backward` along the direction; that of the weights' gradient goes to `h`."""
+        """Return the derivative of `backward` along the direction and write that of dL/dw into `hvp`."""
         ...
 
 
-class AroundInput:
-    """A map that is linear around its input: the derivative goes the way of the value.
-
-    `along` takes a derivative forward, `back` a gradient back.
-    """
+class PiecewiseLinear:
+    """A layer without weights that is linear around its input, y = A x: `jvp` applies A, `vjp` its transpose."""
 
     def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
         raise NotImplementedError
 
-    def along(self, kept: Any, dx: Tensor) -> Tensor:
+    def jvp(self, residuals: Any, dx: Tensor) -> Tensor:
         return self.forward(dx, dx)[0]
 
-    def back(self, kept: Any, delta: Tensor) -> Tensor:
+    def vjp(self, residuals: Any, delta: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def backward(self, w: Tensor, kept: Any, delta: Tensor, g: Tensor) -> Tensor:
-        return self.back(kept, delta)
+    def backward(self, w: Tensor, residuals: Any, delta: Tensor, grad_w: Tensor) -> Tensor:
+        return self.vjp(residuals, delta)
 
-    def tangent(self, w: Tensor, v: Tensor, kept: Any, dx: Tensor) -> tuple[Tensor, Any]:
-        return self.along(kept, dx), None
+    def tangent(self, w: Tensor, v: Tensor, residuals: Any, dx: Tensor) -> tuple[Tensor, Any]:
+        return self.jvp(residuals, dx), None
 
     def tangent_backward(
-        self, w: Tensor, v: Tensor, kept: Any, kept_tangent: Any, delta: Tensor, ddelta: Tensor, h: Tensor
+        self, w: Tensor, v: Tensor, residuals: Any, tangent_residuals: Any, delta: Tensor, ddelta: Tensor, hvp: Tensor
     ) -> Tensor:
-        return self.back(kept, ddelta)
+        return self.vjp(residuals, ddelta)
 
 
 @dataclass(frozen=True)
-class Flatten(AroundInput):
+class Flatten(PiecewiseLinear):
     """`[nets, c, n, h, w]` to `[nets, n, c h w]`."""
 
     def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
         return x.transpose(1, 2).flatten(2), x.shape
 
-    def back(self, kept: Any, delta: Tensor) -> Tensor:
-        _, channels, n, high, wide = kept
-        return delta.view(-1, n, channels, high, wide).transpose(1, 2).contiguous()
+    def vjp(self, residuals: Any, delta: Tensor) -> Tensor:
+        _, channels, n, height, width = residuals
+        return delta.view(-1, n, channels, height, width).transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True)
-class Windowed(AroundInput):
-    """A layer that looks at its input through windows; rows and columns of each option."""
+class Windowed(PiecewiseLinear):
+    """A layer that sees its input through windows; each option is (rows, columns)."""
 
     size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
 
-    def at(self, dim: int) -> tuple[int, int]:
-        """Size and stride along rows (0) or columns (1)."""
+    def along(self, dim: int) -> tuple[int, int]:
+        """Return size and stride along rows (0) or columns (1)."""
         return self.size[dim], self.stride[dim]
 
 
 @dataclass(frozen=True)
 class Columns(Windowed):
-    """What each place of a convolution's output sees: `[nets, c k k, n h' w']`."""
+    """Windows of a convolution as columns, one for each place of its output: `[nets, c k k, n h' w']`."""
 
     def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
-        padded = _padded(x, self.padding)
+        padded = _pad(x, self.padding)
         # One dimension after the other: far fewer short copies than both at once.
-        wide = padded.unfold(4, self.size[1], self.stride[1]).permute(0, 1, 5, 2, 3, 4).contiguous()
-        both = wide.unfold(4, self.size[0], self.stride[0]).permute(0, 1, 6, 2, 3, 4, 5)
-        return both.reshape(x.shape[0], both.shape[1:4].numel(), -1), (padded.shape, wide.shape, both.shape)
+        rows = padded.unfold(4, self.size[1], self.stride[1]).permute(0, 1, 5, 2, 3, 4).contiguous()
+        windows = rows.unfold(4, self.size[0], self.stride[0]).permute(0, 1, 6, 2, 3, 4, 5)
+        return windows.reshape(x.shape[0], windows.shape[1:4].numel(), -1), (padded.shape, rows.shape, windows.shape)
 
-    def back(self, kept: Any, delta: Tensor) -> Tensor:
-        padded, wide, both = kept
+    def vjp(self, residuals: Any, delta: Tensor) -> Tensor:
+        padded, rows, windows = residuals
         nets = delta.shape[0]
-        parts = delta.view(nets, *both[1:])
-        high = delta.new_zeros(nets, *wide[1:])
-        for part, place in zip(parts.unbind(2), windows(high, 4, *self.at(0)), strict=True):
-            place += part
-        out = delta.new_zeros(nets, *padded[1:])
-        for part, place in zip(high.unbind(2), windows(out, 4, *self.at(1)), strict=True):
-            place += part
-        return _cropped(out, self.padding)
+        grad_rows = delta.new_zeros(nets, *rows[1:])
+        for part, view in zip(
+            delta.view(nets, *windows[1:]).unbind(2), offsets(grad_rows, 4, *self.along(0)), strict=True
+        ):
+            view += part
+        grad_x = delta.new_zeros(nets, *padded[1:])
+        for part, view in zip(grad_rows.unbind(2), offsets(grad_x, 4, *self.along(1)), strict=True):
+            view += part
+        return _crop(grad_x, self.padding)
 
 
 @dataclass(frozen=True)
-class Image(AroundInput):
+class Image(PiecewiseLinear):
     """The output of a product with columns, `[nets, c, n h w]`, as images of `height` by `width`."""
 
     height: int
@@ -124,61 +124,61 @@ class Image(AroundInput):
     def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
         return x.view(*x.shape[:2], -1, self.height, self.width), None
 
-    def back(self, kept: Any, delta: Tensor) -> Tensor:
+    def vjp(self, residuals: Any, delta: Tensor) -> Tensor:
         return delta.reshape(*delta.shape[:2], -1)
 
 
 @dataclass(frozen=True)
-class ReLU(AroundInput):
+class ReLU(PiecewiseLinear):
     """max(x, 0), with derivative zero at zero as in torch."""
 
     def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
         y = x.clamp_min(0)
         return y, y
 
-    def along(self, kept: Any, dx: Tensor) -> Tensor:
-        return self.back(kept, dx)
+    def jvp(self, residuals: Any, dx: Tensor) -> Tensor:
+        return self.vjp(residuals, dx)
 
-    def back(self, kept: Any, delta: Tensor) -> Tensor:
-        passed: Tensor = torch.ops.aten.threshold_backward(delta, kept, 0)
-        return passed
+    def vjp(self, residuals: Any, delta: Tensor) -> Tensor:
+        grad_x: Tensor = torch.ops.aten.threshold_backward(delta, residuals, 0)
+        return grad_x
 
 
 @dataclass(frozen=True)
 class MaxPool(Windowed):
-    """Keeps, for each window, the flat place of its maximum (of equals, the first) in the padded plane."""
+    """Max-pooling; the residual is, for each window, the flat index of the maximum (the first of ties) in its plane."""
 
     def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
-        x = _padded(x, self.padding, -math.inf)
-        # Along the rows and then down the columns: of equals the first in torch's order.
-        best, column = _running_maximum(windows(x, 4, *self.at(1)))
-        best, row = _running_maximum(windows(best, 3, *self.at(0)))
-        columns = windows(column, 3, *self.at(0))
+        x = _pad(x, self.padding, -math.inf)
+        # Along the rows and then down the columns: of ties, the first in torch's order.
+        best, column = _running_maximum(offsets(x, 4, *self.along(1)))
+        best, row = _running_maximum(offsets(best, 3, *self.along(0)))
+        columns = offsets(column, 3, *self.along(0))
         column = columns[0]
-        for i, its_column in enumerate(columns[1:], 1):
-            column = torch.where(row == i, its_column, column)
-        down = torch.arange(0, best.shape[3] * self.stride[0], self.stride[0], device=x.device)[:, None]
-        right = torch.arange(0, best.shape[4] * self.stride[1], self.stride[1], device=x.device)
-        place = torch.add(down * x.shape[4] + right, row, alpha=x.shape[4]).add_(column)
-        return best, (place, x.shape)
+        for i, candidate in enumerate(columns[1:], 1):
+            column = torch.where(row == i, candidate, column)
+        top = torch.arange(0, best.shape[3] * self.stride[0], self.stride[0], device=x.device)[:, None]
+        left = torch.arange(0, best.shape[4] * self.stride[1], self.stride[1], device=x.device)
+        index = torch.add(top * x.shape[4] + left, row, alpha=x.shape[4]).add_(column)
+        return best, (index, x.shape)
 
-    def along(self, kept: Any, dx: Tensor) -> Tensor:
-        place, _ = kept
-        planes = _padded(dx, self.padding).reshape(*dx.shape[:3], -1)
-        return planes.gather(3, place.flatten(3)).view(place.shape)
+    def jvp(self, residuals: Any, dx: Tensor) -> Tensor:
+        index, _ = residuals
+        planes = _pad(dx, self.padding).reshape(*dx.shape[:3], -1)
+        return planes.gather(3, index.flatten(3)).view(index.shape)
 
-    def back(self, kept: Any, delta: Tensor) -> Tensor:
-        place, padded = kept
-        out = delta.new_zeros(padded)
+    def vjp(self, residuals: Any, delta: Tensor) -> Tensor:
+        index, padded = residuals
+        grad_x = delta.new_zeros(padded)
         if self.size == self.stride:
-            out.flatten(3).scatter_(3, place.flatten(3), delta.flatten(3))
+            grad_x.flatten(3).scatter_(3, index.flatten(3), delta.flatten(3))
         else:
-            out.flatten(3).scatter_add_(3, place.flatten(3), delta.flatten(3))
-        return _cropped(out, self.padding)
+            grad_x.flatten(3).scatter_add_(3, index.flatten(3), delta.flatten(3))
+        return _crop(grad_x, self.padding)
 
 
 def _running_maximum(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Maximum over `parts` and, as a byte, which of them it comes from; of equals the first."""
+    """Return the maximum over `parts` and, as a byte, the number of the part it comes from (the first of ties)."""
     best, which = parts[0], None
     for i, part in enumerate(parts[1:], 1):
         later = (part > best).view(torch.uint8)
@@ -189,28 +189,30 @@ def _running_maximum(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class AveragePool(Windowed):
-    """The mean of each window, padding counted in."""
+    """Average pooling; padding counts as zeros."""
 
     def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
-        if covered(x.shape, self.size, self.stride, self.padding):
+        if tiles(x.shape, self.size, self.stride, self.padding):
             return average(x, self.size), x.shape
         y = F.avg_pool2d(x.flatten(0, 1), self.size, self.stride, self.padding)
         return y.view(*x.shape[:2], *y.shape[1:]), x.shape
 
-    def back(self, kept: Any, delta: Tensor) -> Tensor:
-        if covered(kept, self.size, self.stride, self.padding):
+    def vjp(self, residuals: Any, delta: Tensor) -> Tensor:
+        if tiles(residuals, self.size, self.stride, self.padding):
             return spread(delta, self.size)
-        like = delta.new_empty(len(delta), *kept[1:]).flatten(0, 1)
+        like = delta.new_empty(len(delta), *residuals[1:]).flatten(0, 1)
         options = (self.size, self.stride, self.padding, False, True, None)
-        back: Tensor = torch.ops.aten.avg_pool2d_backward(delta.flatten(0, 1), like, *options)
-        return back.view(-1, *kept[1:])
+        grad_x: Tensor = torch.ops.aten.avg_pool2d_backward(delta.flatten(0, 1), like, *options)
+        return grad_x.view(-1, *residuals[1:])
 
 
-def _padded(x: Tensor, padding: tuple[int, int], value: float = 0.0) -> Tensor:
-    high, wide = padding
-    return F.pad(x, (wide, wide, high, high), value=value) if high or wide else x
+def _pad(x: Tensor, padding: tuple[int, int], value: float = 0.0) -> Tensor:
+    rows, columns = padding
+    return F.pad(x, (columns, columns, rows, rows), value=value) if rows or columns else x
 
 
-def _cropped(x: Tensor, padding: tuple[int, int]) -> Tensor:
-    high, wide = padding
-    return x[:, :, :, high : x.shape[3] - high, wide : x.shape[4] - wide].contiguous() if high or wide else x
+def _crop(x: Tensor, padding: tuple[int, int]) -> Tensor:
+    rows, columns = padding
+    if not rows and not columns:
+        return x
+    return x[:, :, :, rows : x.shape[3] - rows, columns : x.shape[4] - columns].contiguous()

@@ -1,4 +1,4 @@
-"""Layers of a chain that normalise: local response normalisation, and group (so instance and layer) normalisation."""
+"""Normalising layers of a chain: local response normalisation, and group (so instance and layer) normalisation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,31 +25,31 @@ class ResponseNorm:
         d, p = denominator(x, self.size, self.alpha, self.beta, self.k)
         return x * p, (x, d, p)
 
-    def backward(self, w: Tensor, kept: Any, delta: Tensor, g: Tensor) -> Tensor:
+    def backward(self, w: Tensor, residuals: Any, delta: Tensor, grad_w: Tensor) -> Tensor:
         # dL/dx = delta p - 2 s beta x S'(u), u = delta x p / d
-        x, d, p = kept
+        x, d, p = residuals
         spread = self._sum(delta * x * p / d, adjoint=True)
-        result: Tensor = delta * p - (2 * self.alpha / self.size * self.beta) * x * spread
-        return result
+        grad_x: Tensor = delta * p - (2 * self.alpha / self.size * self.beta) * x * spread
+        return grad_x
 
-    def tangent(self, w: Tensor, v: Tensor, kept: Any, dx: Tensor) -> tuple[Tensor, Any]:
+    def tangent(self, w: Tensor, v: Tensor, residuals: Any, dx: Tensor) -> tuple[Tensor, Any]:
         # dd = 2 s S(x dx), dp = -beta p dd / d
-        x, d, p = kept
+        x, d, p = residuals
         dd = self._sum(x * dx) * (2 * self.alpha / self.size)
         dp = -self.beta * p * dd / d
         return dx * p + x * dp, (dx, dd, dp)
 
     def tangent_backward(
-        self, w: Tensor, v: Tensor, kept: Any, kept_tangent: Any, delta: Tensor, ddelta: Tensor, h: Tensor
+        self, w: Tensor, v: Tensor, residuals: Any, tangent_residuals: Any, delta: Tensor, ddelta: Tensor, hvp: Tensor
     ) -> Tensor:
         # The derivative of `backward`: of u, du = (ddelta x p + delta dx p + delta x (dp - p dd / d)) / d.
-        x, d, p = kept
-        dx, dd, dp = kept_tangent
+        x, d, p = residuals
+        dx, dd, dp = tangent_residuals
         spread = self._sum(delta * x * p / d, adjoint=True)
         du = ((ddelta * x + delta * dx) * p + delta * x * (dp - p * dd / d)) / d
         spread = dx * spread + x * self._sum(du, adjoint=True)
-        result: Tensor = ddelta * p + delta * dp - (2 * self.alpha / self.size * self.beta) * spread
-        return result
+        grad_x: Tensor = ddelta * p + delta * dp - (2 * self.alpha / self.size * self.beta) * spread
+        return grad_x
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,18 @@ class GroupNorm:
     eps: float
 
     def _scale(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """gamma and beta, which stand one behind the other."""
+        """Return gamma and beta, which are adjacent in the flat weights."""
         assert self.start is not None
-        both = flat[:, self.start : self.start + 2 * self.channels].view(-1, 2, self.channels, 1, 1, 1)
-        return both[:, 0], both[:, 1]
+        pair = flat[:, self.start : self.start + 2 * self.channels].view(-1, 2, self.channels, 1, 1, 1)
+        return pair[:, 0], pair[:, 1]
 
     def _mean(self, x: Tensor) -> Tensor:
-        """Over each group, in a shape that goes with x."""
+        """Return the mean over each group, in a shape that broadcasts with x."""
         grouped = x.view(x.shape[0], self.groups, -1, *x.shape[2:]).mean((2, 4, 5), keepdim=True)
         return grouped.expand(-1, -1, self.channels // self.groups, -1, -1, -1).flatten(1, 2)
 
     def _centred(self, x: Tensor, z: Tensor, s: Tensor) -> Tensor:
-        """(x - mean(x) - z mean(x z)) / s: the derivative of z along x, which is its own adjoint."""
+        """Return (x - mean(x) - z mean(x z)) / s: the derivative of z along x, a map that is self-adjoint."""
         return (x - self._mean(x) - z * self._mean(x * z)) / s
 
     def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
@@ -85,15 +85,15 @@ class GroupNorm:
         gamma, beta = self._scale(w)
         return torch.addcmul(beta, gamma, z), (z, s)
 
-    def backward(self, w: Tensor, kept: Any, delta: Tensor, g: Tensor) -> Tensor:
-        z, s = kept
+    def backward(self, w: Tensor, residuals: Any, delta: Tensor, grad_w: Tensor) -> Tensor:
+        z, s = residuals
         if self.start is not None:
-            self._of_scale(g, delta * z, delta)
+            self._write_scale(grad_w, delta * z, delta)
             delta = delta * self._scale(w)[0]
         return self._centred(delta, z, s)
 
-    def tangent(self, w: Tensor, v: Tensor, kept: Any, dx: Tensor) -> tuple[Tensor, Any]:
-        z, s = kept
+    def tangent(self, w: Tensor, v: Tensor, residuals: Any, dx: Tensor) -> tuple[Tensor, Any]:
+        z, s = residuals
         dz, ds = self._centred(dx, z, s), self._mean(dx * z)
         if self.start is None:
             return dz, (dz, ds)
@@ -101,19 +101,19 @@ class GroupNorm:
         return torch.addcmul(torch.addcmul(dbeta, dgamma, z), gamma, dz), (dz, ds)
 
     def tangent_backward(
-        self, w: Tensor, v: Tensor, kept: Any, kept_tangent: Any, delta: Tensor, ddelta: Tensor, h: Tensor
+        self, w: Tensor, v: Tensor, residuals: Any, tangent_residuals: Any, delta: Tensor, ddelta: Tensor, hvp: Tensor
     ) -> Tensor:
-        (z, s), (dz, ds) = kept, kept_tangent
+        (z, s), (dz, ds) = residuals, tangent_residuals
         if self.start is not None:
-            self._of_scale(h, ddelta * z + delta * dz, ddelta)
+            self._write_scale(hvp, ddelta * z + delta * dz, ddelta)
             gamma, dgamma = self._scale(w)[0], self._scale(v)[0]
             delta, ddelta = delta * gamma, ddelta * gamma + delta * dgamma
         # The derivative of `_centred(delta)`: of delta, of z twice, and of 1 / s.
-        along_z = dz * self._mean(delta * z) + z * self._mean(delta * dz)
-        result: Tensor = self._centred(ddelta, z, s) - (along_z + ds * self._centred(delta, z, s)) / s
-        return result
+        dz_terms = dz * self._mean(delta * z) + z * self._mean(delta * dz)
+        grad_x: Tensor = self._centred(ddelta, z, s) - (dz_terms + ds * self._centred(delta, z, s)) / s
+        return grad_x
 
-    def _of_scale(self, g: Tensor, of_gamma: Tensor, of_beta: Tensor) -> None:
-        gamma, beta = self._scale(g)
-        torch.sum(of_gamma, (2, 3, 4), keepdim=True, out=gamma)
-        torch.sum(of_beta, (2, 3, 4), keepdim=True, out=beta)
+    def _write_scale(self, flat: Tensor, grad_gamma: Tensor, grad_beta: Tensor) -> None:
+        gamma, beta = self._scale(flat)
+        torch.sum(grad_gamma, (2, 3, 4), keepdim=True, out=gamma)
+        torch.sum(grad_beta, (2, 3, 4), keepdim=True, out=beta)

@@ -1,11 +1,12 @@
 """Pooling and local response normalisation on the CPU: equal to torch's, and faster.
 
-On a CPU torch takes planar pooling one scalar at a time and response normalisation by way of 3-d average pooling; in
-the networks of this field they can cost as much as the convolutions. `FastOperators()` replaces them inside a
-`with` block, whatever network is called; a call of a kind that is not covered goes to torch's own operator.
+On a CPU torch computes planar pooling one scalar at a time and response normalisation by way of 3-d average pooling.
+In the networks of this field they can cost as much as the convolutions. `fast_operators()` replaces them inside a
+`with` block, whatever network is called; a call of a kind that is not supported goes to torch's own operator.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,75 +15,75 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 MANY_VALUES = 2**17
-"""Values from which on pooling by whole windows is faster than torch's."""
+"""Minimum number of values for pooling by whole windows; torch is faster below."""
 
 
 class _WindowMaximum(torch.autograd.Function):
-    """The maximum over windows of `size` at distance `stride` along one dimension; of equals, the first.
+    """The maximum over windows of `size` at distance `stride` along one dimension; of ties, the first.
 
-    Along rows and then along columns that is max-pooling, and among equals the first in torch's order.
+    Along rows and then along columns that is max-pooling with torch's order of ties.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, size: int, stride: int) -> Tensor:
-        parts = windows(x, dim, size, stride)
+        parts = offsets(x, dim, size, stride)
         best, choice = parts[0], []
         for part in parts[1:]:
             # Not `part > best` alone: NaN must win, as it does in torch.
             choice.append(torch.gt(part, best))
             best = torch.maximum(best, part)
         ctx.save_for_backward(*choice)
-        ctx.of = (x.shape, dim, size, stride)
+        ctx.geometry = (x.shape, dim, size, stride)
         return best
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return _Scatter.apply(grad, ctx.of, *ctx.saved_tensors), None, None, None
+        return _Scatter.apply(grad, ctx.geometry, *ctx.saved_tensors), None, None, None
 
 
 class _Scatter(torch.autograd.Function):
-    """The adjoint of picking: each value goes to the place its window's maximum came from."""
+    """The adjoint of `_Pick`: each value goes to the position of its window's maximum."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, of: Any, *choice: Tensor) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, geometry: Any, *choice: Tensor) -> Tensor:
         ctx.save_for_backward(*choice)
-        ctx.of = of
-        shape, dim, size, stride = of
+        ctx.geometry = geometry
+        shape, dim, size, stride = geometry
         whole = stride == size and shape[dim] % size == 0
         out = grad.new_empty(shape) if whole else grad.new_zeros(shape)
-        places = windows(out, dim, size, stride)
-        left = grad
-        for place, later in zip(reversed(places[1:]), reversed(choice), strict=True):
-            taken = left * later
-            left = left - taken
-            place.copy_(taken) if whole else place.add_(taken)
-        places[0].copy_(left) if whole else places[0].add_(left)
+        views = offsets(out, dim, size, stride)
+        rest = grad
+        for view, later in zip(reversed(views[1:]), reversed(choice), strict=True):
+            share = rest * later
+            rest = rest - share
+            view.copy_(share) if whole else view.add_(share)
+        views[0].copy_(rest) if whole else views[0].add_(rest)
         return out
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
-        return _Pick.apply(v, ctx.of, *ctx.saved_tensors), None, *[None] * len(ctx.saved_tensors)
+        return _Pick.apply(v, ctx.geometry, *ctx.saved_tensors), None, *[None] * len(ctx.saved_tensors)
 
 
 class _Pick(torch.autograd.Function):
-    """From each window, what stands where its maximum came from."""
+    """From each window, the value at the position of its maximum."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, of: Any, *choice: Tensor) -> Tensor:
+    def forward(ctx: Any, v: Tensor, geometry: Any, *choice: Tensor) -> Tensor:
         ctx.save_for_backward(*choice)
-        ctx.of = of
-        first, *others = windows(v, *of[1:])
+        ctx.geometry = geometry
+        first, *others = offsets(v, *geometry[1:])
         for part, later in zip(others, choice, strict=True):
             first = torch.where(later, part, first)
         return first
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return _Scatter.apply(grad, ctx.of, *ctx.saved_tensors), None, *[None] * len(ctx.saved_tensors)
+        return _Scatter.apply(grad, ctx.geometry, *ctx.saved_tensors), None, *[None] * len(ctx.saved_tensors)
 
 
-def windows(x: Tensor, dim: int, size: int, stride: int) -> list[Tensor]:
-    """The i-th element of every window along `dim`, for i = 0 .. size - 1, as views."""
+def offsets(x: Tensor, dim: int, size: int, stride: int) -> list[Tensor]:
+    """Return, for i = 0 .. size - 1, the i-th element of every window along `dim`, as views."""
     count = (x.shape[dim] - size) // stride + 1
     index: list[Any] = [slice(None)] * x.dim()
     views = []
@@ -118,35 +119,35 @@ class _Spread(torch.autograd.Function):
         return _Average.apply(v, ctx.size), None
 
 
-def covered(shape: torch.Size, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> bool:
-    """Whether windows of `size` (rows, columns) lie side by side and cover planes of `shape` exactly."""
+def tiles(shape: torch.Size, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> bool:
+    """Return True where windows of `size` (rows, columns) lie side by side and cover planes of `shape` exactly."""
     return size == stride and padding == (0, 0) and not shape[-2] % size[0] and not shape[-1] % size[1]
 
 
 def average(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The mean over windows of `size` (rows, columns) that cover the planes of `x`."""
-    high, wide = size
+    """Return the mean over windows of `size` (rows, columns) that cover the planes of `x`."""
+    height, width = size
     # Down the columns first: whole rows are added, and half of the values or fewer are left to pick from.
-    total = sum_of(windows(x, x.dim() - 2, high, high))
-    return sum_of(windows(total, x.dim() - 1, wide, wide)).mul_(1 / (high * wide))
+    total = add_up(offsets(x, x.dim() - 2, height, height))
+    return add_up(offsets(total, x.dim() - 1, width, width)).mul_(1 / (height * width))
 
 
 def spread(grad: Tensor, size: tuple[int, int]) -> Tensor:
-    """The adjoint of `average`: each value's share goes to all places of its window."""
-    high, wide = size
-    share = grad * (1 / (high * wide))
-    for dim, count in ((grad.dim() - 1, wide), (grad.dim() - 2, high)):
+    """Return the adjoint of `average`: an equal share of each value at all positions of its window."""
+    height, width = size
+    share = grad * (1 / (height * width))
+    for dim, count in ((grad.dim() - 1, width), (grad.dim() - 2, height)):
         shape = list(share.shape)
         shape[dim] *= count
         out = grad.new_empty(shape)
-        for place in windows(out, dim, count, count):
-            place.copy_(share)
+        for view in offsets(out, dim, count, count):
+            view.copy_(share)
         share = out
     return share
 
 
-def sum_of(parts: list[Tensor]) -> Tensor:
-    """Their sum, in a tensor of its own."""
+def add_up(parts: list[Tensor]) -> Tensor:
+    """Return the sum of `parts` as a new tensor."""
     if len(parts) == 1:
         return parts[0].clone()
     total = parts[0] + parts[1]
@@ -170,20 +171,20 @@ class _ResponseNorm(torch.autograd.Function):
         [x] = ctx.saved_tensors
         size, alpha, beta, _ = ctx.options
         d, power = denominator(x, *ctx.options)
-        of_power = grad * power
-        spread = channel_sum(of_power * x / d, size, adjoint=True)
-        return of_power - (2 * alpha * beta / size) * x * spread, None, None, None, None
+        scaled = grad * power
+        spread = channel_sum(scaled * x / d, size, adjoint=True)
+        return scaled - (2 * alpha * beta / size) * x * spread, None, None, None, None
 
 
 def denominator(x: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, Tensor]:
-    """d and d^-beta; the usual beta of 3/4 needs no logarithm."""
+    """Return d and d^-beta; the usual beta of 3/4 needs no logarithm."""
     d = channel_sum(x * x, size) * (alpha / size) + k
     root = torch.rsqrt(d) if beta == 0.75 else None
     return d, d.pow(-beta) if root is None else root * root.sqrt()
 
 
 def channel_sum(x: Tensor, size: int, *, adjoint: bool = False) -> Tensor:
-    """Sum over a window of `size` channels, `size // 2` of them below the middle (above it for the adjoint)."""
+    """Return sums over windows of `size` channels, `size // 2` below the middle one (above it for the adjoint)."""
     before, after = size // 2, (size - 1) // 2
     if adjoint:
         before, after = after, before
@@ -200,7 +201,7 @@ def channel_sum(x: Tensor, size: int, *, adjoint: bool = False) -> Tensor:
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """A size, stride or padding as (rows, columns)."""
+    """Return a size, stride or padding as (rows, columns)."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
@@ -213,13 +214,13 @@ def _max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | None:
-    (high, wide), strides, (pad_h, pad_w) = pair(kernel_size), pair(stride or kernel_size), pair(padding)
+    (height, width), strides, (pad_h, pad_w) = pair(kernel_size), pair(stride or kernel_size), pair(padding)
     if input.dim() != 4 or input.numel() < MANY_VALUES or pair(dilation) != (1, 1) or ceil_mode or return_indices:
         return None
     if pad_h or pad_w:
         input = F.pad(input, (pad_w, pad_w, pad_h, pad_h), value=-torch.inf)
-    rows: Tensor = _WindowMaximum.apply(input, 3, wide, strides[1])
-    result: Tensor = _WindowMaximum.apply(rows, 2, high, strides[0])
+    rows: Tensor = _WindowMaximum.apply(input, 3, width, strides[1])
+    result: Tensor = _WindowMaximum.apply(rows, 2, height, strides[0])
     return result
 
 
@@ -235,7 +236,7 @@ def _avg_pool2d(
     size = pair(kernel_size)
     if input.dim() != 4 or input.numel() < MANY_VALUES or divisor_override:
         return None
-    if not covered(input.shape, size, pair(stride or kernel_size), pair(padding)):
+    if not tiles(input.shape, size, pair(stride or kernel_size), pair(padding)):
         return None
     result: Tensor = _Average.apply(input, size)
     return result
@@ -257,8 +258,13 @@ _REPLACED: Mapping[Any, Callable[..., Tensor | None]] = {
 }
 
 
-class FastOperators(TorchFunctionMode):
-    """Replace the operators of this module inside a `with` block."""
+def fast_operators() -> AbstractContextManager[object]:
+    """Return a context in which networks on the CPU use the operators of this module, in this thread."""
+    return _FastOperators()
+
+
+class _FastOperators(TorchFunctionMode):
+    """A mode that sends calls of torch's operators to those of this module."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

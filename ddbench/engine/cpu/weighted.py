@@ -1,4 +1,4 @@
-"""Layers of a chain that have weights: linear layers, and convolutions as products with columns or by the library."""
+"""Layers of a chain with weights: linear layers, and convolutions as products with columns or by the library."""
 
 import math
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Weighted:
-    """Where a layer's weight, as a matrix, and its bias stand in the flat weights.
+    """A layer whose weight, a matrix `[rows, columns]`, and bias start at these offsets of the flat weights.
 
-    The `first` of a chain has one x for all networks; the derivative of its gradient is summed over them, and the
-    gradient itself nobody asks for.
+    The `first` layer of a chain has one x for all networks. Nobody needs its dL/dx, and the derivative of dL/dx along
+    the direction is summed over the networks.
     """
 
     start: int
@@ -33,71 +33,71 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Dense(Weighted):
-    """y = x W' + b on `[nets, n, features]`."""
+    """A linear layer y = x W' + b on `[nets, n, features]`."""
 
     def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
         kernel, bias = self._weight(w).transpose(1, 2), self._bias(w)
         x = x.expand(len(w), -1, -1)
         return (torch.bmm(x, kernel) if bias is None else torch.baddbmm(bias[:, None], x, kernel)), x
 
-    def backward(self, w: Tensor, kept: Any, delta: Tensor, g: Tensor) -> Tensor:
-        torch.bmm(delta.transpose(1, 2), kept, out=self._weight(g))
-        self._sum_bias(g, delta)
+    def backward(self, w: Tensor, residuals: Any, delta: Tensor, grad_w: Tensor) -> Tensor:
+        torch.bmm(delta.transpose(1, 2), residuals, out=self._weight(grad_w))
+        self._write_bias(grad_w, delta)
         return delta if self.first else torch.bmm(delta, self._weight(w))
 
-    def tangent(self, w: Tensor, v: Tensor, kept: Any, dx: Tensor | None) -> tuple[Tensor, Any]:
-        dy = self.forward(v, kept)[0]
+    def tangent(self, w: Tensor, v: Tensor, residuals: Any, dx: Tensor | None) -> tuple[Tensor, Any]:
+        dy = self.forward(v, residuals)[0]
         return dy if dx is None else dy.baddbmm_(dx, self._weight(w).transpose(1, 2)), dx
 
     def tangent_backward(
-        self, w: Tensor, v: Tensor, kept: Any, kept_tangent: Any, delta: Tensor, ddelta: Tensor, h: Tensor
+        self, w: Tensor, v: Tensor, residuals: Any, tangent_residuals: Any, delta: Tensor, ddelta: Tensor, hvp: Tensor
     ) -> Tensor:
-        torch.bmm(ddelta.transpose(1, 2), kept, out=self._weight(h))
-        self._sum_bias(h, ddelta)
-        back = torch.bmm(ddelta, self._weight(w)).baddbmm_(delta, self._weight(v))
+        torch.bmm(ddelta.transpose(1, 2), residuals, out=self._weight(hvp))
+        self._write_bias(hvp, ddelta)
+        grad_x = torch.bmm(ddelta, self._weight(w)).baddbmm_(delta, self._weight(v))
         if self.first:
-            return back.sum(0, keepdim=True)
-        self._weight(h).baddbmm_(delta.transpose(1, 2), kept_tangent)
-        return back
+            return grad_x.sum(0, keepdim=True)
+        self._weight(hvp).baddbmm_(delta.transpose(1, 2), tangent_residuals)
+        return grad_x
 
-    def _sum_bias(self, g: Tensor, delta: Tensor) -> None:
-        bias = self._bias(g)
+    def _write_bias(self, flat: Tensor, delta: Tensor) -> None:
+        bias = self._bias(flat)
         if bias is not None:
             torch.sum(delta, 1, out=bias)
 
 
 @dataclass(frozen=True)
 class Product(Weighted):
-    """y = W x + b on columns `[nets, features, places]`."""
+    """A convolution as a product y = W x + b with columns `[nets, features, places]`."""
 
     def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
         weight, bias = self._weight(w), self._bias(w)
         if self.first:
-            y = _stacked(weight).mm(x[0]).view(-1, self.rows, x.shape[2])
+            y = _rows_of_all(weight).mm(x[0]).view(-1, self.rows, x.shape[2])
             return (y if bias is None else y.add_(bias[:, :, None])), x
         return (torch.bmm(weight, x) if bias is None else torch.baddbmm(bias[:, :, None], weight, x)), x
 
-    def backward(self, w: Tensor, kept: Any, delta: Tensor, g: Tensor) -> Tensor:
-        self._of_weights(g, delta, kept)
+    def backward(self, w: Tensor, residuals: Any, delta: Tensor, grad_w: Tensor) -> Tensor:
+        self._write_weights(grad_w, delta, residuals)
         return delta if self.first else torch.bmm(self._weight(w).transpose(1, 2), delta)
 
-    def tangent(self, w: Tensor, v: Tensor, kept: Any, dx: Tensor | None) -> tuple[Tensor, Any]:
-        dy = self.forward(v, kept)[0]
+    def tangent(self, w: Tensor, v: Tensor, residuals: Any, dx: Tensor | None) -> tuple[Tensor, Any]:
+        dy = self.forward(v, residuals)[0]
         return dy if dx is None else dy.baddbmm_(self._weight(w), dx), dx
 
     def tangent_backward(
-        self, w: Tensor, v: Tensor, kept: Any, kept_tangent: Any, delta: Tensor, ddelta: Tensor, h: Tensor
+        self, w: Tensor, v: Tensor, residuals: Any, tangent_residuals: Any, delta: Tensor, ddelta: Tensor, hvp: Tensor
     ) -> Tensor:
-        self._of_weights(h, ddelta, kept)
-        weight, along = self._weight(w), self._weight(v)
+        self._write_weights(hvp, ddelta, residuals)
+        weight, direction = self._weight(w), self._weight(v)
         if self.first:
-            back = _stacked(weight).T.mm(ddelta.flatten(0, 1))
-            return back.addmm_(_stacked(along).T, delta.flatten(0, 1))[None]
-        self._weight(h).baddbmm_(delta, kept_tangent.transpose(1, 2))
-        return torch.bmm(weight.transpose(1, 2), ddelta).baddbmm_(along.transpose(1, 2), delta)
+            grad_x = _rows_of_all(weight).T.mm(ddelta.flatten(0, 1))
+            return grad_x.addmm_(_rows_of_all(direction).T, delta.flatten(0, 1))[None]
+        self._weight(hvp).baddbmm_(delta, tangent_residuals.transpose(1, 2))
+        return torch.bmm(weight.transpose(1, 2), ddelta).baddbmm_(direction.transpose(1, 2), delta)
 
-    def _of_weights(self, g: Tensor, delta: Tensor, x: Tensor) -> None:
-        weight, bias = self._weight(g), self._bias(g)
+    def _write_weights(self, flat: Tensor, delta: Tensor, x: Tensor) -> None:
+        weight, bias = self._weight(flat), self._bias(flat)
         if self.first:
             weight.copy_(delta.flatten(0, 1).mm(x[0].T).view(weight.shape))
         else:
@@ -106,14 +106,14 @@ class Product(Weighted):
             torch.sum(delta, 2, out=bias)
 
 
-def _stacked(weight: Tensor) -> Tensor:
-    """The rows of all networks' weights one below the other."""
+def _rows_of_all(weight: Tensor) -> Tensor:
+    """Return the weights of all networks as one matrix `[nets * rows, columns]`."""
     return weight.reshape(-1, weight.shape[2])
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution of many channels: the library's own, network by network."""
+    """A convolution of many channels: the library's operator, network by network."""
 
     start: int
     shape: tuple[int, ...]
@@ -128,51 +128,51 @@ class Convolution:
         return None if self.bias is None else flat[:, self.bias : self.bias + self.shape[0]]
 
     def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
-        return self._convolved(x, self._weight(w), self._bias(w)), x
+        return self._convolve(x, self._weight(w), self._bias(w)), x
 
-    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         biases: Sequence[Tensor | None] = [None] * len(x) if bias is None else list(bias)
-        each = [
-            F.conv2d(its.transpose(0, 1), kernel, offset, self.stride, self.padding).transpose(0, 1)
-            for its, kernel, offset in zip(x, weight, biases, strict=True)
+        outputs = [
+            F.conv2d(images.transpose(0, 1), kernel, bias, self.stride, self.padding).transpose(0, 1)
+            for images, kernel, bias in zip(x, weight, biases, strict=True)
         ]
-        return torch.stack(each)
+        return torch.stack(outputs)
 
     def _adjoint(self, delta: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> Any:
-        """Gradients of one network's input and kernel, as wanted."""
+        """Return the gradients of one network's input and kernel, each only where `wanted` asks for it."""
         options = ([0], self.stride, self.padding, (1, 1), False, (0, 0), 1, (*wanted, False))
         return torch.ops.aten.convolution_backward(delta.transpose(0, 1), x.transpose(0, 1), weight, *options)
 
-    def backward(self, w: Tensor, kept: Any, delta: Tensor, g: Tensor) -> Tensor:
-        back = []
-        for net, (its, x, weight) in enumerate(zip(delta, kept, self._weight(w), strict=True)):
-            of_input, of_kernel, _ = self._adjoint(its, x, weight, (True, True))
-            self._weight(g)[net] = of_kernel
-            back.append(of_input.transpose(0, 1))
-        self._sum_bias(g, delta)
-        return torch.stack(back)
+    def backward(self, w: Tensor, residuals: Any, delta: Tensor, grad_w: Tensor) -> Tensor:
+        grad_x = []
+        for net, (grad_y, x, weight) in enumerate(zip(delta, residuals, self._weight(w), strict=True)):
+            grad_input, grad_kernel, _ = self._adjoint(grad_y, x, weight, (True, True))
+            self._weight(grad_w)[net] = grad_kernel
+            grad_x.append(grad_input.transpose(0, 1))
+        self._write_bias(grad_w, delta)
+        return torch.stack(grad_x)
 
-    def tangent(self, w: Tensor, v: Tensor, kept: Any, dx: Tensor) -> tuple[Tensor, Any]:
+    def tangent(self, w: Tensor, v: Tensor, residuals: Any, dx: Tensor) -> tuple[Tensor, Any]:
         # W dx + V x is one convolution of twice as many channels.
-        both = torch.cat([self._weight(w), self._weight(v)], 2)
-        return self._convolved(torch.cat([dx, kept], 1), both, self._bias(v)), dx
+        kernels = torch.cat([self._weight(w), self._weight(v)], 2)
+        return self._convolve(torch.cat([dx, residuals], 1), kernels, self._bias(v)), dx
 
     def tangent_backward(
-        self, w: Tensor, v: Tensor, kept: Any, kept_tangent: Any, delta: Tensor, ddelta: Tensor, h: Tensor
+        self, w: Tensor, v: Tensor, residuals: Any, tangent_residuals: Any, delta: Tensor, ddelta: Tensor, hvp: Tensor
     ) -> Tensor:
-        back = []
+        grad_x = []
         for net in range(len(delta)):
             # Kernels: twice as many examples. Inputs: twice as many output channels.
-            examples = torch.cat([ddelta[net], delta[net]], 1), torch.cat([kept[net], kept_tangent[net]], 1)
+            examples = torch.cat([ddelta[net], delta[net]], 1), torch.cat([residuals[net], tangent_residuals[net]], 1)
             kernel = self._weight(w)[net]
-            self._weight(h)[net] = self._adjoint(*examples, kernel, (False, True))[1]
+            self._weight(hvp)[net] = self._adjoint(*examples, kernel, (False, True))[1]
             channels = torch.cat([ddelta[net], delta[net]], 0)
-            both = torch.cat([kernel, self._weight(v)[net]], 0)
-            back.append(self._adjoint(channels, kept[net], both, (True, False))[0].transpose(0, 1))
-        self._sum_bias(h, ddelta)
-        return torch.stack(back)
+            kernels = torch.cat([kernel, self._weight(v)[net]], 0)
+            grad_x.append(self._adjoint(channels, residuals[net], kernels, (True, False))[0].transpose(0, 1))
+        self._write_bias(hvp, ddelta)
+        return torch.stack(grad_x)
 
-    def _sum_bias(self, g: Tensor, delta: Tensor) -> None:
-        bias = self._bias(g)
+    def _write_bias(self, flat: Tensor, delta: Tensor) -> None:
+        bias = self._bias(flat)
         if bias is not None:
             torch.sum(delta, (2, 3, 4), out=bias)

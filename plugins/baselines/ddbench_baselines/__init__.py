@@ -1,4 +1,4 @@
-"""The baselines of Wang, Zhu, Torralba and Efros 2018 (arXiv 1811.10959, Section 4): images made of real ones."""
+"""Baselines of Wang, Zhu, Torralba and Efros 2018 (arXiv 1811.10959, Section 4): images computed from real ones."""
 
 import math
 from pathlib import Path
@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 import ddbench
 from ddbench import DdbenchError, DistilledSet, ExampleSet, Run, Task
-from ddbench.engine.meta_gradient import evaluation_mode, train, unstack
-from ddbench.engine.workers import for_each_network
+from ddbench.networks import evaluation_mode, for_each_network, unstack
+from ddbench.unroll import train
 
 Count = Annotated[int, Field(ge=1)]
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -20,9 +20,9 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 @ddbench.method
 def average_real(task: Task, run: Run) -> DistilledSet:
-    """The mean image of each class, taken in every step: one image per class, whatever the budget."""
-    train, classes = task.train, len(task.info.classes)
-    means = [train.inputs[train.of_class(label, at_least=1)].mean(0) for label in range(classes)]
+    """Return the mean image of each class, used in every step: one image per class, whatever the budget."""
+    real, classes = task.train, len(task.info.classes)
+    means = [real.inputs[real.of_class(label, at_least=1)].mean(0) for label in range(classes)]
     labels = torch.arange(len(means), device=run.device)
     return DistilledSet(torch.stack(means)[None], task.objective.relabel(labels)[None])
 
@@ -32,12 +32,12 @@ def k_means(
     task: Task,
     run: Run,
     *,
-    iterations: Annotated[Count, Field(description="Lloyd iterations at most")] = 100,
+    iterations: Annotated[Count, Field(description="maximum number of Lloyd's iterations")] = 100,
 ) -> DistilledSet:
-    """Per class, the centroids of k-means in normalised pixels, spread over the steps.
+    """Compute the centroids of k-means in normalised pixels for each class, spread over the steps.
 
-    Seeded by k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's iterations. A centroid is itself the image, so it
-    lies in pixels: in no other features would it be one.
+    Lloyd's iterations start from k-means++ (Arthur and Vassilvitskii 2007). Distances are in pixels, so that a
+    centroid is an image.
     """
     from sklearn.cluster import KMeans
 
@@ -45,12 +45,12 @@ def k_means(
     for label in range(len(task.info.classes)):
         images = task.train.inputs[task.train.of_class(label, count)].flatten(1).cpu().double().numpy()
         seed = int(torch.randint(2**31, (), generator=run.generator))
-        found = KMeans(count, init="k-means++", n_init=1, max_iter=iterations, random_state=seed).fit(images)
-        centroids.append(torch.from_numpy(found.cluster_centers_).float().view(count, *task.info.sample_shape))
+        clusters = KMeans(count, init="k-means++", n_init=1, max_iter=iterations, random_state=seed).fit(images)
+        centroids.append(torch.from_numpy(clusters.cluster_centers_).float().view(count, *task.info.sample_shape))
     inputs = torch.cat(centroids).to(run.device)
     labels = torch.arange(len(centroids), device=run.device).repeat_interleave(count)
-    spread, labels = ExampleSet(inputs, labels, task.info).in_steps(task.budget.steps)
-    return DistilledSet(spread, task.objective.relabel(labels))
+    inputs, labels = ExampleSet(inputs, labels, task.info).in_steps(task.budget.steps)
+    return DistilledSet(inputs, task.objective.relabel(labels))
 
 
 @ddbench.method
@@ -58,32 +58,34 @@ def optimised_real(
     task: Task,
     run: Run,
     *,
-    candidates: Annotated[Count, Field(description="random sets to choose from")] = 50,
-    networks: Annotated[Count, Field(description="networks that each is tried on")] = 4,
-    real_batch: Annotated[Count, Field(description="training images that trials are scored on")] = 1000,
+    candidates: Annotated[Count, Field(description="number of random sets to choose from")] = 50,
+    networks: Annotated[Count, Field(description="number of networks that each set is tried on")] = 4,
+    real_batch: Annotated[Count, Field(description="number of training images that trials are scored on")] = 1000,
 ) -> DistilledSet:
-    """The best of many random sets of real images, by the objective's figure on training data.
+    """Choose the best of many random sets of real images, by the objective's primary metric on training data.
 
-    Each candidate trains the same networks by plain gradient descent, at each of six fixed rates; its best rate
-    counts. (The paper reports the mean of the best fifth of its sets; one run here gives one set, the best.)
+    Each candidate trains the same networks by gradient descent at each of six fixed rates; its best rate counts.
+    The paper reports the mean over the best fifth of its sets; here a run returns one set, the best.
     """
     objective = task.objective
     starts = list(unstack(task.networks.module, task.networks.sample(networks)))
     real = task.train.minibatch(real_batch, run.generator)
     shape = task.train.random_subset(task.budget.images_per_class, torch.Generator()).in_steps(task.budget.steps)[0]
     best_inputs, best_labels = torch.zeros_like(shape), torch.zeros(shape.shape[:2], dtype=torch.long)
-    best_labels, best, found = best_labels.to(run.device), torch.zeros(()), torch.tensor(False)
+    best_labels, best, any_finite = best_labels.to(run.device), torch.zeros(()), torch.tensor(False)
 
     def primary(module: torch.nn.Module, trial: tuple[dict[str, Tensor], float, Tensor, Tensor]) -> float:
         start, rate, inputs, labels = trial
         steps = len(inputs)
         lrs = torch.full((task.budget.total_steps // steps, steps), rate, device=run.device)
-        weights, buffers = train(module, start, inputs, labels, lrs, objective.inner_loss)
+        state = train(module, start, inputs, labels, lrs, objective.inner_loss)
         with torch.no_grad(), evaluation_mode(module):
-            logits = functional_call(module, (weights, buffers), (real.inputs,))
+            logits = functional_call(module, (state.params, state.buffers), (real.inputs,))
         return objective.measure(logits, real.labels)[objective.primary]
 
-    for _ in run.loop(candidates, dict(inputs=best_inputs, labels=best_labels, best=best, found=found)):
+    # Checkpoints name the flag `found`.
+    state = dict(inputs=best_inputs, labels=best_labels, best=best, found=any_finite)
+    for _ in run.loop(candidates, state):
         subset = task.train.random_subset(task.budget.images_per_class, run.generator)
         inputs, labels = subset.in_steps(task.budget.steps)
         labels = objective.relabel(labels)
@@ -91,15 +93,15 @@ def optimised_real(
         values = torch.tensor(for_each_network(primary, task.networks.module, trials)).view(len(RATES), -1).mean(1)
         sign = 1 if objective.higher_is_better else -1
         value = sign * (sign * values.nan_to_num(-sign * math.inf)).max()
-        if value.isfinite() and (not found or sign * value > sign * best):
+        if value.isfinite() and (not any_finite or sign * value > sign * best):
             best_inputs.copy_(inputs)
             best_labels.copy_(labels)
             best.copy_(value)
-            found.fill_(True)
+            any_finite.fill_(True)
         run.log(**{f"best_train_{objective.primary}": best})
-    if not found:
+    if not any_finite:
         raise DdbenchError(
-            f"none of the random sets gave a finite {objective.primary}.", "Enlarge real_batch, or give more time."
+            f"none of the random sets gave a finite {objective.primary}.", "Raise --set real_batch or --set candidates."
         )
     return DistilledSet(best_inputs, best_labels)
 

@@ -1,16 +1,17 @@
-"""Coresets by difficulty: scores of each example that one shared, cached training gives."""
+"""Coresets by difficulty: scores of each example from one shared, cached training."""
 
 from typing import Annotated, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 import ddbench
 from ddbench import DistilledSet, Run, Task
 from ddbench_coreset import selection
-from ddbench_coreset.choosing import Count, Epochs, PerClass, chosen, finite, highest
-from ddbench_coreset.trace import TRACED, gradient_norms, logits_of, trace
+from ddbench_coreset.choosing import Count, Epochs, PerClass, choose, highest, require_finite
+from ddbench_coreset.trace import TRACED, gradient_norms, mean_logits, trace
 
 Keep = Annotated[Literal["hard", "easy"], Field(description="which end of the scores is kept")]
 
@@ -27,16 +28,16 @@ def forgetting(
 ) -> DistilledSet:
     """Keep the examples that training forgets most often (Toneva et al. 2019).
 
-    A forgetting event is a right classification at the end of one epoch that is wrong at the end of the next; an
+    A forgetting event is a correct classification at the end of one epoch that is wrong at the end of the next. An
     example never learned counts as forgotten in every epoch. The mean over networks; ties by the mean margin.
     """
-    found = trace(task, run, networks, epochs)
-    right = found.margins > 0
-    events = (right[:, :-1] & ~right[:, 1:]).sum(1).float()
-    events[~right.any(1)] = right.shape[1]
-    # The margin decides between equals and nothing else: squashed to less than half an event of one network.
-    margin = found.margins.mean((0, 1))
-    return _kept(task, events.mean(0) - margin.atan() / (4 * len(events)), keep, per_class)
+    margins = trace(task, run, networks, epochs).margins
+    correct = margins > 0
+    events = (correct[:, :-1] & ~correct[:, 1:]).sum(1).float()
+    events[~correct.any(1)] = correct.shape[1]
+    # The margin decides ties and nothing else: squashed to less than half an event of one network.
+    margin = margins.mean((0, 1))
+    return _keep(task, events.mean(0) - margin.atan() / (4 * len(events)), keep, per_class)
 
 
 @ddbench.method(coreset=True)
@@ -53,8 +54,8 @@ def el2n(
 
     After a fifth of the epochs, the mean over networks.
     """
-    found = trace(task, run, networks, epochs)
-    return _kept(task, found.errors[:, found.early_epoch].mean(0), keep, per_class)
+    result = trace(task, run, networks, epochs)
+    return _keep(task, result.errors[:, result.early_epoch].mean(0), keep, per_class)
 
 
 @ddbench.method(coreset=True)
@@ -71,7 +72,7 @@ def grand(
 
     The norm over all weights after a fifth of the epochs, the mean over networks.
     """
-    return _kept(task, gradient_norms(task, trace(task, run, networks, epochs)), keep, per_class)
+    return _keep(task, gradient_norms(task, trace(task, run, networks, epochs)), keep, per_class)
 
 
 @ddbench.method(coreset=True)
@@ -88,7 +89,7 @@ def aum(
 
     The logit of the own class less the largest other, the mean over epochs and networks.
     """
-    return _kept(task, -trace(task, run, networks, epochs).margins.mean((0, 1)), keep, per_class)
+    return _keep(task, -trace(task, run, networks, epochs).margins.mean((0, 1)), keep, per_class)
 
 
 @ddbench.method(coreset=True)
@@ -109,13 +110,13 @@ def uncertainty(
 
     Probabilities from the logits at the end of training, averaged over networks.
     """
-    p = logits_of(task, trace(task, run, networks, epochs)).softmax(1)
+    p = mean_logits(task, trace(task, run, networks, epochs)).softmax(1)
     if measure == "entropy":
         scores = -torch.special.xlogy(p, p).sum(1)
     else:
         first, second = p.topk(2, dim=1).values.T
         scores = second - first if measure == "margin" else 1 - first
-    return _kept(task, scores, keep, per_class)
+    return _keep(task, scores, keep, per_class)
 
 
 @ddbench.method(coreset=True)
@@ -126,20 +127,22 @@ def ccs(
     epochs: Epochs = 10,
     networks: Count = TRACED,
     strata: Annotated[int, Field(ge=1, description="ranges of scores of equal width")] = 50,
-    cut: Annotated[float, Field(ge=0, lt=1, description="share of the hardest examples that is left out")] = 0.3,
+    cut: Annotated[float, Field(ge=0, lt=1, description="share of the hardest examples to leave out")] = 0.3,
     per_class: PerClass = True,
 ) -> DistilledSet:
     """Cover all levels of difficulty but the hardest (Zheng et al. 2023, coverage-centric coreset selection).
 
-    Difficulty is the area under the margin; each of `strata` ranges of it gives as many examples, at random.
+    Difficulty is the area under the margin. Each of `strata` ranges of it contributes the same number of examples, at
+    random.
     """
-    scores = finite(trace(task, run, networks, epochs).margins.mean((0, 1)))
+    scores = require_finite(trace(task, run, networks, epochs).margins.mean((0, 1)))
 
     def rule(members: Tensor, count: int) -> Tensor:
         return selection.stratified(scores[members], count, strata, cut, run.generator)
 
-    return chosen(task, rule, per_class=per_class)
+    return choose(task, rule, per_class=per_class)
 
 
-def _kept(task: Task, scores: Tensor, keep: str, per_class: bool) -> DistilledSet:
-    return chosen(task, highest(finite(scores if keep == "hard" else -scores)), per_class=per_class)
+def _keep(task: Task, difficulty: Float[Tensor, " n"], keep: Keep, per_class: bool) -> DistilledSet:
+    scores = require_finite(difficulty if keep == "hard" else -difficulty)
+    return choose(task, highest(scores), per_class=per_class)

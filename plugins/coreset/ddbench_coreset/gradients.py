@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,16 +11,16 @@ from torch.nn import functional as F
 import ddbench
 from ddbench import DistilledSet, Run, Task, UsageError
 from ddbench_coreset import selection
-from ddbench_coreset.choosing import Epochs, PerClass, check_memory, chosen, finite, highest
-from ddbench_coreset.trace import TRACED, one_network, penultimate, trace
+from ddbench_coreset.choosing import Epochs, PerClass, check_memory, choose, highest, require_finite
+from ddbench_coreset.trace import TRACED, penultimate, trace
 
 
 @ddbench.method(coreset=True)
 def craig(task: Task, run: Run, *, epochs: Epochs = 10, per_class: PerClass = True) -> DistilledSet:
-    """Keep the examples that every example's gradient has a close one among (Mirzasoleiman et al. 2020, CRAIG).
+    """Keep examples such that every gradient is close to one of theirs (Mirzasoleiman et al. 2020, CRAIG).
 
-    Lazy greedy facility location on the distances of last-layer gradients, after `epochs` epochs; the weights that the
-    paper gives the chosen are left out, as a distilled set has none.
+    Lazy greedy facility location on the distances of last-layer gradients, after `epochs` epochs. The weights that the
+    paper computes are left out: a distilled set has none.
     """
     errors, features = _last_layer(task, run, epochs)
 
@@ -27,7 +28,7 @@ def craig(task: Task, run: Run, *, epochs: Epochs = 10, per_class: PerClass = Tr
         distances = _gradient_distances(errors[members], features[members])
         return selection.facility_location(distances.max() - distances, count)
 
-    return chosen(task, rule, per_class=per_class)
+    return choose(task, rule, per_class=per_class)
 
 
 @ddbench.method(coreset=True)
@@ -39,21 +40,21 @@ def grad_match(
     ridge: Annotated[float, Field(ge=0, description="weight of the squares of the fitted weights")] = 0.5,
     per_class: PerClass = True,
 ) -> DistilledSet:
-    """Keep the examples whose weighted gradients give the mean gradient (Killamsetty et al. 2021, GRAD-MATCH).
+    """Keep examples whose weighted gradients sum to the mean gradient (Killamsetty et al. 2021, GRAD-MATCH).
 
-    Orthogonal matching pursuit on last-layer gradients after `epochs` epochs; the fitted weights serve the choice and
-    are left out after it, as a distilled set has none.
+    Orthogonal matching pursuit on last-layer gradients after `epochs` epochs. The fitted weights serve the choice and
+    are left out of the result: a distilled set has none.
     """
     errors, features = _last_layer(task, run, epochs)
 
     def rule(members: Tensor, count: int) -> Tensor:
-        # Once as they are, once more while they are looked through.
+        # One copy here, one in matching_pursuit.
         numbers = 2 * len(members) * errors.shape[1] * features.shape[1]
         check_memory("gradients", len(members), numbers, errors.device)
         gradients = (errors[members][:, :, None] * features[members][:, None, :]).flatten(1)
         return selection.matching_pursuit(gradients, gradients.mean(0), count, ridge)
 
-    return chosen(task, rule, per_class=per_class)
+    return choose(task, rule, per_class=per_class)
 
 
 @ddbench.method(coreset=True)
@@ -62,49 +63,50 @@ def example_value(
     run: Run,
     *,
     epochs: Epochs = 10,
-    held_out: Annotated[float, Field(gt=0, lt=1, description="share of the training examples that is helped")] = 0.1,
+    held_out: Annotated[
+        float, Field(gt=0, lt=1, description="share of the training examples whose loss is to fall")
+    ] = 0.1,
     per_class: PerClass = True,
 ) -> DistilledSet:
     """Keep the examples whose gradient step lowers the loss on held-out examples most.
 
-    The value of example i is <g_i, G>, with g_i its last-layer gradient and G the mean of those of a random share of
-    the training examples, which are not chosen themselves: the first-order fall of the held-out loss (Pruthi et al.
-    2020, TracIn, at the last checkpoint). It answers whether training examples are equally valuable.
+    The value of example i is <g_i, G>, with g_i its last-layer gradient and G the mean gradient of a random share of
+    the training examples, which cannot be chosen: the first-order decrease of the held-out loss (Pruthi et al. 2020,
+    TracIn, at the last checkpoint). It answers the question if training examples are equally valuable.
     """
     errors, features = _last_layer(task, run, epochs)
     order = torch.randperm(len(errors), generator=run.generator).to(errors.device)
-    helped = order[: max(1, int(held_out * len(order)))]
-    # <a h', A> for every example at once, with A the mean of a h' over those helped.
-    mean = errors[helped].T @ features[helped] / len(helped)
+    outside = order[: max(1, int(held_out * len(order)))]
+    # <a h', A> for every example at once, with A the mean of a h' over those held out.
+    mean = errors[outside].T @ features[outside] / len(outside)
     value = ((errors @ mean) * features).sum(1)
-    value[helped] = -torch.inf
+    value[outside] = -torch.inf
 
-    finite(value[order[len(helped) :]])
+    require_finite(value[order[len(outside) :]])
 
     def rule(members: Tensor, count: int) -> Tensor:
         best = highest(value)(members, count)
         if value[members[best]].isneginf().any():
             raise UsageError(
-                f"besides the examples held out there are fewer than {count} to choose from.",
+                f"after holding out examples, fewer than {count} are left to choose from.",
                 "Lower --set held_out, or --ipc.",
             )
         return best
 
-    return chosen(task, rule, per_class=per_class)
+    return choose(task, rule, per_class=per_class)
 
 
-def _last_layer(task: Task, run: Run, epochs: int) -> tuple[Tensor, Tensor]:
-    """What last-layer gradients (p - y) [h, 1]' are made of: errors `[n, classes]` and features `[n, d + 1]`."""
-    module = task.networks.module
-    weights, buffers = one_network(trace(task, run, TRACED, epochs), module)
-    features, logits = penultimate(module, weights, buffers, task.train.inputs)
+def _last_layer(task: Task, run: Run, epochs: int) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n d"]]:
+    """Return the factors of the last-layer gradients (p - y) [h, 1]': errors p - y and features [h, 1]."""
+    state = trace(task, run, TRACED, epochs).last.network(0)
+    features, logits = penultimate(task.networks.module, state, task.train.inputs)
     errors = logits.softmax(1) - F.one_hot(task.train.labels, logits.shape[1])
     with_bias = torch.cat([features, features.new_ones(len(features), 1)], 1)
-    return finite(errors.double()), finite(with_bias.double())
+    return require_finite(errors.double()), require_finite(with_bias.double())
 
 
-def _gradient_distances(errors: Tensor, features: Tensor) -> Tensor:
-    """Euclidean distances of a_i h_i', `[n, n]`, from <a_i h_i', a_j h_j'> = <a_i, a_j> <h_i, h_j>."""
+def _gradient_distances(errors: Float[Tensor, "n classes"], features: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    """Return the Euclidean distances of a_i h_i', from <a_i h_i', a_j h_j'> = <a_i, a_j> <h_i, h_j>."""
     check_memory("distances", len(errors), 3 * len(errors) ** 2, errors.device)
     products = (errors @ errors.T) * (features @ features.T)
     squares = products.diagonal()

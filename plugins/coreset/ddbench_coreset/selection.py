@@ -1,4 +1,4 @@
-"""Selection rules on a matrix of features, each returning indices in the order they were chosen."""
+"""Selection rules on a matrix of features; each returns indices in the order of choice."""
 
 import heapq
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def herd(features: Float[Tensor, "n d"], count: int) -> Int[Tensor, " count"]:
-    """Herding without repetition.
+    """Return the choices of herding without repetition.
 
     Choice t is argmin_i || mu - (S + f_i) / t ||, where mu is the mean of all features and S the sum of those chosen.
     Squared and without what no i changes, that is argmin_i |f_i|^2 - 2 <t mu - S, f_i>: one matrix-vector
@@ -29,7 +29,7 @@ def herd(features: Float[Tensor, "n d"], count: int) -> Int[Tensor, " count"]:
 
 
 def greedy_k_center(features: Float[Tensor, "n d"], count: int, first: int) -> Int[Tensor, " count"]:
-    """Farthest-first traversal from `first`: at most twice the best covering radius (Gonzalez 1985).
+    """Return the farthest-first traversal from `first`: at most twice the best covering radius (Gonzalez 1985).
 
     Keeps one distance per example, never an n x n matrix. Raises `ValueError` when `count` is more than n.
     """
@@ -47,10 +47,10 @@ def greedy_k_center(features: Float[Tensor, "n d"], count: int, first: int) -> I
 
 
 def facility_location(similarity: Float[Tensor, "n n"], count: int) -> Int[Tensor, " count"]:
-    """Lazy greedy maximum of f(S) = sum_i max_{j in S} s_ij, for similarities that are not negative.
+    """Return the lazy greedy maximum of f(S) = sum_i max_{j in S} s_ij, for similarities that are not negative.
 
     f is monotone and submodular, so the greedy set has at least 1 - 1/e of the best value (Nemhauser et al. 1978), and
-    an old gain bounds a new one from above (Minoux 1978): only the examples at the top of a heap are looked at again.
+    an old gain bounds a new one from above (Minoux 1978): only the examples at the top of a heap are evaluated again.
     `similarity` is symmetric. Ties go to the first. Raises `ValueError` when `count` is more than n.
     """
     _check(similarity, count)
@@ -70,10 +70,11 @@ def facility_location(similarity: Float[Tensor, "n n"], count: int) -> Int[Tenso
 
 
 def graph_cut(features: Float[Tensor, "n d"], count: int, penalty: float) -> Int[Tensor, " count"]:
-    """Greedy maximum of f(S) = sum_{i, j in S} s_ij over all i, less `penalty` sum_{i, j in S} s_ij, s = <f_i, f_j>.
+    """Return the greedy maximum of f(S) = sum_{i, j in S} s_ij over all i, less `penalty` sum_{i, j in S} s_ij.
 
-    The gain of j is <f_j, F> - penalty (2 <f_j, T> + |f_j|^2) with F the sum of all features and T of those chosen:
-    one matrix-vector product a choice, no n x n matrix (Iyer and Bilmes 2013; Iyer et al. 2021). Ties go to the first.
+    Similarity is s_ij = <f_i, f_j>. The gain of j is <f_j, F> - penalty (2 <f_j, T> + |f_j|^2), with F the sum of all
+    features and T of those chosen: one matrix-vector product a choice, no n x n matrix (Iyer and Bilmes 2013; Iyer et
+    al. 2021). Ties go to the first.
     Raises `ValueError` when `count` is more than n.
     """
     _check(features, count)
@@ -90,7 +91,7 @@ def graph_cut(features: Float[Tensor, "n d"], count: int, penalty: float) -> Int
 
 
 def k_medoids(distances: Float[Tensor, "n n"], count: int, iterations: int) -> Int[Tensor, " count"]:
-    """Medoids that make the sum of distances to the nearest small: greedy start, then Voronoi iteration.
+    """Return medoids with a small sum of distances to the nearest: greedy start, then Voronoi iteration.
 
     The start is BUILD of Kaufman and Rousseeuw (1990): the next medoid is the one that lowers the sum most. Then, as in
     Park and Jun (2009), each example goes to its nearest medoid and each cluster's medoid becomes the member with the
@@ -107,7 +108,7 @@ def k_medoids(distances: Float[Tensor, "n n"], count: int, iterations: int) -> I
         nearest = torch.minimum(nearest, distances[chosen[-1]])
     for _ in range(iterations):
         owner = distances[:, chosen].argmin(1)
-        # A medoid is its own: a duplicate of another one keeps at least itself.
+        # A medoid owns itself: a duplicate of another medoid keeps a cluster of at least one.
         owner[chosen] = torch.arange(count, device=owner.device)
         moved = []
         for cluster in range(count):
@@ -122,55 +123,55 @@ def k_medoids(distances: Float[Tensor, "n n"], count: int, iterations: int) -> I
 def matching_pursuit(
     vectors: Float[Tensor, "n d"], target: Float[Tensor, " d"], count: int, ridge: float
 ) -> Int[Tensor, " count"]:
-    """Orthogonal matching pursuit: vectors whose weighted sum, with weights >= 0, comes close to `target`.
+    """Return vectors whose weighted sum, with weights >= 0, is close to `target`, by orthogonal matching pursuit.
 
-    The next is the one with the largest product with what is left; then all weights are fitted again, least squares
-    with `ridge` times their squares (Killamsetty et al. 2021, GRAD-MATCH, Algorithm 2). Ties go to the first. Raises
-    `ValueError` when `count` is more than n.
+    The next vector is the one with the largest product with the residual. Then all weights are fitted again by least
+    squares with `ridge` times their squares (Killamsetty et al. 2021, GRAD-MATCH, Algorithm 2). Ties go to the first.
+    Raises `ValueError` when `count` is more than n.
     """
     import numpy as np
     from scipy.optimize import nnls
 
     _check(vectors, count)
     vectors, target = vectors.double(), target.double()
-    left, chosen = target, list[int]()
+    residual, chosen = target, list[int]()
     for _ in range(count):
-        products = vectors @ left
+        products = vectors @ residual
         products[chosen] = -torch.inf
         chosen.append(int(products.argmax()))
         columns = vectors[chosen].T.cpu().numpy()
         # |A w - b|^2 + ridge |w|^2 as one least-squares problem.
         stacked = np.vstack([columns, np.sqrt(ridge) * np.eye(len(chosen))])
         weights, _ = nnls(stacked, np.concatenate([target.cpu().numpy(), np.zeros(len(chosen))]))
-        left = target - vectors[chosen].T @ torch.from_numpy(weights).to(target)
+        residual = target - vectors[chosen].T @ torch.from_numpy(weights).to(target)
     return torch.tensor(chosen)
 
 
 def stratified(
     scores: Float[Tensor, " n"], count: int, strata: int, cut: float, generator: torch.Generator
 ) -> Int[Tensor, " count"]:
-    """Coverage-centric choice: without the `cut` share of lowest scores, as many as possible from each range of scores.
+    """Return a coverage-centric choice: without the `cut` share of lowest scores, spread evenly over ranges of scores.
 
-    The range of scores is cut into `strata` of equal width; from the least populated on, each gives its share of what
-    is still to be chosen, at random, or all it has (Zheng et al. 2023, CCS, Algorithm 1). No more is cut than leaves
-    `count`. Raises `ValueError` when `count` is more than n.
+    The range of scores is divided into `strata` of equal width. From the least populated on, each contributes its share
+    of the remaining choices at random, or all of its members (Zheng et al. 2023, CCS, Algorithm 1). Never fewer than
+    `count` examples remain after the cut. Raises `ValueError` when `count` is more than n.
     """
     _check(scores[:, None], count)
     order = torch.argsort(scores, stable=True)
-    kept = order[min(int(cut * len(scores)), len(scores) - count) :]
-    low, high = scores[kept].min(), scores[kept].max()
+    rest = order[min(int(cut * len(scores)), len(scores) - count) :]
+    low, high = scores[rest].min(), scores[rest].max()
     width = (high - low) / strata
-    place = ((scores[kept] - low) / width).long().clamp(max=strata - 1) if width > 0 else torch.zeros_like(kept)
-    groups = sorted((kept[place == stratum] for stratum in range(strata)), key=len)
+    stratum = ((scores[rest] - low) / width).long().clamp(max=strata - 1) if width > 0 else torch.zeros_like(rest)
+    groups = sorted((rest[stratum == number] for number in range(strata)), key=len)
     groups = [group for group in groups if len(group)]
     chosen: list[int] = []
     for position, group in enumerate(groups):
         share = (count - len(chosen)) // (len(groups) - position)
-        picked = torch.randperm(len(group), generator=generator)[: min(share, len(group))]
-        chosen += group[picked.to(group.device)].tolist()
-    # What did not divide evenly, from those not chosen yet, in the order of their scores.
-    rest = [i for i in kept.tolist() if i not in set(chosen)]
-    return torch.tensor(chosen + rest[: count - len(chosen)])
+        positions = torch.randperm(len(group), generator=generator)[: min(share, len(group))]
+        chosen += group[positions.to(group.device)].tolist()
+    # The remainder of the division comes from those not chosen yet, in the order of their scores.
+    others = [i for i in rest.tolist() if i not in set(chosen)]
+    return torch.tensor(chosen + others[: count - len(chosen)])
 
 
 def _check(features: Tensor, count: int) -> None:

@@ -1,100 +1,87 @@
-"""What a short training saw of each example: one training, cached, from which all scores of difficulty come."""
+"""The trace of a short training, seen by each example: one training, cached, for all scores of difficulty."""
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from ddbench import DdbenchError, ExampleSet, Run, Task, Unsupported, UsageError
-from ddbench.contract.snapshots import finite
-from ddbench.engine.cpu.operators import FastOperators
-from ddbench.engine.inner_steps import inner_mode
-from ddbench.engine.meta_gradient import evaluation_mode, unstack
-from ddbench.engine.workers import for_each_network
-from ddbench.machine.files import atomic_write, sha256
-from ddbench.machine.folders import cache_dir
-from ddbench.machine.seeds import derive_seed
+from ddbench.cache import atomic_write, cache_dir, derive_seed, sha256
+from ddbench.networks import State, evaluation_mode, fast_operators, fit, for_each_network, forward
 
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.05, 0.9, 5e-4
 TRACED = 2
-"""Networks of the training that serves all methods where nothing else is said."""
+"""Number of networks in the training that serves all methods by default."""
 CHUNK = 500
-"""Examples per forward pass when all are looked at."""
+"""Examples per forward pass over all of them."""
 FORMAT = 2
-"""Of the files in the cache: those of another format are not found. Raise it with what is kept, or how it is made."""
-KINDS = {"weights": "w.", "buffers": "b.", "early": "ew.", "early_buffers": "eb."}
-"""What the names of a trace's weights and buffers begin with where all are in one mapping."""
+"""Version of the files in the cache; files of another version are not found. Raise it when their content changes."""
 PER_EXAMPLE = 128
-"""Examples whose gradients are taken apart at a time."""
+"""Number of examples whose own gradients are computed at a time."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Of every network and every epoch, as the epoch left the network: margins and errors of all training examples.
+    """Margins and errors of all training examples, for every network at the end of every epoch.
 
-    `margins [nets, epochs, n]`: the logit of an example's own class less the largest other; positive where it is
-    classified rightly. `errors [nets, epochs, n]`: |softmax - one-hot|_2. `weights` and `buffers` after the last epoch,
-    `early` and `early_buffers` after the one that `early_epoch` names: `{name: [nets, *shape]}`.
+    The margin is the logit of an example's own class less the largest other; it is positive where the example is
+    classified correctly. The error is |softmax - one-hot|_2. `last` is the stacked state of the networks after the last
+    epoch, `early` the one after `early_epoch`.
     """
 
-    margins: Tensor
-    errors: Tensor
+    margins: Float[Tensor, "nets epochs n"]
+    errors: Float[Tensor, "nets epochs n"]
     early_epoch: int
-    weights: dict[str, Tensor]
-    buffers: dict[str, Tensor]
-    early: dict[str, Tensor]
-    early_buffers: dict[str, Tensor]
+    last: State
+    early: State
 
 
 def trace(task: Task, run: Run, networks: int, epochs: int) -> Trace:
     """Train `networks` networks from the task's init distribution on all training examples for `epochs` epochs.
 
-    SGD, batches of 128, momentum .9, weight decay 5e-4, rate .05 falling linearly to zero. Kept in the cache folder:
-    one training serves every method and budget. The early epoch, for scores that are about the beginning, is a fifth
-    of the way. Raises `DdbenchError` where the training diverges.
+    SGD, batches of 128, momentum .9, weight decay 5e-4, rate .05 falling linearly to zero. The trace is kept in the
+    cache folder: one training serves every method and budget. The early epoch, for scores about the beginning of
+    training, is a fifth of the way. Raises `DdbenchError` where the training diverges.
     """
     starts = task.networks.sample(networks)
     module, examples = task.networks.module, task.train
     early_epoch = max(0, epochs // 5 - 1)
     path = cache_dir() / "traces" / f"{_key(module, starts, examples, run.seed, epochs)}.safetensors"
-    kept = _read(path, run.device, early_epoch)
-    if kept is not None:
-        return kept
+    cached = _read(path, run.device, early_epoch)
+    if cached is not None:
+        return cached
 
     count = len(next(iter(starts.values())))
-    state = {f"w.{name}": tensor.clone() for name, tensor in starts.items()}
-    state |= {f"m.{name}": torch.zeros_like(tensor) for name, tensor in starts.items()}
-    state |= {f"ew.{name}": tensor.clone() for name, tensor in starts.items()}
-    for name, buffer in module.named_buffers():
-        for kind in ("b.", "eb."):
-            state[f"{kind}{name}"] = buffer[None].expand(count, *buffer.shape).clone()
+    buffers = {name: buffer[None].expand(count, *buffer.shape) for name, buffer in module.named_buffers()}
+    last, early = (State(_clone(starts), _clone(buffers)) for _ in range(2))
+    velocity = {name: torch.zeros_like(tensor) for name, tensor in starts.items()}
     margins = torch.zeros(count, epochs, len(examples), device=run.device)
     errors, done = torch.zeros_like(margins), torch.zeros((), dtype=torch.long)
+    state = {**_named(last, early), **{f"m.{name}": tensor for name, tensor in velocity.items()}}
     for epoch in run.loop(epochs, {**state, "margins": margins, "errors": errors, "done": done}):
 
-        def one(own: nn.Module, net: int, epoch: int = epoch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-            mine = {name: tensor[net].clone() for name, tensor in state.items()}
-            _epoch(own, mine, examples, epoch, epochs, derive_seed(run.seed, "trace", net, epoch))
-            logits = _logits(own, _of(mine, "w."), _of(mine, "b."), examples.inputs)
-            return mine, *_difficulty(logits, examples.labels)
+        def one_epoch(replica: nn.Module, net: int, epoch: int = epoch) -> tuple[State, Tensor, Tensor]:
+            seed = derive_seed(run.seed, "trace", net, epoch)
+            momenta = [tensor[net] for tensor in velocity.values()]
+            trained = _train_epoch(replica, last.network(net), momenta, examples, epoch, epochs, seed)
+            return trained, *_difficulty(_logits(replica, trained, examples.inputs), examples.labels)
 
-        for net, (mine, margin, error) in enumerate(for_each_network(one, module, range(count))):
-            for name, tensor in mine.items():
-                if name.startswith(("w.", "b.", "m.")):
-                    state[name][net] = tensor
-                # Up to the early epoch: a training that ends before it has its last one there.
-                if name.startswith(("w.", "b.")) and epoch <= early_epoch:
-                    state[f"e{name}"][net] = tensor
+        for net, (trained, margin, error) in enumerate(for_each_network(one_epoch, module, range(count))):
+            # The early epoch follows until it is over: a training that ends before it has its last one there.
+            for stack in (last, early) if epoch <= early_epoch else (last,):
+                _assign(stack, net, trained)
             margins[net, epoch], errors[net, epoch] = margin, error
-            # A roll-back would be of no use: the same seed trains the same way again.
-            if not finite({**mine, "margin": margin, "error": error}):
+            # A roll-back would not help: the same seed trains the same way again.
+            if not all(
+                t.isfinite().all() for t in (margin, error, *trained.params.values(), *trained.buffers.values())
+            ):
                 raise DdbenchError(
                     f"the training that scores and features come from diverged in epoch {epoch + 1} of {epochs}.",
                     "Choose another --network, --init or --seed.",
@@ -102,23 +89,21 @@ def trace(task: Task, run: Run, networks: int, epochs: int) -> Trace:
         done.fill_(epoch + 1)
         run.log(trained_accuracy=(margins[:, epoch] > 0).float().mean())
     seen = max(1, int(done))
-    found = Trace(margins[:, :seen], errors[:, :seen], min(early_epoch, seen - 1), **_groups(state))
+    result = Trace(margins[:, :seen], errors[:, :seen], min(early_epoch, seen - 1), last, early)
     if seen == epochs:
-        _write(path, found)
-    return found
+        _write(path, result)
+    return result
 
 
-def logits_of(task: Task, found: Trace) -> Tensor:
-    """Logits of all training examples, averaged over the networks as the last epoch left them: `[n, classes]`."""
-    each = [
-        _logits(task.networks.module, weights, buffers, task.train.inputs)
-        for weights, buffers in _networks(task.networks.module, found.weights, found.buffers)
-    ]
-    return torch.stack(each).mean(0)
+def mean_logits(task: Task, result: Trace) -> Float[Tensor, "n classes"]:
+    """Return the logits of all training examples after the last epoch, averaged over the networks."""
+    count = len(result.margins)
+    logits = [_logits(task.networks.module, result.last.network(net), task.train.inputs) for net in range(count)]
+    return torch.stack(logits).mean(0)
 
 
-def gradient_norms(task: Task, found: Trace) -> Tensor:
-    """GraNd: the norm of the gradient of each example's loss, over all weights, averaged over the networks `[n]`.
+def gradient_norms(task: Task, result: Trace) -> Float[Tensor, " n"]:
+    """Return GraNd: the norm of the gradient of each example's loss, over all weights, averaged over the networks.
 
     At the early epoch (Paul, Ganguli and Dziugaite 2021, Definition 1).
     """
@@ -127,15 +112,16 @@ def gradient_norms(task: Task, found: Trace) -> Tensor:
     def loss(weights: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(module, (weights, buffers), (x[None],)), y[None])
 
-    each = vmap(grad(loss), (None, None, 0, 0))
+    per_example = vmap(grad(loss), (None, None, 0, 0))
+    batches = list(
+        zip(torch.split(examples.inputs, PER_EXAMPLE), torch.split(examples.labels, PER_EXAMPLE), strict=True)
+    )
     norms = []
     with evaluation_mode(module):
-        for weights, buffers in _networks(module, found.early, found.early_buffers):
-            parts = []
-            for x, y in zip(
-                torch.split(examples.inputs, PER_EXAMPLE), torch.split(examples.labels, PER_EXAMPLE), strict=True
-            ):
-                gradients = each(weights, buffers, x, y)
+        for net in range(len(result.margins)):
+            state, parts = result.early.network(net), []
+            for x, y in batches:
+                gradients = per_example(state.params, state.buffers, x, y)
                 squares = [g.flatten(1).square().sum(1) for g in gradients.values()]
                 parts.append(torch.stack(squares).sum(0).sqrt())
             norms.append(torch.cat(parts))
@@ -143,103 +129,123 @@ def gradient_norms(task: Task, found: Trace) -> Tensor:
 
 
 def penultimate(
-    module: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What the last linear layer is given, `[n, d]`, and what it makes of it, `[n, classes]`.
+    module: nn.Module, state: State, inputs: Float[Tensor, " n *sample"]
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n classes"]]:
+    """Return the input of the last linear layer and the network's logits.
 
     Raises `Unsupported` for a network without a linear layer.
     """
     last = next((layer for layer in reversed(list(module.modules())) if isinstance(layer, nn.Linear)), None)
     if last is None:
         raise Unsupported("the network has no linear layer whose input could serve as features.")
-    seen: list[Tensor] = []
-    handle = last.register_forward_pre_hook(lambda layer, given: seen.append(given[0].flatten(1)))
+    features: list[Tensor] = []
+    handle = last.register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0].flatten(1)))
     try:
-        logits = _logits(module, weights, buffers, inputs)
+        logits = _logits(module, state, inputs)
     finally:
         handle.remove()
-    return torch.cat(seen), logits
+    return torch.cat(features), logits
 
 
-def one_network(found: Trace, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and buffers of the first network as the last epoch left it."""
-    return next(_networks(module, found.weights, found.buffers))
+class _Momentum:
+    """SGD with momentum and weight decay: v <- mu v + g + d w, w <- w - r v.
+
+    The velocities belong to the caller: they outlive an epoch and are part of the run's state.
+    """
+
+    def __init__(self, parameters: list[Tensor], velocities: list[Tensor]) -> None:
+        self.param_groups: list[dict[str, object]] = [{"lr": RATE}]
+        self.pairs = list(zip(parameters, velocities, strict=True))
+
+    def step(self) -> None:
+        rate = self.param_groups[0]["lr"]
+        assert isinstance(rate, float)
+        with torch.no_grad():
+            for w, v in self.pairs:
+                assert w.grad is not None
+                v.mul_(MOMENTUM).add_(w.grad).add_(w, alpha=DECAY)
+                w.add_(v, alpha=-rate)
 
 
-def _networks(
-    module: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor]
-) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    for net, its in enumerate(unstack(module, weights)):
-        yield its, {name: buffer[net] for name, buffer in buffers.items()}
-
-
-def _epoch(
-    module: nn.Module, state: dict[str, Tensor], examples: ExampleSet, epoch: int, epochs: int, seed: int
-) -> None:
-    """One epoch of SGD with momentum on `state`, in place."""
+def _train_epoch(
+    module: nn.Module,
+    state: State,
+    velocities: list[Tensor],
+    examples: ExampleSet,
+    epoch: int,
+    epochs: int,
+    seed: int,
+) -> State:
+    """Return the state after one epoch; `velocities` are updated in place."""
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).to(examples.labels.device)
-    batches = torch.split(order, BATCH)
-    weights = {name: tensor.requires_grad_() for name, tensor in _of(state, "w.").items()}
-    buffers = _of(state, "b.")
-    with FastOperators(), inner_mode(module):
-        for position, batch in enumerate(batches):
-            rate = RATE * (1 - (epoch + position / len(batches)) / epochs)
-            loss = F.cross_entropy(
-                functional_call(module, (weights, buffers), (examples.inputs[batch],)), examples.labels[batch]
-            )
-            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
-            with torch.no_grad():
-                for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-                    momentum = state[f"m.{name}"]
-                    momentum.mul_(MOMENTUM).add_(gradient).add_(weight, alpha=DECAY)
-                    weight.add_(momentum, alpha=-rate)
-    for name, weight in weights.items():
-        state[f"w.{name}"] = weight.detach()
+    indices = torch.split(order, BATCH)
+    batches = ((examples.inputs[batch], examples.labels[batch]) for batch in indices)
+    return fit(
+        module,
+        state,
+        batches,
+        lambda parameters: _Momentum(parameters, velocities),
+        rate=lambda step: RATE * (1 - (epoch + step / len(indices)) / epochs),
+    )
 
 
-def _logits(module: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    with torch.no_grad(), evaluation_mode(module), FastOperators():
-        return torch.cat([functional_call(module, (weights, buffers), (part,)) for part in torch.split(inputs, CHUNK)])
+def _logits(module: nn.Module, state: State, inputs: Float[Tensor, " n *sample"]) -> Float[Tensor, "n classes"]:
+    with fast_operators():
+        return forward(module, state, inputs, CHUNK)
 
 
-def _difficulty(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Margin and error of each example."""
-    own = logits.gather(1, labels[:, None])
+def _difficulty(
+    logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Return the margin and the error of each example."""
+    true = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    wrong = logits.softmax(1) - F.one_hot(labels, logits.shape[1])
-    return own[:, 0] - others, torch.linalg.vector_norm(wrong, dim=1)
+    error = logits.softmax(1) - F.one_hot(labels, logits.shape[1])
+    return true[:, 0] - others, torch.linalg.vector_norm(error, dim=1)
 
 
-def _of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+def _clone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def _groups(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    return {field: _of(state, prefix) for field, prefix in KINDS.items()}
+def _assign(stack: State, net: int, state: State) -> None:
+    """Write the state of one network into a stack."""
+    for target, source in ((stack.params, state.params), (stack.buffers, state.buffers)):
+        for name, tensor in source.items():
+            target[name][net] = tensor
+
+
+def _named(last: State, early: State) -> dict[str, Tensor]:
+    """Return both states as one mapping, by prefix: the form of checkpoints and of files in the cache."""
+    groups = {"w.": last.params, "b.": last.buffers, "ew.": early.params, "eb.": early.buffers}
+    return {f"{prefix}{name}": tensor for prefix, group in groups.items() for name, tensor in group.items()}
+
+
+def _by_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _key(module: nn.Module, starts: dict[str, Tensor], examples: ExampleSet, seed: int, epochs: int) -> str:
-    """Everything the trace depends on: network, initial weights, data, order of the examples, length."""
+    """Return a hash of everything the trace depends on: network, initial weights, data, order of examples, length."""
     weights = b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in starts.values())
     recipe = (FORMAT, epochs, BATCH, RATE, MOMENTUM, DECAY)
     facts = [repr(module), sha256(weights), examples.info.content_hash, len(examples), seed, recipe]
     return sha256("\n".join(map(str, [*facts, torch.__version__, examples.inputs.device])).encode())
 
 
-def _write(path: Path, found: Trace) -> None:
-    tensors = {"margins": found.margins, "errors": found.errors}
-    for field, prefix in KINDS.items():
-        tensors |= {f"{prefix}{name}": tensor for name, tensor in getattr(found, field).items()}
+def _write(path: Path, result: Trace) -> None:
+    tensors = {"margins": result.margins, "errors": result.errors, **_named(result.last, result.early)}
     # A cache that cannot be written costs time, not the run.
     with contextlib.suppress(DdbenchError):
-        atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in tensors.items()}))
+        atomic_write(path, safetensors.torch.save({name: t.cpu().contiguous() for name, t in tensors.items()}))
 
 
 def _read(path: Path, device: torch.device, early_epoch: int) -> Trace | None:
     if not path.exists():
         return None
     try:
-        state = {name: tensor.to(device) for name, tensor in safetensors.torch.load_file(path).items()}
+        tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load_file(path).items()}
     except (safetensors.SafetensorError, OSError) as error:
-        raise UsageError(f"{path} is damaged: {error}.", "Remove it; it is made again when it is needed.") from error
-    return Trace(state["margins"], state["errors"], early_epoch, **_groups(state))
+        raise UsageError(f"{path} is damaged: {error}.", "Remove it; the next run computes it again.") from error
+    last, early = (State(_by_prefix(tensors, w), _by_prefix(tensors, b)) for w, b in (("w.", "b."), ("ew.", "eb.")))
+    return Trace(tensors["margins"], tensors["errors"], early_epoch, last, early)

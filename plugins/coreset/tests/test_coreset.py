@@ -32,10 +32,10 @@ def test_herding_by_its_definition(matrix, data):
         left = [i for i in range(len(matrix)) if i not in chosen]
         gaps = [float((matrix.mean(0) - matrix[[*chosen, i]].mean(0)).norm()) for i in left]
         best = min(gaps)
-        found = int(herd(matrix, len(chosen) + 1)[-1])
+        result = int(herd(matrix, len(chosen) + 1)[-1])
         # Rounding may order exact ties either way; the choice must be one of the best.
-        assert gaps[left.index(found)] == pytest.approx(best, abs=1e-9)
-        chosen.append(found)
+        assert gaps[left.index(result)] == pytest.approx(best, abs=1e-9)
+        chosen.append(result)
     assert herd(matrix, count).tolist() == chosen
 
 
@@ -44,19 +44,19 @@ def test_herding_by_its_definition(matrix, data):
 def test_k_center_by_its_definition_and_within_twice_the_optimum(matrix, data):
     count = data.draw(st.integers(1, len(matrix)))
     first = data.draw(st.integers(0, len(matrix) - 1))
-    found = greedy_k_center(matrix, count, first).tolist()
-    assert found[0] == first
-    assert len(set(found)) == count
+    result = greedy_k_center(matrix, count, first).tolist()
+    assert result[0] == first
+    assert len(set(result)) == count
     distances = torch.cdist(matrix, matrix)
     for t in range(1, count):
-        radius = distances[:, found[:t]].amin(1)
-        assert float(radius[found[t]]) == pytest.approx(float(radius.max()), abs=1e-9)
+        radius = distances[:, result[:t]].amin(1)
+        assert float(radius[result[t]]) == pytest.approx(float(radius.max()), abs=1e-9)
 
     def covering(centres) -> float:
         return float(distances[:, list(centres)].amin(1).max())
 
     optimum = min(covering(centres) for centres in itertools.combinations(range(len(matrix)), count))
-    assert covering(found) <= 2 * optimum + 1e-9
+    assert covering(result) <= 2 * optimum + 1e-9
 
 
 def test_ties_go_to_the_first():
@@ -79,23 +79,23 @@ def catalog() -> Catalog:
 
 def chosen(catalog: Catalog, tmp_path, method: str, per_class: int = 3, seed: int = 0, **options):
     from ddbench.contract.spec import RunSpec
-    from ddbench.pipeline.data import load_data
+    from ddbench.pipeline.data import load_examples
 
     spec = RunSpec.parse({"method": method})
-    train, _ = load_data(catalog.get("dataset", "digits"), spec.dataset, None, download=False)
+    train, _ = load_examples(catalog.get("dataset", "digits"), spec.dataset, None, download=False)
     task = Task(train, Objective(None, None, ""), None, Budget(per_class, 1, 1), train.info)
     component = catalog.get("method", method)
-    made = component.call(component.validated(options), task, Run(tmp_path, seed=seed))
-    made.validate(task)
-    return train, made
+    distilled_set = component.call(component.validated(options), task, Run(tmp_path, seed=seed))
+    distilled_set.validate(task)
+    return train, distilled_set
 
 
 @pytest.mark.parametrize("method", ["herding", "k_center", "k_medoids", "facility_location", "graph_cut"])
 def test_real_images_of_each_class(catalog, tmp_path, method):
-    train, made = chosen(catalog, tmp_path, method)
-    assert made.labels[0].tolist() == [label for label in range(10) for _ in range(3)]
+    train, distilled_set = chosen(catalog, tmp_path, method)
+    assert distilled_set.labels[0].tolist() == [label for label in range(10) for _ in range(3)]
     real = {image.numpy().tobytes(): int(label) for image, label in zip(train.inputs, train.labels, strict=True)}
-    for image, label in zip(*made.flat(), strict=True):
+    for image, label in zip(*distilled_set.flat(), strict=True):
         assert real[image.numpy().tobytes()] == int(label)
 
 
@@ -105,9 +105,9 @@ def from_all_classes(catalog: Catalog, method: str, matrix: torch.Tensor, count:
     train = ExampleSet(matrix.float()[:, None, None], torch.arange(len(matrix)) % 2, info)
     task = Task(train, Objective(None, None, ""), None, Budget(count, 1, 1), info)
     component = catalog.get("method", method)
-    made = component.call(component.validated({"per_class": False, **options}), task, None)
+    distilled_set = component.call(component.validated({"per_class": False, **options}), task, None)
     left = list(range(len(matrix)))
-    for image, label in zip(*made.flat(), strict=True):
+    for image, label in zip(*distilled_set.flat(), strict=True):
         left.remove(next(i for i in left if torch.equal(train.inputs[i], image) and train.labels[i] == label))
     return [i for i in range(len(matrix)) if i not in left]
 
@@ -188,11 +188,11 @@ def test_herding_starts_near_the_mean_and_k_center_spreads(catalog, tmp_path):
     train, herded = chosen(catalog, tmp_path, "herding", 5)
     _, spread = chosen(catalog, tmp_path, "k_center", 5)
 
-    def gap(made) -> float:
+    def gap(distilled_set) -> float:
         gaps = []
         for label in range(10):
             mean = train.inputs[train.of_class(label)].mean(0)
-            gaps.append(float((made.inputs[0][made.labels[0] == label].mean(0) - mean).norm()))
+            gaps.append(float((distilled_set.inputs[0][distilled_set.labels[0] == label].mean(0) - mean).norm()))
         return sum(gaps)
 
     assert gap(herded) < 0.5 * gap(spread)

@@ -34,10 +34,10 @@ def test_facility_location_is_greedy_and_near_the_optimum(matrix, data):
 
     chosen = facility_location(similarity, count).tolist()
     assert len(set(chosen)) == count
-    for t, found in enumerate(chosen):
+    for t, choice in enumerate(chosen):
         left = [i for i in range(len(matrix)) if i not in chosen[:t]]
         gains = {i: value([*chosen[:t], i]) for i in left}
-        assert gains[found] == pytest.approx(max(gains.values()), abs=1e-9)
+        assert gains[choice] == pytest.approx(max(gains.values()), abs=1e-9)
     assert value(chosen) >= (1 - 1 / math.e) * best_of(len(matrix), count, value) - 1e-9
 
 
@@ -52,9 +52,9 @@ def test_graph_cut_by_its_definition(matrix, penalty, data):
 
     chosen = graph_cut(matrix, count, penalty).tolist()
     assert len(set(chosen)) == count
-    for t, found in enumerate(chosen):
+    for t, choice in enumerate(chosen):
         gains = [value([*chosen[:t], i]) for i in range(len(matrix)) if i not in chosen[:t]]
-        assert value([*chosen[:t], found]) == pytest.approx(max(gains), abs=1e-9)
+        assert value([*chosen[:t], choice]) == pytest.approx(max(gains), abs=1e-9)
 
 
 @settings(deadline=None)
@@ -67,20 +67,20 @@ def test_k_medoids_starts_greedily_and_ends_where_no_cluster_has_a_better_medoid
     def cost(medoids: list[int]) -> float:
         return float(distances[:, medoids].amin(1).sum())
 
-    start, found = k_medoids(distances, count, 0).tolist(), k_medoids(distances, count, 100).tolist()
+    start, choice = k_medoids(distances, count, 0).tolist(), k_medoids(distances, count, 100).tolist()
     for t, medoid in enumerate(start):
         costs = [cost([*start[:t], i]) for i in range(len(matrix)) if i not in start[:t]]
         assert cost([*start[:t], medoid]) == pytest.approx(min(costs), abs=1e-9)
-    assert len(set(found)) == count
-    assert cost(found) <= cost(start) + 1e-9
-    owner = distances[:, found].argmin(1)
-    owner[found] = torch.arange(count)
-    for cluster, medoid in enumerate(found):
+    assert len(set(choice)) == count
+    assert cost(choice) <= cost(start) + 1e-9
+    owner = distances[:, choice].argmin(1)
+    owner[choice] = torch.arange(count)
+    for cluster, medoid in enumerate(choice):
         members = torch.nonzero(owner == cluster).flatten()
         sums = distances[members][:, members].sum(1)
         assert float(distances[medoid, members].sum()) == pytest.approx(float(sums.min()), abs=1e-9)
     if count == 1:
-        assert cost(found) == pytest.approx(min(cost([i]) for i in range(len(matrix))), abs=1e-9)
+        assert cost(choice) == pytest.approx(min(cost([i]) for i in range(len(matrix))), abs=1e-9)
 
 
 def test_matching_pursuit_finds_what_the_target_is_made_of():
@@ -99,12 +99,12 @@ def test_matching_pursuit_takes_the_largest_product_with_what_is_left(matrix, da
     target = matrix.mean(0) + 0.25
     chosen = matching_pursuit(matrix, target, count, 0.0).tolist()
     assert len(set(chosen)) == count
-    for t, found in enumerate(chosen):
+    for t, choice in enumerate(chosen):
         columns = matrix[chosen[:t]].T.numpy()
         weights = torch.from_numpy(nnls(columns, target.numpy())[0]) if t else torch.zeros(0, dtype=torch.float64)
         left = target - matrix[chosen[:t]].T @ weights
         products = [float(matrix[i] @ left) for i in range(len(matrix)) if i not in chosen[:t]]
-        assert float(matrix[found] @ left) == pytest.approx(max(products), abs=1e-6)
+        assert float(matrix[choice] @ left) == pytest.approx(max(products), abs=1e-6)
 
 
 @settings(deadline=None)
@@ -116,24 +116,24 @@ def test_strata_give_alike(scores, strata, cut, data):
     values = torch.tensor(scores, dtype=torch.float64)
     chosen = stratified(values, count, strata, cut, torch.Generator().manual_seed(0)).tolist()
     assert len(chosen) == len(set(chosen)) == count
-    kept = sorted(scores)[min(int(cut * len(scores)), len(scores) - count) :]
-    assert min(scores[i] for i in chosen) >= kept[0]
-    width = (kept[-1] - kept[0]) / strata
+    rest = sorted(scores)[min(int(cut * len(scores)), len(scores) - count) :]
+    assert min(scores[i] for i in chosen) >= rest[0]
+    width = (rest[-1] - rest[0]) / strata
     if width == 0:
         return
 
     def stratum(value: float) -> int:
-        return min(strata - 1, int((value - kept[0]) / width))
+        return min(strata - 1, int((value - rest[0]) / width))
 
     taken, there = [0] * strata, [0] * strata
     for i in chosen:
         taken[stratum(scores[i])] += 1
-    for value in kept:
+    for value in rest:
         there[stratum(value)] += 1
     # Whoever gives less than another gives nearly all it has: one more at most is the remainder's.
     most = max(taken)
-    for its, all_of_it in zip(taken, there, strict=True):
-        assert its >= min(all_of_it, most - 1) - 1
+    for count_taken, count_there in zip(taken, there, strict=True):
+        assert count_taken >= min(count_there, most - 1) - 1
 
 
 def test_bad_inputs():

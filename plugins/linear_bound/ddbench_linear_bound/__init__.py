@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 
@@ -15,31 +16,31 @@ NETWORKS = 20
 
 @ddbench.method
 def linear_bound(task: Task, run: Run) -> DistilledSet:
-    r"""The best that one gradient step can do for least squares with a linear network, in closed form.
+    r"""Compute the best set for one gradient step on least squares with a linear network, in closed form.
 
     With features X of D columns (pixels and a one for the bias) and one-hot Y, the least-squares weights are
     `W* = pinv(X) Y`. A step at rate lr on M distilled rows X~, Y~ leads from any W to
 
         W - lr/M X~' (X~ W - Y~)  =  W* + (I - lr/M X~' X~) (W - W*)    for  Y~ = X~ W*
 
-    so it reaches W* from everywhere if and only if X~' X~ = (M / lr) I, which needs M >= D rows. With fewer, the
-    matrix in brackets keeps at least D - M dimensions whatever the set; here these are the ones along which the
-    training data vary least. The column of ones fixes lr = 1.
+    so it reaches W* from every W if and only if X~' X~ = (M / lr) I, which needs M >= D rows. With fewer rows, the
+    matrix in brackets is the identity on at least D - M dimensions, for any set. This set leaves the dimensions along
+    which the training data vary least. The column of ones fixes lr = 1.
 
-    Logged, on 20 networks of the training side: `excess_loss`, the mean training loss above that of W* after the
-    step, as a share of what it was before; `distance`, the same for the distance to W*.
+    The log shows two figures on 20 networks of the training side, each as a share of its value before the step:
+    `excess_loss`, the mean training loss above that of W*, and `distance`, the distance to W*.
     """
-    weight, bias = _layer(task)
+    weight, bias = _linear_layer(task)
     if task.budget.steps != 1 or task.budget.epochs != 1:
-        raise Unsupported("linear_bound is about one gradient step: --steps 1 --epochs 1.")
+        raise Unsupported("linear_bound needs a budget of one gradient step: --steps 1 --epochs 1.")
     features = torch.cat([task.train.inputs.flatten(1), torch.ones(len(task.train), 1, device=run.device)], 1).double()
     classes = len(task.info.classes)
     targets = torch.nn.functional.one_hot(task.train.labels, classes).double()
-    # The inputs have directions without any variation: the shortest solution, by eigenvalues of X'X / n.
+    # Some directions have no variation, so the solution is not unique: take the shortest, by eigenvalues of X'X / n.
     moment = features.T @ features / len(features)
     solution = torch.linalg.pinv(moment, hermitian=True) @ (features.T @ targets / len(features))
     rows = task.budget.images_per_class * classes
-    inputs = _distilled(moment, rows, run.generator)
+    inputs = _distil(moment, rows, run.generator)
     distilled = DistilledSet(
         inputs[:, :-1].float().view(1, rows, *task.info.sample_shape),
         (inputs @ solution).float()[None],
@@ -57,37 +58,37 @@ def linear_bound(task: Task, run: Run) -> DistilledSet:
     return distilled
 
 
-def _layer(task: Task) -> tuple[str, str]:
-    """Names of the one layer's weight and bias. Raises `Unsupported` for any other network or loss."""
+def _linear_layer(task: Task) -> tuple[str, str]:
+    """Return the names of weight and bias. Raises `Unsupported` for other networks and losses than `linear_bound`'s."""
     names = [name for name, _ in task.networks.module.named_parameters()]
     probe = torch.Generator().manual_seed(0)
     logits, labels = torch.randn((4, len(task.info.classes)), generator=probe), torch.zeros(4, dtype=torch.long)
     quadratic = 0.5 * (logits - torch.nn.functional.one_hot(labels, logits.shape[1])).square().sum(1).mean()
     if not torch.allclose(task.objective.inner_loss(logits, labels), quadratic):
-        raise Unsupported("linear_bound is about least squares: --objective least_squares.")
+        raise Unsupported("linear_bound needs least squares: --objective least_squares.")
     x = torch.randn((3, *task.info.sample_shape), generator=probe).to(next(task.networks.module.parameters()))
     if len(names) == 2:
         weight, bias = names
         parameters: dict[str, Tensor] = dict(task.networks.module.named_parameters())
-        by_hand = x.flatten(1) @ parameters[weight].flatten(1).T + parameters[bias]
-        if torch.allclose(functional_call(task.networks.module, parameters, (x,)), by_hand, atol=1e-5):
+        linear_map = x.flatten(1) @ parameters[weight].flatten(1).T + parameters[bias]
+        if torch.allclose(functional_call(task.networks.module, parameters, (x,)), linear_map, atol=1e-5):
             return weight, bias
-    raise Unsupported("linear_bound is about one linear layer: --network linear.")
+    raise Unsupported("linear_bound needs a network of one linear layer: --network linear.")
 
 
-def _distilled(moment: Tensor, rows: int, generator: torch.Generator) -> Tensor:
-    """X~ `[rows, D]` with last column one and X~' X~ = rows P, P a projection on min(rows, D) dimensions.
+def _distil(moment: Float[Tensor, "d d"], rows: int, generator: torch.Generator) -> Float[Tensor, "rows d"]:
+    """Return X~ with last column one and X~' X~ = rows P, where P is a projection on min(rows, D) dimensions.
 
-    X~ = sqrt(rows) Q V', where V holds the last axis and the leading eigenvectors of the second moment across it, and
-    Q has orthonormal columns, the first of them ones / sqrt(rows).
+    X~ = sqrt(rows) Q V'. V holds the last axis and the leading eigenvectors of the second moment orthogonal to it. Q
+    has orthonormal columns, the first of them ones / sqrt(rows).
     """
     width = len(moment)
-    kept = min(rows, width)
+    dimensions = min(rows, width)
     _, vectors = torch.linalg.eigh(moment[:-1, :-1])
-    basis = torch.zeros(width, kept, dtype=moment.dtype, device=moment.device)
+    basis = torch.zeros(width, dimensions, dtype=moment.dtype, device=moment.device)
     basis[-1, 0] = 1.0
-    basis[:-1, 1:] = vectors.flip(1)[:, : kept - 1]
-    noise = torch.randn(rows, kept, generator=generator, dtype=torch.float64).to(moment.device)
+    basis[:-1, 1:] = vectors.flip(1)[:, : dimensions - 1]
+    noise = torch.randn(rows, dimensions, generator=generator, dtype=torch.float64).to(moment.device)
     noise[:, 0] = 1.0
     q, _ = torch.linalg.qr(noise)
     q = q * q[0, 0].sign()
@@ -95,8 +96,8 @@ def _distilled(moment: Tensor, rows: int, generator: torch.Generator) -> Tensor:
     return inputs
 
 
-def _excess(difference: Tensor, moment: Tensor) -> Tensor:
-    """Mean loss above the least: 1/2 tr(d' H d) over networks."""
+def _excess(difference: Float[Tensor, "nets d classes"], moment: Float[Tensor, "d d"]) -> Float[Tensor, ""]:
+    """Return the mean over networks of the loss above its minimum, 1/2 tr(d' H d)."""
     return 0.5 * torch.einsum("ndc,de,nec->n", difference, moment, difference).mean()
 
 

@@ -25,35 +25,36 @@ def catalog() -> Catalog:
 def least_loss() -> float:
     """Test loss of the least-squares solution on the training data without the validation slice, by lstsq."""
     from ddbench.contract.spec import RunSpec
-    from ddbench.pipeline.prepare import complete, prepare
+    from ddbench.pipeline.plan import plan_run
+    from ddbench.pipeline.prepare import prepare
 
-    bench = prepare(*complete(RunSpec.parse(LINEAR), Catalog()))
+    prepared = prepare(plan_run(RunSpec.parse(LINEAR), Catalog()), Catalog())
 
     def features(examples):
         return torch.cat([examples.inputs.flatten(1), torch.ones(len(examples), 1)], 1).double()
 
-    targets = torch.nn.functional.one_hot(bench.train.labels, 10).double()
-    solution = torch.linalg.lstsq(features(bench.train), targets, driver="gelsd").solution
-    test = bench.setting.test
+    targets = torch.nn.functional.one_hot(prepared.train.labels, 10).double()
+    solution = torch.linalg.lstsq(features(prepared.train), targets, driver="gelsd").solution
+    test = prepared.setting.test
     residual = features(test) @ solution - torch.nn.functional.one_hot(test.labels, 10)
     return float(0.5 * residual.square().sum(1).mean())
 
 
 def test_enough_points_reach_the_solution_from_any_weights_and_fewer_do_not(catalog, tmp_path):
-    found = {}
+    outcomes = {}
     for count in (2, 7):
         fields = {**LINEAR, "images_per_class": count}
         result = run(fields, catalog=catalog, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
         logged = json.loads((tmp_path / "runs" / result.run_id / "log.jsonl").read_text())
-        found[count] = result.score, logged
-    score, logged = found[7]
-    wanted = least_loss()
-    assert score.mean == pytest.approx(wanted, rel=1e-5)
+        outcomes[count] = result.score, logged
+    score, logged = outcomes[7]
+    expected = least_loss()
+    assert score.mean == pytest.approx(expected, rel=1e-5)
     assert score.std < 1e-6
     assert logged["excess_loss"] < 1e-20
     assert logged["distance"] < 1e-10
-    score, logged = found[2]
-    assert score.mean > 2 * wanted
+    score, logged = outcomes[2]
+    assert score.mean > 2 * expected
     # 45 of 65 dimensions are out of reach of 20 points, those of little variance, along which W* is long.
     assert 45 / 65 < logged["distance"] ** 2 < 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ddbench
-from ddbench import MissingPrerequisite, RunResult, RunSpec
+from ddbench import MissingPrerequisite, Plan, RunResult
 from ddbench_trackers.summary import figures, settings
 
 try:
@@ -25,17 +25,17 @@ STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "interrupted": "KILLED"}
 class MLflow(ddbench.Observer):
     """One run of MLflow."""
 
-    def __init__(self, plan: RunSpec, folder: Path) -> None:
+    def __init__(self, plan: Plan, folder: Path) -> None:
         self._writes: list[Any] = []
         number = folder / NUMBER
-        mlflow.set_experiment(plan.experiment or "ddbench")
+        mlflow.set_experiment(plan.settings.experiment or "ddbench")
         if number.exists():
             self._number = number.read_text()
             mlflow.start_run(run_id=self._number)
             return
         self._number = mlflow.start_run(run_name=folder.name).info.run_id
         number.write_text(self._number)
-        mlflow.log_params({name: value[:LONGEST] for name, value in settings(plan).items()})
+        mlflow.log_params({name: value[:LONGEST] for name, value in settings(plan.settings).items()})
 
     def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
         """Log a point of each curve, in the background: a database can take longer than a step."""
@@ -55,5 +55,5 @@ class MLflow(ddbench.Observer):
 
 
 @ddbench.hookimpl
-def ddbench_observe(plan: RunSpec, folder: Path) -> MLflow:
+def ddbench_observe(plan: Plan, folder: Path) -> MLflow:
     return MLflow(plan, folder)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def settings(spec: "Settings") -> dict[str, str]:
-    """Return the fields of a spec under dotted names, such as `method.outer_steps`; fields without a value are absent."""
+    """Return the fields of a spec that have a value, under dotted names such as `method.outer_steps`."""
     flat = {}
     for name, value in spec.model_dump(mode="json").items():
         if isinstance(value, dict):

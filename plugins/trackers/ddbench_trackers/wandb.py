@@ -9,7 +9,7 @@ from pathlib import Path
 from torchvision.transforms.functional import to_pil_image
 
 import ddbench
-from ddbench import MissingPrerequisite, RunResult, RunSpec
+from ddbench import MissingPrerequisite, Plan, RunResult
 from ddbench_trackers.summary import distilled, figures, settings
 
 try:
@@ -23,13 +23,11 @@ NUMBER = "wandb_run_id"
 class WeightsAndBiases(ddbench.Observer):
     """One run of Weights & Biases."""
 
-    def __init__(self, plan: RunSpec, folder: Path) -> None:
+    def __init__(self, plan: Plan, folder: Path) -> None:
         number = folder / NUMBER
         earlier = number.read_text() if number.exists() else None
-        name, config = folder.resolve().name, settings(plan)
-        self._run = wandb.init(
-            project="ddbench", id=earlier, name=name, config=config, dir=str(folder), resume="allow"
-        )
+        name, config = folder.resolve().name, settings(plan.settings)
+        self._run = wandb.init(project="ddbench", id=earlier, name=name, config=config, dir=str(folder), resume="allow")
         number.write_text(self._run.id)
         # The steps of W&B must rise, but a run that rolls back from NaN repeats steps.
         self._run.define_metric("distil/*", step_metric="outer_step")
@@ -49,5 +47,5 @@ class WeightsAndBiases(ddbench.Observer):
 
 
 @ddbench.hookimpl
-def ddbench_observe(plan: RunSpec, folder: Path) -> WeightsAndBiases:
+def ddbench_observe(plan: Plan, folder: Path) -> WeightsAndBiases:
     return WeightsAndBiases(plan, folder)

@@ -11,38 +11,46 @@ from torch.nn import functional as F
 
 import ddbench
 from ddbench import DistilledSet, Run, Task, Unsupported
-from ddbench.engine.memory import fitting_memory
-from ddbench.engine.meta_gradient import Memory, meta_gradient
-from ddbench.machine.environment import free_memory
+from ddbench.unroll import MEMORIES, Memory, choose_engine, fastest_fitting, meta_gradient
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+WAYS_BACK = {"auto": MEMORIES, **{memory.name: (memory,) for memory in MEMORIES}}
+"""The ways of going back that each value of the option `memory` allows, the fastest first."""
+
+
 def _fitting(task: Task, networks: int, real_batch: int, memory: str, window: int | None) -> tuple[Memory, int]:
-    """The memory mode to go back with and the bytes it will take at its peak."""
-    budget, classes = task.budget, len(task.info.classes)
-    module, total = task.networks.module, budget.total_steps
-    return fitting_memory(
-        module,
+    """Return the way of going back and its predicted peak in bytes."""
+    total = task.budget.total_steps
+    return fastest_fitting(
+        task.networks.module,
         networks,
-        (budget.steps, classes * budget.images_per_class // budget.steps, *task.info.sample_shape),
-        classes,
+        _shape(task),
+        len(task.info.classes),
         total if window is None else min(window, total),
         min(real_batch, len(task.train)),
-        free_memory(task.train.inputs.device),
-        memory=None if memory == "auto" else memory,  # type: ignore[arg-type]
+        task.train.inputs.device,
+        among=WAYS_BACK[memory],
         inner_loss=task.objective.inner_loss,
     )
+
+
+def _shape(task: Task) -> tuple[int, ...]:
+    """Return the shape of the distilled images, `[steps, n, *sample]`."""
+    budget = task.budget
+    n = len(task.info.classes) * budget.images_per_class // budget.steps
+    return (budget.steps, n, *task.info.sample_shape)
 
 
 def _peak_memory(
     task: Task, *, networks: int, real_batch: int, memory: str, window: int | None, **others: object
 ) -> tuple[int, str]:
-    """Bytes the method will take at its peak, and how."""
-    drawn = len(next(iter(task.networks.sample(networks).values())))
-    mode, peak = _fitting(task, drawn, real_batch, memory, window)
-    return peak, f"memory={mode}"
+    """Return the bytes that the method needs at its peak, and the way of going back."""
+    count = len(next(iter(task.networks.sample(networks).values())))
+    way, peak = _fitting(task, count, real_batch, memory, window)
+    return peak, f"memory={way.name}"
 
 
 @ddbench.method(peak_memory=_peak_memory)
@@ -54,40 +62,40 @@ def unrolled_gd(
     outer_lr: Annotated[Positive, Field(description="Adam's rate for images and raw rates")] = 0.05,
     schedule: Annotated[
         Literal["cosine", "step", "constant"],
-        Field(description="how outer_lr falls: along a cosine to zero, halved every tenth of the run, or not"),
+        Field(description="decay of outer_lr: along a cosine to zero, halved every tenth of the run, or none"),
     ] = "cosine",
     start: Annotated[
         Literal["noise", "means"],
         Field(description="images start as normal noise, or as the class means with noise of half that size"),
     ] = "noise",
-    inner_lr: Annotated[Positive, Field(le=1e6, description="rate that every inner step starts from")] = 0.02,
+    inner_lr: Annotated[Positive, Field(le=1e6, description="initial rate of every inner step")] = 0.02,
     networks: Annotated[Count, Field(description="networks an outer step averages over (a fixed init has one)")] = 2,
-    real_batch: Annotated[Count, Field(description="real images the outer loss is taken on")] = 512,
+    real_batch: Annotated[Count, Field(description="real images per evaluation of the outer loss")] = 512,
     clip: Annotated[
         float, Field(ge=0, description="bound on the norms of the images' and of the rates' gradient; 0 for none")
     ] = 1.0,
-    window: Annotated[int | None, Field(ge=1, description="go back through so many steps only")] = None,
+    window: Annotated[int | None, Field(ge=1, description="go back through this many steps only")] = None,
     window_at: Annotated[
         Literal["end", "random"],
-        Field(description="where a window ends: at the last step, or each time elsewhere (the outer loss with it)"),
+        Field(description="end of the window, where the outer loss is taken: the last step, or a random one each time"),
     ] = "end",
     memory: Annotated[
         Literal["auto", "store", "recompute", "checkpoint"],
-        Field(description="what the reverse pass keeps, at equal numbers; auto takes the fastest that fits"),
+        Field(description="way of going back, at equal results; auto takes the fastest that fits into memory"),
     ] = "auto",
 ) -> DistilledSet:
     """Learn images and a rate for each gradient step by differentiating through training (the reference method).
 
-    Each outer step draws networks and a real batch, trains the networks on the distilled images by `steps` x
-    `epochs` steps of gradient descent, and follows the exact gradient of the loss on the real batch back through
-    those steps (Algorithm 1 and Section 3.4 of the paper). Labels are fixed, the same number of images of each class
-    in every step; rates stay positive as softplus of a learned number.
+    Each outer step draws networks and a real batch and trains the networks on the distilled images by `steps` x
+    `epochs` steps of gradient descent. It then follows the exact gradient of the loss on the real batch, back through
+    those steps (Algorithm 1 and Section 3.4 of the paper). Labels are fixed, with the same number of images of each
+    class in every step; rates stay positive as softplus of a learned number.
     """
     if task.objective.loss is None:
         raise Unsupported(
             f"unrolled_gd needs an objective with a differentiable loss; {task.objective.primary} has none."
         )
-    budget, classes, shape = task.budget, len(task.info.classes), task.info.sample_shape
+    budget, classes = task.budget, len(task.info.classes)
     if budget.images_per_class % budget.steps:
         raise Unsupported(
             f"unrolled_gd spreads {budget.images_per_class} images per class evenly over the steps: "
@@ -95,7 +103,7 @@ def unrolled_gd(
         )
     per_step = budget.images_per_class // budget.steps
     labels = torch.arange(classes, device=run.device).repeat_interleave(per_step).repeat(budget.steps, 1)
-    noise = torch.randn((budget.steps, classes * per_step, *shape), generator=run.generator)
+    noise = torch.randn(_shape(task), generator=run.generator)
     images = noise.to(run.device)
     if start == "means":
         means = torch.stack([task.train.inputs[task.train.of_class(label)].mean(0) for label in range(classes)])
@@ -104,21 +112,24 @@ def unrolled_gd(
     # softplus(raw) = inner_lr, written so that nothing overflows.
     raw = inner_lr + math.log(-math.expm1(-inner_lr))
     raw_lrs = torch.full((budget.epochs, budget.steps), raw, device=run.device, requires_grad=True)
-    mode: Memory | None = None
+    way: Memory | None = None
     optimizer = torch.optim.Adam([images, raw_lrs], lr=outer_lr, betas=(0.5, 0.999))
 
     for _ in run.loop(outer_steps, dict(images=images, raw_lrs=raw_lrs, optimizer=optimizer)):
         for group in optimizer.param_groups:
             group["lr"] = outer_lr * _decay(schedule, run.share_done)
         weights = task.networks.sample(networks)
-        if mode is None:
-            mode, _ = _fitting(task, len(next(iter(weights.values()))), real_batch, memory, window)
+        if way is None:
+            count = len(next(iter(weights.values())))
+            way, _ = _fitting(task, count, real_batch, memory, window)
+            engine = choose_engine(task.networks.module, images.detach(), count, task.objective.inner_loss)
+            run.say(f"Engine   {engine}, memory={way.name}")
         real = task.train.minibatch(real_batch, run.generator)
-        figures: list[dict[str, float]] = []
+        metrics: list[dict[str, float]] = []
 
-        def outer_loss(logits: Tensor, labels: Tensor, figures: list[dict[str, float]] = figures) -> Tensor:
+        def outer_loss(logits: Tensor, labels: Tensor, metrics: list[dict[str, float]] = metrics) -> Tensor:
             assert task.objective.loss is not None
-            figures.append(task.objective.measure(logits.detach(), labels))
+            metrics.append(task.objective.measure(logits.detach(), labels))
             return task.objective.loss(logits, labels)
 
         gradient = meta_gradient(
@@ -130,7 +141,7 @@ def unrolled_gd(
             outer_loss,
             real.inputs,
             real.labels,
-            memory=mode,
+            memory=way,
             window=_window(window, window_at, budget.total_steps, run.generator),
             inner_loss=task.objective.inner_loss,
         )
@@ -143,8 +154,8 @@ def unrolled_gd(
             torch.nn.utils.clip_grad_norm_([raw_lrs], clip)
         optimizer.step()
         primary = task.objective.primary
-        current = math.fsum(f[primary] for f in figures) / len(figures)
-        # NaN where the batch had nothing to measure: no reason to roll back.
+        current = math.fsum(m[primary] for m in metrics) / len(metrics)
+        # NaN where the batch has nothing to measure: no reason to roll back.
         shown = {f"train_{primary}": current} if math.isfinite(current) else {}
         run.log(loss=gradient.loss.mean(), gradient_norm=norm, **shown)
 
@@ -152,7 +163,7 @@ def unrolled_gd(
 
 
 def _window(size: int | None, where: str, total: int, generator: torch.Generator) -> int | tuple[int, int] | None:
-    """The steps to go back through, for `meta_gradient`."""
+    """Return the steps to go back through, for `meta_gradient`."""
     if size is None or size >= total or where == "end":
         return size
     end = int(torch.randint(size, total + 1, (), generator=generator))
@@ -160,7 +171,7 @@ def _window(size: int | None, where: str, total: int, generator: torch.Generator
 
 
 def _decay(schedule: str, done: float) -> float:
-    """Factor on the outer rate when a share `done` of the run is over."""
+    """Return the factor on the outer rate when a share `done` of the run is over."""
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
     return 0.5 ** int(10 * done) if schedule == "step" else 1.0

@@ -1,12 +1,13 @@
 import pytest
 import torch
-from ddbench_unrolled_gd import _decay
+from ddbench_unrolled_gd import WAYS_BACK, _decay
 
 import ddbench
 from ddbench.contract.run import Run
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
-from ddbench.pipeline.prepare import complete, prepare
+from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.prepare import prepare
 
 
 @pytest.fixture(scope="module")
@@ -18,24 +19,24 @@ def distil(catalog: Catalog, tmp_path, options: dict | None = None, seed: int = 
     torch.set_num_threads(1)
     quick = {"outer_steps": 30, "networks": 2, "real_batch": 128, **(options or {})}
     spec = {"method": {"name": "unrolled_gd", "options": quick}, "network": "linear", **fields}
-    done, parts = complete(RunSpec.parse(spec), catalog)
-    bench = prepare(done, parts)
+    plan = plan_run(RunSpec.parse(spec), catalog)
+    prepared = prepare(plan, catalog)
     folder = tmp_path / f"{seed}-{len(list(tmp_path.iterdir()))}"
     folder.mkdir()
     run = Run(folder, seed=seed)
-    task = bench.task(run.generator)
-    made = parts.method.call(done.method.options, task, run)
-    made.validate(task)
-    return made, run, bench
+    task = prepared.task(run.generator)
+    distilled_set = plan.method.call(plan.settings.method.options, task, run)
+    distilled_set.validate(task)
+    return distilled_set, run, prepared
 
 
 def test_learns_images_and_rates_in_the_stated_shapes(catalog, tmp_path):
-    made, run, _ = distil(catalog, tmp_path, images_per_class=4, steps=2, epochs=3)
-    assert made.inputs.shape == (2, 20, 1, 8, 8)
-    assert made.lrs.shape == (3, 2)
-    assert made.labels.tolist() == [[label for label in range(10) for _ in range(2)]] * 2
-    assert (made.lrs > 0).all()
-    assert not torch.allclose(made.lrs, made.lrs[0, 0])
+    distilled_set, run, _ = distil(catalog, tmp_path, images_per_class=4, steps=2, epochs=3)
+    assert distilled_set.inputs.shape == (2, 20, 1, 8, 8)
+    assert distilled_set.lrs.shape == (3, 2)
+    assert distilled_set.labels.tolist() == [[label for label in range(10) for _ in range(2)]] * 2
+    assert (distilled_set.lrs > 0).all()
+    assert not torch.allclose(distilled_set.lrs, distilled_set.lrs[0, 0])
     lines = run.log_path.read_text().splitlines()
     assert len(lines) == 30
     assert all(word in lines[0] for word in ("loss", "gradient_norm", "train_accuracy"))
@@ -46,8 +47,10 @@ def test_learns_to_classify_real_digits(catalog, tmp_path, init):
     from ddbench.contract.observer import Silent
     from ddbench.protocols import get_protocol
 
-    made, _, bench = distil(catalog, tmp_path, {"outer_steps": 200, "outer_lr": 0.05, "inner_lr": 0.1}, init=init)
-    scores = get_protocol("replay/v1").evaluate([made], bench.setting, 3, Silent()).scores["accuracy"]
+    distilled_set, _, prepared = distil(
+        catalog, tmp_path, {"outer_steps": 200, "outer_lr": 0.05, "inner_lr": 0.1}, init=init
+    )
+    scores = get_protocol("replay/v1").evaluate([distilled_set], prepared.setting, 3, Silent()).scores["accuracy"]
     assert min(scores) > 0.75
 
 
@@ -59,12 +62,32 @@ def test_same_seed_same_bytes(catalog, tmp_path):
 
 
 def test_memory_modes_do_not_change_the_result(catalog, tmp_path):
-    made = [
-        distil(catalog, tmp_path, {"memory": m, "outer_steps": 5})[0].inputs
-        for m in ("store", "recompute", "checkpoint")
+    auto, *others = (distil(catalog, tmp_path, {"memory": m, "outer_steps": 5})[0].inputs for m in WAYS_BACK)
+    assert len(others) == 3
+    for other in others:
+        torch.testing.assert_close(other, auto)
+
+
+def test_reports_the_engine_once(catalog, tmp_path):
+    from ddbench.contract.observer import Silent
+
+    lines = []
+
+    class Reporter(Silent):
+        def say(self, text):
+            lines.append(text)
+
+    for network in ("mlp", "resnet20"):
+        prepared = prepare(plan_run(RunSpec.parse({"method": "unrolled_gd", "network": network}), catalog), catalog)
+        folder = tmp_path / network
+        folder.mkdir()
+        run = Run(folder, most_steps=2, reporter=Reporter())
+        options = {**prepared.settings.method.options, "real_batch": 8}
+        prepared.plan.method.call(options, prepared.task(run.generator), run)
+    assert lines == [
+        "Engine   hand-derived chain, 2 networks per call, memory=store",
+        "Engine   autograd, 1 network per call, memory=store",
     ]
-    torch.testing.assert_close(made[0], made[1])
-    torch.testing.assert_close(made[0], made[2])
 
 
 def test_tasks_it_cannot_serve(catalog, tmp_path):
@@ -80,9 +103,9 @@ def test_schedules():
 
 
 def test_the_papers_experiments_are_complete_specs_with_published_figures(catalog):
-    found = {e.name: e for e in catalog.experiments() if e.spec["method"]["name"] == "unrolled_gd"}
+    experiments = {e.name: e for e in catalog.experiments() if e.spec["method"]["name"] == "unrolled_gd"}
     figures = {
-        name: (e.published.metric, e.published.mean, e.published.std) for name, e in found.items() if e.published
+        name: (e.published.metric, e.published.mean, e.published.std) for name, e in experiments.items() if e.published
     }
     assert figures == {
         "wang2018/cifar10-fixed-10x3": ("accuracy", 0.54, None),
@@ -94,8 +117,8 @@ def test_the_papers_experiments_are_complete_specs_with_published_figures(catalo
         "wang2018/svhn-to-mnist-random": ("accuracy", 0.852, 0.047),
         "wang2018/usps-to-mnist-random": ("accuracy", 0.927, 0.014),
     }
-    for name, experiment in found.items():
-        spec, _ = complete(RunSpec.parse(experiment.spec), catalog)
+    for name, experiment in experiments.items():
+        spec = plan_run(RunSpec.parse(experiment.spec), catalog).settings
         poisons = "poisoning" in name
         assert (spec.objective.name, spec.epochs) == (("poisoning", 1) if poisons else ("classification", 3))
         assert (spec.method.options["outer_lr"], spec.method.options["real_batch"]) == (0.02 if poisons else 0.01, 1024)

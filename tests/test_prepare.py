@@ -3,11 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddbench.contract.spec import RunSpec
+from ddbench.contract.spec import RunSpec, Settings
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, MissingPrerequisite, PluginError, UsageError
 from ddbench.pipeline.data import split_validation
-from ddbench.pipeline.prepare import complete, prepare
+from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.prepare import prepare
+from ddbench.pipeline.runner import run
 
 PLUGIN = '''
 """Parts that fail, and a target."""
@@ -85,8 +87,8 @@ def faulty(tmp_path: Path) -> Catalog:
     return catalog
 
 
-def completed(catalog: Catalog, **fields: object) -> RunSpec:
-    return complete(RunSpec.parse({"method": "random_subset", **fields}), catalog)[0]
+def completed(catalog: Catalog, **fields: object) -> Settings:
+    return plan_run(RunSpec.parse({"method": "random_subset", **fields}), catalog).settings
 
 
 def test_a_complete_spec_spells_everything_out(catalog: Catalog):
@@ -96,7 +98,7 @@ def test_a_complete_spec_spells_everything_out(catalog: Catalog):
     assert spec.init.options == {"scheme": "xavier", "distribution": "normal"}
     mnist = completed(catalog, dataset="mnist")
     assert (mnist.network.name, mnist.images_per_class, mnist.steps) == ("lenet", 10, 10)
-    again, _ = complete(spec, catalog)
+    again = plan_run(spec.asked(), catalog).settings
     assert again.fingerprint == spec.fingerprint
 
 
@@ -106,18 +108,18 @@ def test_unknown_names(catalog: Catalog, part: str):
         completed(catalog, **{part: "nonsense"})
 
 
-def test_data_is_split_and_the_test_split_is_not_in_the_task(make_bench):
-    bench = make_bench()
-    assert (bench.record.train, bench.record.validation, bench.record.test) == (1295, 142, 360)
-    task = bench.task(torch.Generator())
-    held = {x.numpy().tobytes() for part in (bench.setting.validation, bench.setting.test) for x in part.inputs}
+def test_data_is_split_and_the_test_split_is_not_in_the_task(make_prepared):
+    prepared = make_prepared()
+    assert (prepared.record.train, prepared.record.validation, prepared.record.test) == (1295, 142, 360)
+    task = prepared.task(torch.Generator())
+    held = {x.numpy().tobytes() for part in (prepared.setting.validation, prepared.setting.test) for x in part.inputs}
     # Digits holds a few images twice; all others are in one split only.
     assert sum(x.numpy().tobytes() in held for x in task.train.inputs) <= 2
     assert not any("test" in name or "validation" in name for name in vars(task))
 
 
-def test_the_validation_slice_has_its_share_of_each_class(make_bench):
-    train = make_bench(validation=0.1).train
+def test_the_validation_slice_has_its_share_of_each_class(make_prepared):
+    train = make_prepared(validation=0.1).train
     kept, held_out = split_validation(train, 0.25)
     assert len(kept) + len(held_out) == len(train)
     for label in range(10):
@@ -127,17 +129,18 @@ def test_the_validation_slice_has_its_share_of_each_class(make_bench):
     assert torch.equal(held_out.inputs, again.inputs)
 
 
-def test_smoke_runs_take_little_data(make_bench):
-    bench = make_bench(smoke=True)
-    assert len(bench.train) == 500
-    assert len(bench.setting.test) == 200
+def test_smoke_runs_take_little_data(make_prepared):
+    prepared = make_prepared(smoke=True)
+    assert len(prepared.train) == 500
+    assert len(prepared.setting.test) == 200
 
 
 def test_targets_bring_dataset_network_and_weights(faulty: Catalog):
-    spec, parts = complete(RunSpec.parse({"method": "random_subset", "target": "from_ones"}), faulty)
-    assert (spec.dataset.name, spec.network.name, spec.init.name) == ("digits", "linear", "from_ones")
-    bench = prepare(spec, parts)
-    drawn = bench.task(torch.Generator()).networks.sample(5)
+    plan = plan_run(RunSpec.parse({"method": "random_subset", "target": "from_ones"}), faulty)
+    settings = plan.settings
+    assert (settings.dataset.name, settings.network.name, settings.init.name) == ("digits", "linear", "from_ones")
+    prepared = prepare(plan, faulty)
+    drawn = prepared.task(torch.Generator()).networks.sample(5)
     assert drawn["classifier.bias"].tolist() == [[1.0] * 10]
 
 
@@ -152,7 +155,7 @@ def test_targets_bring_dataset_network_and_weights(faulty: Catalog):
 )
 def test_faulty_parts_are_named(faulty: Catalog, fields, told):
     with pytest.raises(PluginError, match=told):
-        prepare(*complete(RunSpec.parse({"method": "random_subset", **fields}), faulty))
+        prepare(plan_run(RunSpec.parse({"method": "random_subset", **fields}), faulty), faulty)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +163,14 @@ def test_faulty_parts_are_named(faulty: Catalog, fields, told):
     [("crashing", "ZeroDivisionError: on purpose"), ("nan", "NaN or infinite"), ("short", "of shape")],
 )
 def test_faulty_inits_are_told_when_they_draw(faulty: Catalog, init, told):
-    bench = prepare(*complete(RunSpec.parse({"method": "random_subset", "init": init}), faulty))
+    prepared = prepare(plan_run(RunSpec.parse({"method": "random_subset", "init": init}), faulty), faulty)
     with pytest.raises(PluginError, match=told):
-        bench.task(torch.Generator()).networks.sample(2)
+        prepared.task(torch.Generator()).networks.sample(2)
 
 
 def test_networks_that_do_not_fit_the_images(catalog: Catalog):
     with pytest.raises(UsageError, match="lenet needs images of at least 12x12 pixels; digits has 8x8"):
-        prepare(*complete(RunSpec.parse({"method": "random_subset", "network": "lenet"}), catalog))
+        prepare(plan_run(RunSpec.parse({"method": "random_subset", "network": "lenet"}), catalog), catalog)
 
 
 def test_devices():
@@ -186,7 +189,7 @@ def test_devices():
 def test_the_name_of_an_experiment_stays_where_its_task_does(catalog):
     def named(experiment: str, **changes: object) -> str:
         fields = {**catalog.experiment(experiment).spec, "experiment": experiment, **changes}
-        return complete(RunSpec.parse(fields), catalog)[0].experiment
+        return plan_run(RunSpec.parse(fields), catalog).settings.experiment
 
     method = {"name": "unrolled_gd", "options": {"outer_steps": 5}}
     assert named("wang2018/mnist-fixed-1x3", seed=4, method=method) == "wang2018/mnist-fixed-1x3"
@@ -197,4 +200,80 @@ def test_the_name_of_an_experiment_stays_where_its_task_does(catalog):
         assert named("wang2018/mnist-fixed-1x3", **change) == ""
     fixed = {"name": "usps_to_mnist", "options": {"fixed": True}}
     assert named("wang2018/usps-to-mnist-random", target=fixed) == ""
-    assert complete(RunSpec.parse({"method": "herding", "experiment": "no/such"}), catalog)[0].experiment == ""
+    assert plan_run(RunSpec.parse({"method": "herding", "experiment": "no/such"}), catalog).settings.experiment == ""
+
+
+COUNTED = """
+import ddbench
+from ddbench import DistilledSet
+from ddbench.builtin.datasets import digits as real
+
+loads = []
+
+@ddbench.dataset(classes=tuple("0123456789"), sample_shape=(1, 8, 8), network="linear", images_per_class=1)
+def counted(root, download):
+    \"\"\"Digits, counting how often they are loaded.\"\"\"
+    loads.append(1)
+    return real(root, download)
+
+@ddbench.method
+def scribbles(task, run):
+    \"\"\"Return real images, after writing into one of them.\"\"\"
+    task.train.inputs[0, 0, 0, 0] += 1
+    return DistilledSet(task.train.inputs[None, :10].clone(), task.train.labels[None, :10])
+
+@ddbench.hookimpl
+def ddbench_datasets():
+    return [counted]
+
+@ddbench.hookimpl
+def ddbench_methods():
+    return [scribbles]
+"""
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Catalog:
+    (tmp_path / "counted.py").write_text(COUNTED)
+    catalog = Catalog([tmp_path / "counted.py"])
+    assert catalog.broken == []
+    return catalog
+
+
+def loads_of(catalog: Catalog) -> list[int]:
+    return catalog.get("dataset", "counted").function.__globals__["loads"]
+
+
+def test_a_run_with_pretrained_networks_loads_its_data_once(counting: Catalog, tmp_path: Path):
+    init = {"name": "random_pretrained", "options": {"count": 2, "held_out": 2, "steps": 5}}
+    spec = {"method": "random_subset", "dataset": "counted", "init": init, "eval_networks": 2, "protocol": "train/v1"}
+    result = run(spec, catalog=counting, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+    assert result.status == "ok"
+    assert len(loads_of(counting)) == 1
+
+
+def test_methods_are_given_the_data_themselves(make_prepared):
+    prepared = make_prepared()
+    task = prepared.task(torch.Generator())
+    assert task.train.inputs.data_ptr() == prepared.train.inputs.data_ptr()
+
+
+def test_a_method_that_writes_into_the_training_data_is_named(counting: Catalog, tmp_path: Path):
+    spec = {"method": "scribbles", "dataset": "counted", "eval_networks": 2}
+    with pytest.raises(PluginError, match="'scribbles' .* wrote into the training data"):
+        run(spec, catalog=counting, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+
+
+def test_a_set_may_be_scored_on_another_network(catalog: Catalog):
+    spec = RunSpec.parse({"method": "random_subset", "network": "linear", "eval_network": "mlp"})
+    plan = plan_run(spec, catalog)
+    prepared = prepare(plan, catalog)
+    assert "classifier.weight" in prepared.task(torch.Generator()).networks.sample(1)
+    scoring = prepared.setting.networks("evaluation", torch.Generator()).sample(1)
+    assert "fc1.weight" in scoring
+    same = plan_run(RunSpec.parse({"method": "random_subset", "network": "linear"}), catalog).settings
+    assert same.eval_network == same.network
+    assert '"eval_network":' not in same.canonical()
+    assert '"eval_network":' in plan.settings.canonical()
+    with pytest.raises(UsageError, match="brings its own scoring network"):
+        plan_run(RunSpec.parse({"method": "random_subset", "target": "mnist_to_usps", "eval_network": "mlp"}), catalog)

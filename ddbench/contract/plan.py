@@ -1,0 +1,73 @@
+"""The plan of a run: complete settings, with the components and the protocol that they name, resolved once."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ddbench.contract.component import Component
+from ddbench.contract.spec import Settings
+from ddbench.contract.task import AdaptationTarget
+
+if TYPE_CHECKING:
+    from ddbench.protocols.base import Protocol
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Everything that scoring a set needs, decided; nothing is loaded yet.
+
+    Attributes:
+        settings: every choice and option spelt out.
+        protocol: the protocol that `settings` names.
+        dataset: the dataset that `settings` names.
+        network: the network that `settings` names.
+        eval_network: the network that `settings` names for scoring.
+        objective: the objective that `settings` names.
+        init: the component that networks to distil for are drawn from: the adaptation target if there is one.
+        eval_init: the component that networks to score on are drawn from.
+        adaptation: the answer of the adaptation target; None if there is no target.
+    """
+
+    settings: Settings
+    protocol: "Protocol"
+    dataset: Component
+    network: Component
+    eval_network: Component
+    objective: Component
+    init: Component
+    eval_init: Component
+    adaptation: AdaptationTarget | None
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The components of the plan."""
+        return self.dataset, self.network, self.eval_network, self.objective, self.init, self.eval_init
+
+    @property
+    def distributions(self) -> dict[str, str]:
+        """The package and version of each component, or its file with a digest of the code."""
+        return {f"{component.kind} {component.name!r}": component.distribution for component in self.components}
+
+
+@dataclass(frozen=True)
+class Plan(EvaluationPlan):
+    """Everything that a run needs, decided; nothing is loaded yet.
+
+    Attributes:
+        settings: every choice and option spelt out.
+        protocol: the protocol that `settings` names.
+        dataset: the dataset that `settings` names.
+        network: the network that `settings` names.
+        eval_network: the network that `settings` names for scoring.
+        objective: the objective that `settings` names.
+        init: the component that networks to distil for are drawn from: the adaptation target if there is one.
+        eval_init: the component that networks to score on are drawn from.
+        adaptation: the answer of the adaptation target; None if there is no target.
+        method: the method that `settings` names.
+    """
+
+    method: Component
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The components of the plan, the method first."""
+        return (self.method, *super().components)

@@ -1,0 +1,74 @@
+"""Say what a run would do, without doing it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from ddbench.contract.spec import RunSpec, Settings
+from ddbench.discovery.catalog import Catalog
+from ddbench.errors import MissingPrerequisite
+from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.prepare import prepare
+from ddbench.pipeline.runner import as_spec
+from ddbench.records import store
+from ddbench.records.result import DatasetRecord
+
+
+class DryRun(pydantic.BaseModel):
+    """What a run would do.
+
+    settings, fingerprint: the complete spec and its hash.
+    run_dir: the folder that the run would make.
+    leaderboard: the file that its row would go to; None for a smoke run.
+    dataset: the facts about the data; None where they are not here yet.
+    peak_memory: bytes that the method says it will take; None where it does not say or nobody can know yet.
+    memory_mode: how it would use the memory; empty where `peak_memory` is None.
+    missing: a sentence for each thing that the run would have to fetch or train first.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True)
+
+    settings: Settings
+    fingerprint: str
+    run_dir: Path
+    leaderboard: Path | None
+    dataset: DatasetRecord | None
+    peak_memory: int | None
+    memory_mode: str
+    missing: tuple[str, ...]
+
+
+def dry_run(
+    spec: RunSpec | Settings | Mapping[str, Any],
+    *,
+    catalog: Catalog | None = None,
+    runs: Path = Path("runs"),
+    leaderboards: Path = Path("leaderboards"),
+) -> DryRun:
+    """Return what `run` would do with the same arguments; nothing is written, fetched or trained.
+
+    Raises `DdbenchError` where the run could not begin for another reason than missing data or networks.
+    """
+    catalog = catalog or Catalog()
+    plan = plan_run(as_spec(spec), catalog)
+    settings = plan.settings
+    dataset, predicted, missing = None, None, []
+    try:
+        prepared = prepare(plan, catalog, download=False)
+        dataset = prepared.record
+        predicted = prepared.peak_memory(plan.method, settings.method.options)
+    except MissingPrerequisite as error:
+        missing.append(error.message)
+    peak, mode = predicted or (None, "")
+    return DryRun(
+        settings=settings,
+        fingerprint=settings.fingerprint,
+        run_dir=runs / settings.run_id,
+        leaderboard=None if settings.smoke else store.path_for(leaderboards, settings),
+        dataset=dataset,
+        peak_memory=peak,
+        memory_mode=mode,
+        missing=tuple(missing),
+    )

@@ -1,0 +1,138 @@
+"""From a spec to a plan: names resolved, defaults filled in, nothing loaded."""
+
+from typing import Any
+
+from ddbench.contract.component import Component
+from ddbench.contract.plan import EvaluationPlan, Plan
+from ddbench.contract.spec import Choice, RunSpec, Settings, default_steps
+from ddbench.contract.task import AdaptationTarget
+from ddbench.discovery.catalog import Catalog
+from ddbench.errors import PluginError, UsageError
+from ddbench.pipeline.data import info_from_facts
+from ddbench.protocols import get_protocol
+
+USUAL_IMAGES_PER_CLASS = 10
+"""Images per class where neither the spec nor the dataset says how many."""
+_EXTENT = {"seed", "time_limit", "eval_networks", "smoke", "device", "experiment", "best_coreset"}
+"""Fields that may differ between an experiment and a run that carries it out."""
+_POOL_OPTIONS = ("count", "held_out", "steps", "lr")
+"""Options of an init or target that say how large a pool is and how it was trained (arguments of `Sources.pool`)."""
+
+
+def plan_run(spec: RunSpec, catalog: Catalog) -> Plan:
+    """Return the plan of a run. Raises `UsageError` for a name or an option that does not exist."""
+    method, choice = catalog.resolve("method", spec.method)
+    decided = _decide(spec.model_copy(update={"method": choice}), catalog)
+    return Plan(**{**vars(decided), "settings": _without_wrong_experiment(decided.settings, catalog)}, method=method)
+
+
+def plan_evaluation(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
+    """Return the plan of scoring a set; the method is left as it is named: no code of it is needed.
+
+    Raises `UsageError` for a name or an option that does not exist.
+    """
+    return _decide(spec, catalog)
+
+
+def usual_network(dataset: Component) -> Choice:
+    """Return the network for a dataset where none is named."""
+    return Choice.from_name(dataset.facts.get("network", "mlp"))
+
+
+def _decide(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
+    protocol = get_protocol(spec.protocol)
+    init, init_choice, adaptation = _resolve_init(spec, catalog)
+    eval_init, eval_choice = init, init_choice
+    if spec.eval_init is not None and spec.eval_init != init_choice:
+        eval_init, eval_choice = catalog.resolve("init", spec.eval_init)
+    dataset_choice, network_choice, shape = spec.dataset, spec.network, spec.sample_shape
+    if adaptation is not None:
+        if adaptation.dataset is not None and dataset_choice.name != adaptation.dataset:
+            dataset_choice = Choice(name=adaptation.dataset)
+        network_choice = network_choice or Choice(name=adaptation.network)
+        shape = adaptation.sample_shape or shape
+    dataset, dataset_choice = catalog.resolve("dataset", dataset_choice)
+    objective, objective_choice = catalog.resolve("objective", spec.objective)
+    info = info_from_facts(dataset, shape)
+    network, network_choice = catalog.resolve("network", network_choice or usual_network(dataset), info)
+    eval_network, eval_network_choice = network, network_choice
+    if spec.eval_network is not None and spec.eval_network != network_choice:
+        eval_network, eval_network_choice = catalog.resolve("network", spec.eval_network, info)
+    images_per_class = spec.images_per_class or dataset.facts.get("images_per_class", USUAL_IMAGES_PER_CLASS)
+    settings = Settings.model_validate(
+        {
+            **spec.model_dump(),
+            "dataset": dataset_choice,
+            "network": network_choice,
+            "eval_network": eval_network_choice,
+            "sample_shape": shape,
+            "init": init_choice,
+            "eval_init": eval_choice,
+            "objective": objective_choice,
+            "target": None if spec.target is None else init_choice,
+            "images_per_class": images_per_class,
+            "steps": spec.steps or default_steps(images_per_class),
+        }
+    )
+    return EvaluationPlan(settings, protocol, dataset, network, eval_network, objective, init, eval_init, adaptation)
+
+
+def _resolve_init(spec: RunSpec, catalog: Catalog) -> tuple[Component, Choice, AdaptationTarget | None]:
+    """Return where networks are drawn from: the adaptation target with its answer, or the init distribution."""
+    if spec.target is None:
+        return *catalog.resolve("init", spec.init), None
+    target, choice = catalog.resolve("target", spec.target)
+    adaptation = target.call(choice.options)
+    if not isinstance(adaptation, AdaptationTarget):
+        raise PluginError(f"{target.who} returned {type(adaptation).__name__}, not an AdaptationTarget.")
+    _check_not_named_twice(spec, adaptation, choice)
+    return target, choice, adaptation
+
+
+def _check_not_named_twice(spec: RunSpec, adaptation: AdaptationTarget, target: Choice) -> None:
+    """Raise `UsageError` for a part that is named beside a target which brings its own: it would be ignored."""
+    clashes = {
+        "dataset": adaptation.dataset is not None
+        and "dataset" in spec.model_fields_set
+        and spec.dataset.name != adaptation.dataset,
+        "network": spec.network is not None and spec.network.name != adaptation.network,
+        "scoring network": spec.eval_network is not None and spec.eval_network.name != adaptation.network,
+        "init": "init" in spec.model_fields_set and spec.init.name != target.name,
+        "sample shape": None not in (spec.sample_shape, adaptation.sample_shape)
+        and spec.sample_shape != adaptation.sample_shape,
+    }
+    for part, clash in clashes.items():
+        if clash:
+            raise UsageError(
+                f"target {target.name} brings its own {part}: another does not go with it.", f"Leave the {part} out."
+            )
+
+
+def _without_wrong_experiment(settings: Settings, catalog: Catalog) -> Settings:
+    """Return the settings, without the name of an experiment whose task they do not carry out."""
+    if not settings.experiment or _carries_out(settings, catalog):
+        return settings
+    return settings.model_copy(update={"experiment": ""})
+
+
+def _carries_out(settings: Settings, catalog: Catalog) -> bool:
+    """Tell whether complete settings are of the task of the experiment that they name.
+
+    Only options of the method, the seed, the extent, the size of pools and swept fields may differ.
+    """
+    experiment = next((e for e in catalog.experiments() if e.name == settings.experiment), None)
+    if experiment is None:
+        return False
+    wanted = plan_run(RunSpec.parse({**experiment.spec, "experiment": ""}), catalog).settings
+    swept = {key for axis in experiment.sweep.axes for key in axis.keys} if experiment.sweep else set()
+
+    def task(settings: Settings) -> dict[str, Any]:
+        fields = settings.model_dump(exclude=_EXTENT | swept)
+        fields["method"] = settings.method.name
+        for part in ("init", "eval_init", "target"):
+            if fields.get(part) is not None:
+                for option in _POOL_OPTIONS:
+                    fields[part]["options"].pop(option, None)
+        return fields
+
+    return task(settings) == task(wanted)
