@@ -52,7 +52,7 @@ def write(folder: Path) -> None:
 
 
 def commands() -> Iterator[str]:
-    """Every command with its arguments, options and examples."""
+    """Yield every command with its arguments, options and examples."""
     group: Any = typer.main.get_command(app)
     yield "# Commands\n"
     yield inspect.cleandoc(group.callback.__doc__ or "")
@@ -76,7 +76,7 @@ def commands() -> Iterator[str]:
 
 
 def spec() -> Iterator[str]:
-    """The fields of a run spec."""
+    """Yield the fields of a run spec."""
     yield "# Run spec\n"
     yield inspect.cleandoc(RunSpec.__doc__ or "").partition("Attributes:")[0] + "\n"
     rows = []
@@ -94,7 +94,7 @@ def spec() -> Iterator[str]:
 
 
 def options() -> Iterator[str]:
-    """Every component that comes with ddbench, by kind, with its options."""
+    """Yield every component that comes with ddbench, by kind, with its options."""
     catalog = Catalog()
     yield "# Methods and options\n"
     yield "Set with `--set`: `--set outer_steps=2000` for the method, `--set network.width=64` for the rest."
@@ -115,7 +115,7 @@ def _component(component: Component) -> Iterator[str]:
 
 
 def experiments() -> Iterator[str]:
-    """Every named experiment, with the figure it answers to."""
+    """Yield every named experiment, with the published figure."""
     yield "# Experiments\n"
     yield "`ddbench run --experiment NAME` runs one; `ddbench show NAME` prints its spec.\n"
     rows = []
@@ -127,7 +127,7 @@ def experiments() -> Iterator[str]:
 
 
 def hooks() -> Iterator[str]:
-    """The contract with plugins."""
+    """Yield the contract with plugins."""
     yield "# Hooks\n"
     yield _unindented(hookspecs.__doc__ or "").split("\n\n", 1)[1]
     for name, function in vars(hookspecs).items():
@@ -144,7 +144,7 @@ def _unindented(docstring: str) -> str:
 
 
 def columns() -> Iterator[str]:
-    """The columns of a leaderboard."""
+    """Yield the columns of a leaderboard."""
     yield "# Leaderboard columns\n"
     yield "A CSV holds a row for each record, with raw values. `ddbench.load_leaderboard()` gives the same table."
     yield "Columns of type `list` and `dict` are JSON in a CSV."
@@ -158,7 +158,7 @@ def columns() -> Iterator[str]:
 
 
 def api() -> Iterator[str]:
-    """The public names, and what plugin authors use beside them."""
+    """Yield the public names, and those that plugin authors use beside them."""
     yield "# Python API\n"
     yield "`import ddbench` gives these names; importing it loads neither torch nor any plugin.\n"
     for name in sorted(ddbench.__all__, key=str.lower):
@@ -193,7 +193,7 @@ def _described(name: str, thing: Any) -> Iterator[str]:
 
 
 def _signature(thing: Any) -> str:
-    """The arguments of a function, or the fields of a dataclass, as they are written; a line each where it is long."""
+    """Return the arguments of a function, or the fields of a dataclass, as written; a line each where it is long."""
     [node] = ast.parse(textwrap.dedent(inspect.getsource(thing))).body
     if isinstance(node, ast.ClassDef):
         parts, end = [ast.unparse(field) for field in node.body if isinstance(field, ast.AnnAssign)], ")"
@@ -215,7 +215,7 @@ def _argument(argument: ast.arg, default: ast.expr | None) -> str:
 
 
 def results() -> Iterator[str]:
-    """The committed rows: methods against images per class, a table for all that compare but for the budget."""
+    """Yield the committed records: methods against images per class, a table for all that compare but for the budget."""
     yield "# Results\n"
     records = read(LEADERBOARDS) if LEADERBOARDS.is_dir() else []
     if not records:

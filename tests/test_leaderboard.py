@@ -249,3 +249,12 @@ def test_columns_hold_what_they_say():
 def test_the_committed_csvs_are_what_the_records_give():
     assert outdated(COMMITTED) == []
     assert csv_text([]).count("\n") == 1
+
+
+def test_a_sweep_over_finished_runs_leaves_their_records(ddbench, tmp_path: Path):
+    common = ("run", "-m", "random_subset", "--network", "linear", "--ipc", 1, "--eval-networks", 2)
+    assert ddbench(*common, "--seed", 0, "--leaderboards", "first").code == 0
+    swept = ddbench(*common, "--sweep", "seed=0,1", "--leaderboards", "second")
+    assert swept.code == 0 and "Taken from" in swept.err
+    assert [record.settings.seed for record in read(tmp_path / "second")] == [0, 1]
+    assert outdated(tmp_path / "second") == []

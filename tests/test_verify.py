@@ -230,7 +230,7 @@ def test_two_records_are_compared_on_the_same_networks(ddbench, boards, tmp_path
     ddbench("run", "-m", "herding", "--network", "mlp", "--eval-networks", 4, "--leaderboards", boards)
     other = next(r.run_id for r in read(boards) if r.settings.network.name == "mlp")
     refused = ddbench("compare", random.run_id, other, "--leaderboards", boards).told()
-    assert "do not share a ranking: their records say network 'linear' and 'mlp'" in " ".join(refused.split())
+    assert "do not share a ranking: their records say eval_network 'linear' and 'mlp'" in " ".join(refused.split())
 
 
 def test_records_that_cannot_be_verified_do_not_stop_the_others(ddbench, boards, tmp_path):
