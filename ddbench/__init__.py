@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ddbench.contract.component import objective as objective
     from ddbench.contract.component import target as target
     from ddbench.contract.hookspecs import hookimpl as hookimpl
+    from ddbench.contract.metric import Metric as Metric
     from ddbench.contract.observer import Observer as Observer
     from ddbench.contract.plan import Plan as Plan
     from ddbench.contract.run import Run as Run
@@ -58,6 +59,7 @@ _HOME_OF = {
     "UsageError": "errors",
     "hookimpl": "contract.hookspecs",
     "load_leaderboard": "records.leaderboard",
+    "Metric": "contract.metric",
     "Observer": "contract.observer",
     "Run": "contract.run",
     "Component": "contract.component",

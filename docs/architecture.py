@@ -20,7 +20,7 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).parent.parent
-WALK = ("RunSpec", "Plan", "Prepared", "Task", "DistilledSet", "Evaluation", "Scores", "RunResult", "Row", "Line")
+WALK = ("RunSpec", "Plan", "Prepared", "Task", "DistilledSet", "Evaluation", "Scores", "RunResult", "Line")
 """Types that a run passes through, from the request to a line of a leaderboard."""
 NOT_WALKED = {"ddbench.cli", "ddbench.render", "ddbench.testing", "ddbench.scaffold", "ddbench.builtin"}
 """Sub-packages that stand above the walk or beside it."""

@@ -23,15 +23,19 @@ from ddbench.contract.spec import FLAGS, Choice, RunSpec
 from ddbench.contract.task import Networks, Sources
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import Interrupted, PluginError
-from ddbench.records.leaderboard import Row, read
-from ddbench.records.ranking import Line, groups
+from ddbench.records.columns import COLUMNS
+from ddbench.records.ranking import Line, compared, groups
+from ddbench.records.result import FULL_DATA
 from ddbench.records.stats import Score
+from ddbench.records.store import read
 from ddbench.render.cards import option_rows
-from ddbench.render.tables import in_percent
 from ddbench.unroll import MetaGradient, meta_gradient
 
 LONG = 70
 """Characters from which a signature is broken into lines."""
+LEADERBOARDS = Path(__file__).parent.parent / "leaderboards"
+BUDGET = ("images_per_class", "steps", "epochs", "protocol_hash")
+"""Columns in which the records of one table of results may differ."""
 
 
 def setup(sphinx: Sphinx) -> None:
@@ -142,10 +146,15 @@ def _unindented(docstring: str) -> str:
 def columns() -> Iterator[str]:
     """The columns of a leaderboard."""
     yield "# Leaderboard columns\n"
-    yield inspect.cleandoc(Row.__doc__ or "") + "\n"
-    kinds = {name: str(getattr(f.annotation, "__name__", f.annotation)) for name, f in Row.model_fields.items()}
-    rows = [(f"`{name}`", f"`{kinds[name]}`", f.description or "") for name, f in Row.model_fields.items()]
-    yield from _table(("column", "type", "meaning"), rows)
+    yield "A CSV holds a row for each record, with raw values. `ddbench.load_leaderboard()` gives the same table."
+    yield "Columns of type `list` and `dict` are JSON in a CSV."
+    yield "Records are ranked together where the columns marked *ranking* are the same."
+    yield "They share a line, averaged over seeds, where those marked *line* are the same too.\n"
+    rows = [
+        (f"`{c.name}`", f"`{c.kind.__name__}`", c.description, c.compares, f"`{c.flag}`" if c.flag else "")
+        for c in COLUMNS
+    ]
+    yield from _table(("column", "type", "meaning", "compares", "option"), rows)
 
 
 def api() -> Iterator[str]:
@@ -208,44 +217,47 @@ def _argument(argument: ast.arg, default: ast.expr | None) -> str:
 def results() -> Iterator[str]:
     """The committed rows: methods against images per class, a table for all that compare but for the budget."""
     yield "# Results\n"
-    folder = Path(__file__).parent.parent / "leaderboards"
-    rows = read(folder) if folder.is_dir() else []
-    if not rows:
-        yield "There are no rows: this copy has no `leaderboards/`, or an empty one."
+    records = read(LEADERBOARDS) if LEADERBOARDS.is_dir() else []
+    if not records:
+        yield "There are no records: this copy has no `leaderboards/`, or an empty one."
         return
     yield "Every figure is of a committed leaderboard line: the mean over the networks that scored, with half of its 95"
     yield "% interval (none for a single network). Tables hold lines that differ in method and budget alone; where a"
     yield "method was run with other options too, its best line stands first. `*` marks data that is not the full"
     yield "original."
     tables: dict[tuple[object, ...], list[Line]] = {}
-    for group in groups(rows):
-        row = group[0].first
-        data = (row.dataset, row.dataset_hash, row.train_images)
-        aim = (row.objective, row.objective_options, row.target, row.metric, row.label_regime)
-        networks = (row.network, row.network_options, row.eval_init, row.eval_init_options)
-        tables.setdefault((*data, *networks, *aim, row.protocol), []).extend(group)
+    for group in groups(records):
+        record = group[0].first
+        common = [column.cell(record) for column in compared() if column.name not in BUDGET]
+        tables.setdefault(tuple(common), []).extend(group)
     for lines in tables.values():
-        yield from _results(sorted(lines, key=lambda line: line.score.mean, reverse=lines[0].first.higher_is_better))
+        higher = lines[0].first.metric.higher_is_better
+        yield from _results(sorted(lines, key=lambda line: line.score.mean, reverse=higher))
 
 
 def _results(ordered: list[Line]) -> Iterator[str]:
-    row = ordered[0].first
-    name, at, _ = row.dataset.partition("@")
-    of = [part for part in (row.objective, row.target) if part not in ("", "classification")]
-    yield f"\n## {', '.join([name + '*' * bool(at), f'{row.network} from {row.eval_init}', row.protocol, *of])}\n"
-    scale, unit = (100, ", %") if in_percent(row.metric) else (1, "")
+    record = ordered[0].first
+    settings, metric = record.settings, record.metric
+    name, at, _ = record.dataset.name.partition("@")
+    objective = settings.objective.name
+    aims = [objective] if objective != RunSpec.model_fields["objective"].default.name else []
+    aims += [settings.target.name] if settings.target else []
+    networks = f"{settings.eval_network.name} from {settings.eval_init.name}"
+    yield f"\n## {', '.join([name + '*' * bool(at), networks, settings.protocol, *aims])}\n"
+    scale, unit = (100, ", %") if metric.unit == "share" else (1, "")
     cells: dict[tuple[str, int], dict[str, str]] = {}
     for line in ordered:
-        first, score = line.first, line.score
-        replayed = f" ({first.steps} x {first.epochs})" if first.protocol == "replay/v1" else ""
-        budget = f"{first.images_per_class}{replayed}"
+        settings, score = line.first.settings, line.score
+        replayed = f" ({settings.steps} x {settings.epochs})" if settings.protocol == "replay/v1" else ""
+        budget = f"{settings.images_per_class}{replayed}"
         spread = "" if score.low is None or score.high is None else f" +- {scale * (score.high - score.low) / 2:.1f}"
-        number = next(k for k in range(len(ordered)) if budget not in cells.get((first.method, k), {}))
-        cells.setdefault((first.method, number), {})[budget] = f"{scale * score.mean:.1f}{spread}"
-    budgets = sorted({budget for own in cells.values() for budget in own}, key=lambda budget: int(budget.split()[0]))
-    shown = [(f"`{method}`", *(own.get(budget, "") for budget in budgets)) for (method, _), own in cells.items()]
-    yield from _table((row.metric + unit, *(f"IPC {budget}" for budget in budgets)), shown)
-    full = [found["full_data"]["mean"] for line in ordered if "full_data" in (found := line.first.companion_scores())]
+        method = settings.method.name
+        number = next(k for k in range(len(ordered)) if budget not in cells.get((method, k), {}))
+        cells.setdefault((method, number), {})[budget] = f"{scale * score.mean:.1f}{spread}"
+    budgets = sorted({budget for row in cells.values() for budget in row}, key=lambda budget: int(budget.split()[0]))
+    shown = [(f"`{method}`", *(row.get(budget, "") for budget in budgets)) for (method, _), row in cells.items()]
+    yield from _table((metric.name + unit, *(f"IPC {budget}" for budget in budgets)), shown)
+    full = [line.first.companions[FULL_DATA].mean for line in ordered if FULL_DATA in line.first.companions]
     if full:
         yield f"\nOn the full training data: {scale * full[0]:.1f}."
 

@@ -16,8 +16,8 @@ def test_classification(catalog: Catalog):
     objective = catalog.get("objective", "classification").call({}, INFO)
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 0.0]])
     labels = torch.tensor([0, 1, 1, 0])
-    metrics = objective.metrics(logits, labels)
-    assert objective.metrics(torch.full((4, 2), torch.nan), torch.zeros(4, dtype=torch.int64))["accuracy"] == 0
+    metrics = objective.measure(logits, labels)
+    assert objective.measure(torch.full((4, 2), torch.nan), torch.zeros(4, dtype=torch.int64))["accuracy"] == 0
     right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
     assert metrics["accuracy"] == 0.75
     assert math.isclose(metrics["loss"], (3 * right + wrong) / 4, rel_tol=1e-6)
@@ -34,7 +34,7 @@ def test_poisoning_figures(catalog: Catalog):
     objective = poisoning(catalog, attack_class=2, target_class="cat")
     predicted, labels = torch.tensor([0, 1, 1, 2, 0, 0, 1]), torch.tensor([0, 1, 0, 2, 2, 2, 2])
     logits = F.one_hot(predicted, 3).float()
-    metrics = objective.metrics(logits, labels)
+    metrics = objective.measure(logits, labels)
     assert metrics == pytest.approx(
         {
             "attack_success": 2 / 4,
@@ -54,7 +54,7 @@ def test_poisoning_figures(catalog: Catalog):
 
 
 def test_poisoning_of_a_class_that_is_not_there_is_not_measured(catalog: Catalog):
-    metrics = poisoning(catalog, attack_class=2, target_class=0).metrics(torch.eye(3)[:2], torch.tensor([0, 1]))
+    metrics = poisoning(catalog, attack_class=2, target_class=0).measure(torch.eye(3)[:2], torch.tensor([0, 1]))
     assert math.isnan(metrics["attack_success"])
     assert metrics["accuracy"] == 1.0
 
@@ -79,5 +79,5 @@ def test_least_squares(catalog: Catalog):
     wanted = ((1 + 1 + 0) / 2 + 1 / 2) / 2
     assert float(objective.loss(logits, labels)) == pytest.approx(wanted)
     assert float(objective.loss(logits, F.one_hot(labels, 3).float())) == pytest.approx(wanted)
-    assert objective.metrics(logits, labels) == pytest.approx({"loss": wanted, "accuracy": 0.5})
+    assert objective.measure(logits, labels) == pytest.approx({"loss": wanted, "accuracy": 0.5})
     assert (objective.inner_loss, objective.higher_is_better) == (objective.loss, False)

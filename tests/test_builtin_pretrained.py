@@ -5,6 +5,7 @@ from ddbench.errors import PluginError, UsageError
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import prepare
 from ddbench.pipeline.runner import run
+from ddbench.records.store import read
 
 QUICK = {"steps": 40, "lr": 0.01}
 
@@ -63,11 +64,11 @@ def test_scored_on_another_distribution_than_it_was_made_for(catalog, tmp_path):
         "eval_networks": 3,
     }
     result = run(fields, catalog=catalog, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
-    assert result.row is not None
-    assert (result.row["init"], result.row["eval_init"]) == ("random_pretrained", "random")
-    assert '"scheme": "kaiming"' in result.row["eval_init_options"]
-    assert '"networks": 1' in result.row["pretrained"]
-    assert result.row["n"] == 3
+    [record] = read(tmp_path / "boards")
+    assert (record.settings.init.name, record.settings.eval_init.name) == ("random_pretrained", "random")
+    assert record.settings.eval_init.options["scheme"] == "kaiming"
+    assert [pool["networks"] for pool in record.pretrained.values()] == [1]
+    assert record.score.n == 3
     assert result.before["accuracy"].mean < 0.4
 
     from ddbench.contract.spec import RunSpec

@@ -84,7 +84,7 @@ def test_the_main_job(ddbench, tmp_path: Path):
 
     assert "unrolled_gd" in ddbench("leaderboard").out
     assert ddbench("leaderboard", "--json").json()["rows"][0]["mean"] == float(row["mean"])
-    assert "No rows of that" in ddbench("leaderboard", "--dataset", "svhn").out
+    assert "There are no records of that" in ddbench("leaderboard", "--dataset", "svhn").out
     assert row["run_id"] in ddbench("show", folder).out
     again = ddbench("evaluate", folder, "--json").json()
     assert again["score"]["mean"] == float(row["mean"])
@@ -93,7 +93,7 @@ def test_the_main_job(ddbench, tmp_path: Path):
     assert other.code == 0, other.err
     assert "This run has ended already" in ddbench("resume", folder).err
     second = ddbench("run", "--method", "unrolled_gd", *QUICK, "--seed", 3)
-    assert "No second row" in second.err
+    assert "No second record" in second.err
     assert "Reproduced exactly" in second.err
 
 

@@ -1,4 +1,3 @@
-import json
 import math
 from pathlib import Path
 
@@ -7,20 +6,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ddbench
+from ddbench.contract.metric import Metric
 from ddbench.errors import UsageError
 from ddbench.machine.folders import cache_dir
 from ddbench.pipeline.pools import list_pools
 from ddbench.protocols.base import FULL_NETWORKS
 from ddbench.protocols.replay import Replay
-from ddbench.records.dd_ranking import augmentation_robust_score, fairness, label_robust_score, of_row
-from ddbench.records.leaderboard import read
-from ddbench.records.result import FULL_DATA
+from ddbench.records.dd_ranking import augmentation_robust_score, fairness, fairness_of, label_robust_score
+from ddbench.records.result import FULL_DATA, RunResult
+from ddbench.records.stats import summarise
+from ddbench.records.store import read
 
+ACCURACY, ATTACK = Metric("accuracy", "share", bounded_by_full_data=True), Metric("attack_success", "share")
 SPEC = {"method": "herding", "network": "linear", "images_per_class": 1, "eval_networks": 2}
 
 
 def test_scores_by_hand():
-    found = fairness("accuracy", 0.7, {"random_subset": 0.5, "full_data": 0.9}, hard=True)
+    found = fairness(ACCURACY, 0.7, {"random_subset": 0.5, "full_data": 0.9}, hard=True)
     assert found["IOR"] == pytest.approx(0.2)
     assert found["HLR"] == pytest.approx(0.2)
     # alpha = .5 * .2 - .5 * .2 = 0, so (1 - 1/e) / (e - 1/e).
@@ -31,11 +33,11 @@ def test_scores_by_hand():
 
 def test_what_does_not_apply_is_left_out():
     companions = {"random_subset": 0.5, "full_data": 0.9}
-    assert set(fairness("accuracy", 0.7, companions, hard=False)) == {"IOR"}
-    assert fairness("attack_success", 0.7, companions, hard=True) == {}
-    assert fairness("accuracy", 0.7, {}, hard=True) == {}
-    assert set(fairness("accuracy", 0.7, {**companions, "another": 0.6}, hard=True)) == {"HLR"}
-    assert set(fairness("accuracy", 0.7, {"no_adaptation": 0.5, "full_data": 0.9}, hard=True)) == {"HLR"}
+    assert set(fairness(ACCURACY, 0.7, companions, hard=False)) == {"IOR"}
+    assert fairness(ATTACK, 0.7, companions, hard=True) == {}
+    assert fairness(ACCURACY, 0.7, {}, hard=True) == {}
+    assert set(fairness(ACCURACY, 0.7, {**companions, "another": 0.6}, hard=True)) == {"HLR"}
+    assert set(fairness(ACCURACY, 0.7, {"no_adaptation": 0.5, "full_data": 0.9}, hard=True)) == {"HLR"}
 
 
 @given(st.floats(-1, 1), st.floats(-1, 1))
@@ -54,19 +56,19 @@ def test_a_run_is_held_against_networks_trained_on_all_the_data(tmp_path: Path):
     # What the run drew on stays apart from what it is held against.
     assert result.pretrained == {}
     [row] = read(tmp_path / "boards")
-    assert set(of_row(row, [row])) == {"IOR", "HLR", "LRS"}
+    assert set(fairness_of(row, [row])) == {"IOR", "HLR", "LRS"}
 
 
 def test_labels_of_a_teacher_are_a_regime_of_their_own(tmp_path: Path):
     spec = {**SPEC, "method": "random_subset", "protocol": "train-teacher/v1"}
     ddbench.run(spec, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
     [row] = read(tmp_path / "boards")
-    assert row.label_regime == "teacher online"
+    assert row.artifact.label_regime == "teacher online"
     # The networks that gave the labels are what the number came from.
-    [drawn] = json.loads(row.pretrained).values()
+    [drawn] = row.pretrained.values()
     assert drawn["held_out"] == FULL_NETWORKS
     # Hard-label recovery is of hard labels.
-    assert set(of_row(row, [row])) == set()
+    assert set(fairness_of(row, [row])) == set()
     with pytest.raises(UsageError, match="classifier"):
         ddbench.run({**spec, "objective": "poisoning"}, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
 
@@ -128,10 +130,14 @@ def test_what_would_take_long_is_left_to_be_trained_beforehand(
 def test_augmentation_is_scored_over_two_rows_of_one_set(tmp_path: Path):
     ddbench.run({**SPEC, "protocol": "knn/v1"}, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
     [row] = read(tmp_path / "boards")
-    companions = json.dumps({"random_subset": {"mean": 0.4, "std": 0.0, "n": 2}})
-    plain = row.model_copy(update={"protocol": "train/v1", "mean": 0.5, "companions": companions})
-    augmented = row.model_copy(update={"protocol": "train-dsa/v1", "mean": 0.7, "companions": companions})
+
+    def under(protocol: str, score: float, seed: int = 0) -> RunResult:
+        settings = row.settings.model_copy(update={"protocol": protocol, "seed": seed})
+        scores = {"accuracy": summarise([score, score])}
+        companions = {"random_subset": summarise([0.4, 0.4])}
+        return row.model_copy(update={"settings": settings, "scores": scores, "companions": companions})
+
+    plain, augmented = under("train/v1", 0.5), under("train-dsa/v1", 0.7)
     for one in (plain, augmented):
-        assert of_row(one, [plain, augmented])["ARS"] == pytest.approx(augmentation_robust_score(0.3, 0.1))
-    other = augmented.model_copy(update={"seed": 1})
-    assert "ARS" not in of_row(plain, [plain, other])
+        assert fairness_of(one, [plain, augmented])["ARS"] == pytest.approx(augmentation_robust_score(0.3, 0.1))
+    assert "ARS" not in fairness_of(plain, [plain, under("train-dsa/v1", 0.7, seed=1)])

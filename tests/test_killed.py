@@ -26,8 +26,9 @@ from ddbench.contract.journal import Journal
 from ddbench.pipeline import baselines, runner
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError
-from ddbench.records.leaderboard import read
+from ddbench.records.columns import COLUMNS
 from ddbench.records.result import RunFolder
+from ddbench.records.store import read
 
 torch.set_num_threads(1)
 chance = random.Random(1)
@@ -89,7 +90,8 @@ def story(folder, most_deaths):
     [run] = {path.parent for path in folder.glob("runs/*/spec.json")}
     [row] = read(folder / "boards")
     result = RunFolder(run).read_result()
-    kept = row.model_dump(exclude={"created", "run_id", "seconds_distill", "seconds_evaluate", "peak_memory_mb"})
+    vary = ("created", "run_id", "seconds_distill", "seconds_evaluate", "peak_memory_mb")
+kept = {column.name: column.cell(row) for column in COLUMNS if column.name not in vary}
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     scores = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
     for line in log + scores:

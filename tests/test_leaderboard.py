@@ -5,88 +5,203 @@ from pathlib import Path
 
 import pytest
 
-from ddbench.contract.spec import Settings
+import ddbench
+from ddbench.contract.metric import Metric
+from ddbench.contract.observer import Silent
+from ddbench.contract.spec import RunSpec, Settings
 from ddbench.errors import DdbenchError, UsageError
-from ddbench.records.leaderboard import COLUMNS, JSON_COLUMNS, append, comparison, path_for, read
-from tests.rows import make_row
+from ddbench.records.columns import COLUMNS
+from ddbench.records.result import Artifact, LoopRecord, RunFolder, RunResult, UnknownFields
+from ddbench.records.stats import summarise
+from ddbench.records.store import artifact_path, check, comparison, csv_text, ensure, outdated, path_for, read, rebuild
+from tests.rows import add, make_record
+
+COMMITTED = Path(__file__).parents[1] / "leaderboards"
 
 
-def test_rows_survive_the_file(tmp_path: Path):
-    path = tmp_path / "classification.csv"
-    first = make_row(fingerprint="a", method_options='{"a": "x,\\n\\"y\\""}')
-    second = make_row(fingerprint="b", std=None, low=None, high=None)
-    assert append(path, first) is None
-    before = path.read_bytes()
-    assert append(path, second) is None
-    assert path.read_bytes().startswith(before)
+def finished(folder: Path, **cells: object):
+    """Return the result of a run that has ended in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = RunFolder(folder)
+    run.artifact.write_bytes(b"a distilled set")
+    run.log.write_text('{"loop": 0, "step": 0, "seconds": 0.1, "loss": 2.0}\n')
+    record = make_record(**{"run_id": folder.name, **cells})
+    artifact = Artifact(path=str(run.artifact), sha256="f" * 64, bytes=15, images=1, label_regime="hard")
+    return record.model_copy(update={"run_dir": str(folder), "artifact": artifact})
+
+
+class Listening(Silent):
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+
+    def say(self, text: str) -> None:
+        self._said.append(text)
+
+
+def record(boards: Path, result: RunResult, said: list[str] | None = None) -> bool:
+    return ensure(boards, RunFolder(Path(result.run_dir)), result, Listening([] if said is None else said))
+
+
+def test_records_survive_the_file(tmp_path: Path):
+    first = make_record(fingerprint="a", method_options='{"a": "x,\\n\\"y\\"", "window": null}')
+    second = make_record(fingerprint="b", std=None, low=None, high=None, created="2026-01-02T00:00:00+00:00")
+    for record in (first, second):
+        add(tmp_path, record)
     assert read(tmp_path) == [first, second]
-    assert next(csv.reader(path.read_text().splitlines())) == list(COLUMNS)
-    assert first.companion_scores()["random"]["mean"] == 0.2
+    [header, *rows] = csv.reader((tmp_path / "classification.csv").read_text().splitlines())
+    assert header == [column.name for column in COLUMNS]
+    assert [row[header.index("fingerprint")] for row in rows] == ["a", "b"]
+    assert json.loads(rows[0][header.index("method_options")]) == {"a": 'x,\n"y"', "window": None}
 
 
-def test_the_same_spec_on_the_same_data_has_one_row(tmp_path: Path):
-    path = tmp_path / "classification.csv"
-    row = make_row(fingerprint="a", dataset_hash="h")
-    append(path, row)
-    before = path.read_bytes()
-    assert append(path, make_row(fingerprint="a", dataset_hash="h", mean=0.7)) == row
-    assert path.read_bytes() == before
-    assert append(path, make_row(fingerprint="a", dataset_hash="other")) is None
-    assert append(path, make_row(fingerprint="a", dataset_hash="h", method_source="a newer version")) is None
-    assert "Reproduced exactly" in comparison(row, row)
-    assert "+0.2000 against 0.5000" in comparison(make_row(mean=0.7, values="[0.7, 0.7]"), row)
+def test_a_finished_run_has_one_record(tmp_path: Path):
+    boards, said = tmp_path / "boards", []
+    result = finished(tmp_path / "runs" / "first", fingerprint="a", dataset_hash="h")
+    assert record(boards, result, said)
+    assert "Record added" in said[0]
+    [kept] = read(boards)
+    assert kept.run_dir == "" and kept.artifact.path == ""
+    assert kept == result.model_copy(update={"run_dir": "", "artifact": kept.artifact})
+    assert artifact_path(boards, "f" * 64).read_bytes() == b"a distilled set"
+    # The same run again says nothing; another run of the same spec is compared; another version has its own record.
+    assert not record(boards, result, said) and len(said) == 1
+    assert not record(boards, finished(tmp_path / "runs" / "again", fingerprint="a", dataset_hash="h"), said)
+    assert "No second record" in said[1] and "Reproduced exactly" in said[1]
+    assert read(boards) == [kept]
+    newer = finished(tmp_path / "runs" / "newer", fingerprint="a", dataset_hash="h", method_source="p 2")
+    assert record(boards, newer)
+    assert len(read(boards)) == len((boards / "classification.csv").read_text().splitlines()) - 1 == 2
 
 
-def _append_many(path: Path, name: str) -> None:
-    for i in range(15):
-        append(path, make_row(fingerprint=f"{name}{i}"))
+def test_runs_without_a_score_and_smoke_runs_have_none(tmp_path: Path):
+    result, said = finished(tmp_path / "run"), []
+    assert not record(tmp_path / "boards", result.model_copy(update={"status": "failed"}))
+    smoke = result.settings.model_copy(update={"smoke": True})
+    assert not record(tmp_path / "boards", result.model_copy(update={"settings": smoke}), said)
+    assert said == ["A smoke run leaves no record."]
+    assert not (tmp_path / "boards").exists()
 
 
-def test_two_processes_appending_at_once_lose_nothing(tmp_path: Path):
-    path = tmp_path / "classification.csv"
+def test_a_run_is_compared_with_its_record():
+    record = make_record()
+    assert "Reproduced exactly" in comparison(record, record)
+    assert "+0.2000 against 0.5000" in comparison(make_record(mean=0.7, values="[0.7, 0.7]"), record)
+
+
+def test_a_record_is_small_and_keeps_the_values_that_rank(tmp_path: Path):
+    """Poisoning of ten classes on 200 networks, as a run holds it: with the values of every metric."""
+    names = ["attack_success", *(f"accuracy_of_{i}" for i in range(10))]
+    score = summarise([0.123456789012345 + i / 1e7 for i in range(200)])
+    record = make_record().model_copy(
+        update={
+            "metrics": tuple(Metric(name, "share") for name in names),
+            "scores": dict.fromkeys(names, score),
+            "before": dict.fromkeys(names, score),
+            "companions": dict.fromkeys(("random_subset", "full_data"), score),
+            "asked": RunSpec.parse({"method": "any", "images_per_class": 3}),
+            "loop": LoopRecord(steps=3),
+        }
+    )
+    path = add(tmp_path, record)
+    assert path.stat().st_size < 20_000
+    [kept] = read(tmp_path)
+    assert kept.score == score
+    assert kept.scores["accuracy_of_3"] == score.model_copy(update={"values": []})
+    assert kept.asked.model_fields_set == {"method", "images_per_class"}
+
+
+def _add_many(boards: Path, runs: Path, name: str) -> None:
+    for i in range(12):
+        record(boards, finished(runs / f"{name}{i}", fingerprint=f"{name}{i}"))
+
+
+def test_two_processes_at_once_lose_nothing(tmp_path: Path):
+    boards = tmp_path / "boards"
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_append_many, args=(path, name)) for name in "ab"]
+    workers = [context.Process(target=_add_many, args=(boards, tmp_path / "runs", name)) for name in "ab"]
     [worker.start() for worker in workers]
     [worker.join() for worker in workers]
-    assert sorted(row.fingerprint for row in read(tmp_path)) == sorted(f"{n}{i}" for n in "ab" for i in range(15))
+    wanted = sorted(f"{n}{i}" for n in "ab" for i in range(12))
+    assert sorted(record.fingerprint for record in read(boards)) == wanted
+    rows = csv.DictReader((boards / "classification.csv").read_text().splitlines())
+    assert sorted(row["fingerprint"] for row in rows) == wanted
+
+
+def test_a_merge_conflict_is_settled_by_writing_the_csv_anew(ddbench, tmp_path: Path):
+    for name in "abc":
+        add(tmp_path, make_record(fingerprint=name))
+    path = tmp_path / "classification.csv"
+    whole = path.read_text()
+    header, *rows = whole.splitlines(keepends=True)
+    ours, theirs = "<<<<<<< HEAD\n" + rows[1], "=======\n" + rows[2] + ">>>>>>> other\n"
+    path.write_text(header + rows[0] + ours + theirs)
+    assert len(read(tmp_path)) == 3
+    assert outdated(tmp_path) == [path]
+    checked = ddbench("leaderboard", "--check", "--leaderboards", tmp_path)
+    assert checked.code == 1 and "it is not what its records give" in checked.out
+    done = ddbench("leaderboard", "--rebuild", "--leaderboards", tmp_path)
+    assert (done.code, done.out.strip()) == (0, f"Wrote {path}")
+    assert path.read_text() == whole
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("text", "reason"),
     [
-        (lambda text: text.replace("fingerprint", "id", 1), "its columns are those of another version"),
-        (lambda text: text.replace("fingerprint,", "", 1), "its columns are those of another version"),
-        (lambda text: text + "<<<<<<< HEAD\n=======\n>>>>>>> other\n", "both sides of a merge"),
-        (lambda text: "method,accuracy\nmine,99\n", "its header is not ddbench's"),
-        (lambda text: text[: len(text) - 3], "row 2 is not a row ddbench wrote"),
-        (lambda text: text.replace(",0.5,", ",high,", 1), "row 2 is not a row ddbench wrote"),
-        (lambda text: text + 'x,"unclosed', "unexpected end of data"),
+        ("method,accuracy\nmine,99\n", "its header is not ddbench's"),
+        ('schema_version,x\n2,"unclosed', "unexpected end of data"),
     ],
 )
-def test_files_of_others_are_left_alone(tmp_path: Path, damage, told):
+def test_files_of_others_are_left_alone(tmp_path: Path, text, reason):
     path = tmp_path / "classification.csv"
-    append(path, make_row())
+    path.write_text(text)
+    for attempt in (
+        lambda: check(path),
+        lambda: read(tmp_path),
+        lambda: add(tmp_path, make_record()),
+        lambda: rebuild(tmp_path),
+    ):
+        with pytest.raises(DdbenchError, match=reason):
+            attempt()
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda text: text[:-9], "it is not a record"),
+        (lambda text: "[]", "it is not a record"),
+        (lambda text: text.replace('"status": "ok"', '"status": "failed"'), "it is of a run that gave no score"),
+        (lambda text: text.replace('"mean": 0.5', '"mean": "high"'), "scores.accuracy.mean is invalid"),
+        (lambda text: text.replace(' "fingerprint": "x",\n', ""), "fingerprint is invalid: Field required"),
+    ],
+)
+def test_damaged_records_are_named(tmp_path: Path, damage, reason):
+    path = add(tmp_path, make_record())
     path.write_text(damage(path.read_text()))
-    before = path.read_bytes()
-    with pytest.raises(DdbenchError, match=told):
-        append(path, make_row(fingerprint="new"))
-    with pytest.raises(DdbenchError, match=told):
+    with pytest.raises(DdbenchError, match=reason) as raised:
         read(tmp_path)
-    assert path.read_bytes() == before
+    assert str(path) in raised.value.message
 
 
-def test_a_missing_last_newline_is_mended(tmp_path: Path):
-    path = tmp_path / "classification.csv"
-    append(path, make_row(fingerprint="a"))
-    path.write_text(path.read_text().rstrip("\n"))
-    append(path, make_row(fingerprint="b"))
-    assert [row.fingerprint for row in read(tmp_path)] == ["a", "b"]
+def test_records_of_a_later_version_are_read_with_one_notice(tmp_path: Path):
+    for name in "ab":
+        path = add(tmp_path, make_record(fingerprint=name))
+        fields = json.loads(path.read_text())
+        fields |= {"version": 4, "colour": "blue"}
+        fields["settings"]["teachers"] = {"count": 3}
+        fields["metrics"][0]["symbol"] = "%"
+        path.write_text(json.dumps(fields))
+    with pytest.warns(UnknownFields) as notices:
+        records = read(tmp_path)
+    assert {record.fingerprint for record in records} == {"a", "b"}
+    [notice] = notices
+    assert str(notice.message).endswith("were ignored: colour, metrics.0.symbol, settings.teachers.")
 
 
-def test_rows_of_ten_thousand_networks(tmp_path: Path):
-    values = json.dumps([0.123456789012345678 + i / 1e6 for i in range(10_000)])
-    append(tmp_path / "classification.csv", make_row(values=values))
-    assert read(tmp_path)[0].values == values
+def test_records_of_ten_thousand_networks(tmp_path: Path):
+    values = [0.123456789012345678 + i / 1e6 for i in range(10_000)]
+    add(tmp_path, make_record(values=json.dumps(values)))
+    assert read(tmp_path)[0].score.values == values
 
 
 def test_where_rows_go(tmp_path: Path):
@@ -104,41 +219,33 @@ def test_where_rows_go(tmp_path: Path):
         read(tmp_path / "nothing")
 
 
-JSON_CELLS = dict.fromkeys(
-    (
-        "dataset_options", "network_options", "init_options", "eval_init_options", "objective_options", "target_options",
-        "pretrained", "metrics", "environment",
-    ),
-    "{}",
-)  # fmt: skip
-
-
 def test_the_leaderboard_as_a_table(tmp_path: Path):
-    import ddbench
-
-    path = tmp_path / "classification.csv"
-    append(path, make_row(fingerprint="a", mean=0.5, method_options='{"seed": 3}', **JSON_CELLS))
-    append(path, make_row(fingerprint="b", mean=0.75, std=None, method_options="{}", **JSON_CELLS))
+    add(tmp_path, make_record(fingerprint="a", mean=0.5, method_options='{"seed": 3}'))
+    add(tmp_path, make_record(fingerprint="b", mean=0.75, std=None, created="2026-01-02T00:00:00+00:00"))
     table = ddbench.load_leaderboard(tmp_path)
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == [column.name for column in COLUMNS]
     assert table["mean"].tolist() == [0.5, 0.75]
     assert table["std"].isna().tolist() == [False, True]
     assert table["method_options"].tolist() == [{"seed": 3}, {}]
     assert table["values"].iloc[0] == [0.4, 0.6]
     assert table["companions"].iloc[0]["random"]["mean"] == 0.2
-    (tmp_path / "classification.csv").unlink()
-    assert list(ddbench.load_leaderboard(tmp_path).columns) == list(COLUMNS)
+    (tmp_path / "empty").mkdir()
+    assert list(ddbench.load_leaderboard(tmp_path / "empty").columns) == list(table.columns)
     with pytest.raises(UsageError, match="there is no folder"):
         ddbench.load_leaderboard(tmp_path / "elsewhere")
 
 
-def test_every_column_of_json_is_read_by_the_table():
-    """A row the program wrote: what parses as a list or a mapping is among the columns that are read."""
-    rows = read(Path(__file__).parent.parent / "leaderboards")
-    found = {
-        name
-        for row in rows
-        for name, cell in row.model_dump().items()
-        if isinstance(cell, str) and cell[:1] in ("{", "[")
-    }
-    assert found == set(JSON_COLUMNS)
+def test_columns_hold_what_they_say():
+    """Every column of every committed record is of its type, and only optional figures are empty."""
+    for record in read(COMMITTED):
+        for column in COLUMNS:
+            value = column.get(record)
+            if value is None:
+                assert column.name in ("std", "low", "high") and record.score.n == 1
+            else:
+                assert type(value) in ((int, float) if column.kind is float else (column.kind,)), column.name
+
+
+def test_the_committed_csvs_are_what_the_records_give():
+    assert outdated(COMMITTED) == []
+    assert csv_text([]).count("\n") == 1

@@ -126,11 +126,11 @@ def test_a_third_party_package_from_new_to_the_leaderboard(tmp_path: Path, ddben
     settings = ("-d", "parity", "--init", "small", "--eval-networks", 5, "--json")
     runs = [ddbench("run", "-m", method, *settings, PYTHONPATH=path) for method in ("class_means", "random_subset")]
     assert [run.code for run in runs] == [0, 0], runs[0].err
-    rows = [run.json()["row"] for run in runs]
-    assert rows[0]["method_source"] == "ddbench-class-means 1.2.3"
-    assert rows[0]["dataset"].startswith("parity")
-    verdict = ddbench("compare", *(row["run_id"] for row in rows), PYTHONPATH=path)
+    records = [run.json() for run in runs]
+    assert records[0]["method_source"] == "ddbench-class-means 1.2.3"
+    assert records[0]["dataset"]["name"].startswith("parity")
+    verdict = ddbench("compare", *(record["run_id"] for record in records), PYTHONPATH=path)
     assert verdict.code == 0, verdict.err
     assert "class_means" in verdict.out and "n=5" in verdict.out
     board = ddbench("leaderboard", "--dataset", "parity", PYTHONPATH=path)
-    assert board.out.index(rows[0]["run_id"]) < board.out.index(rows[1]["run_id"])
+    assert board.out.index(records[0]["run_id"]) < board.out.index(records[1]["run_id"])

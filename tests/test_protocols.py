@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Silent
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.task import Objective
@@ -145,8 +146,8 @@ def test_measuring_in_batches_is_measuring_at_once(make_prepared, monkeypatch):
 
 
 def test_better_follows_the_objective():
-    up = Objective(None, lambda logits, labels: {}, "accuracy")
-    down = dataclasses.replace(up, higher_is_better=False)
+    up = Objective(None, lambda logits, labels: {}, (Metric("accuracy", "share"),))
+    down = dataclasses.replace(up, metrics=(dataclasses.replace(up.metric, higher_is_better=False),))
     assert better(up, 0.9, 0.8)
     assert not better(down, 0.9, 0.8)
     assert better(up, 0.1, float("nan"))

@@ -9,11 +9,14 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from ddbench.contract.metric import Metric
 from ddbench.contract.sets import DistilledSet
 from ddbench.records.stats import summarise
 from ddbench.render.live import Bar, Plain, duration, live
-from ddbench.render.pictures import contact_sheet, draw_curve, draw_images
+from ddbench.render.pictures import _spread_evenly_in_ratio, contact_sheet, draw_curve, draw_images
 from ddbench.render.tables import number, score_lines, score_text
+
+ACCURACY, LOSS = Metric("accuracy", "share"), Metric("loss", higher_is_better=False)
 
 
 def shaded(soft: bool = False) -> DistilledSet:
@@ -65,13 +68,12 @@ def test_a_contact_sheet_of_many_colour_images_is_cut():
 def test_lines_of_one_method_are_told_apart(capsys, monkeypatch):
     from ddbench.records.ranking import groups
     from ddbench.render.tables import ranking
-    from tests.rows import make_row
+    from tests.rows import make_record
 
     monkeypatch.setenv("COLUMNS", "200")
     rows = [
-        make_row(
-            run_id=f"r{i}", method=method, method_options=options, method_source=source, init_options="{}", objective_options="{}",
-            metrics="{}", mean=0.9 - i / 10, low=0.8 - i / 10, high=1 - i / 10, pretrained=pools,
+        make_record(
+            run_id=f"r{i}", method=method, method_options=options, method_source=source, mean=0.9 - i / 10, low=0.8 - i / 10, high=1 - i / 10, pretrained=pools,
         )
         for i, (method, options, source, pools) in enumerate(
             [
@@ -79,8 +81,8 @@ def test_lines_of_one_method_are_told_apart(capsys, monkeypatch):
                 ("mine", '{"a": 3, "b": 2}', "mine.py@1234", "{}"),
                 ("mine", '{"a": 3, "b": 2}', "mine.py@5678", "{}"),
                 ("alone", '{"a": 7}', "p 1", "{}"),
-                ("pooled", "{}", "p 1", '{"x": 1}'),
-                ("pooled", "{}", "p 1", '{"x": 2}'),
+                ("pooled", "{}", "p 1", '{"x": {"networks": 1}}'),
+                ("pooled", "{}", "p 1", '{"x": {"networks": 2}}'),
             ]
         )
     ]  # fmt: skip
@@ -99,7 +101,7 @@ def test_lines_of_one_method_are_told_apart(capsys, monkeypatch):
 
 def test_as_good_as_a_companion():
     score = summarise([0.5, 0.5])
-    assert list(score_lines("accuracy", score, score, {"random": score}, True))[1].endswith("this run is as good")
+    assert list(score_lines(ACCURACY, score, score, {"random": score}))[1].endswith("this run is as good")
 
 
 def test_sets_without_metadata_or_with_many_images_are_drawn(tmp_path: Path):
@@ -116,6 +118,24 @@ def test_the_curve_has_a_panel_for_each_logged_figure(tmp_path: Path):
     draw_curve([{"loop": 0, "step": 0, "seconds": 0}], tmp_path / "none.png")
     with Image.open(tmp_path / "two.png") as picture:
         assert picture.width > 600
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic"),
+    [
+        ([0.1, 1, 10], True),
+        ([1, 10, 30, 100], True),
+        ([0.001, 0.003, 0.01, 0.03, 0.1, 0.3], True),
+        ([1, 2, 5, 10, 20], False),
+        ([1, 50, 100, 150], False),
+        ([0, 1, 100], False),
+        ([-1, 1, 100], False),
+        (["adam", "sgd", "lars"], False),
+        ([True, False], False),
+    ],
+)
+def test_the_axis_of_a_sweep_is_logarithmic_for_values_spread_evenly_in_ratio(values, logarithmic):
+    assert _spread_evenly_in_ratio(values) == logarithmic
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]):
@@ -154,12 +174,12 @@ def test_durations(seconds, text):
 
 def test_scores_for_people():
     score, companion = summarise([0.8, 0.9]), summarise([0.5, 0.6])
-    assert score_text("accuracy", score).startswith("85.0 % (std 7.1, 95 % interval 21.5 to 100.0")
-    assert score_text("loss", summarise([0.5])) == "0.5 (1 network, so no interval)"
-    lines = list(score_lines("accuracy", score, summarise([0.1]), {"random_subset": companion}, higher_is_better=True))
+    assert score_text(ACCURACY, score).startswith("85.0 % (std 7.1, 95 % interval 21.5 to 100.0")
+    assert score_text(LOSS, summarise([0.5])) == "0.5 (1 network, so no interval)"
+    lines = list(score_lines(ACCURACY, score, summarise([0.1]), {"random_subset": companion}))
     assert "this run is 30.0 points better" in lines[1]
     assert "10.0 %" in lines[2]
-    lines = list(score_lines("loss", score, summarise([0.1]), {"random_subset": companion}, higher_is_better=False))
+    lines = list(score_lines(LOSS, score, summarise([0.1]), {"random_subset": companion}))
     assert "this run is 0.3 worse" in lines[1]
-    assert number("accuracy", 0.5, signed=True) == "+50.0 %"
+    assert number(ACCURACY, 0.5, signed=True) == "+50.0 %"
     assert json.loads(score.model_dump_json())["values"] == [0.8, 0.9]

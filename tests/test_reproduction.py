@@ -5,17 +5,15 @@ import pytest
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
 from ddbench.pipeline.plan import plan_run
-from ddbench.records.leaderboard import Row
+from ddbench.records.result import RunResult
 from ddbench.render.reproduction import page
+from tests.rows import make_record
 
 
-def row_of(catalog: Catalog, name: str, mean: float, **changes: object) -> Row:
-    """A row as a run of the experiment would leave it, figures aside."""
+def row_of(catalog: Catalog, name: str, mean: float, **changes: object) -> RunResult:
+    """Return a record as a run of the experiment would leave it, but for the figures."""
     spec = plan_run(RunSpec.parse(catalog.experiment(name).spec), catalog).settings
-    fields: dict[str, object] = {}
-    for key, field in Row.model_fields.items():
-        fields[key] = {int: 1, float: 0.5, bool: True}.get(field.annotation, "")  # type: ignore[arg-type]
-    fields |= dict(
+    fields: dict[str, object] = dict(
         experiment=name,
         mean=mean,
         std=0.02,
@@ -23,6 +21,7 @@ def row_of(catalog: Catalog, name: str, mean: float, **changes: object) -> Row:
         low=None,
         high=None,
         metric="accuracy",
+        values=json.dumps([mean] * 50),
         dataset="mnist",
         before=0.66,
         seconds_distill=754.0,
@@ -32,7 +31,7 @@ def row_of(catalog: Catalog, name: str, mean: float, **changes: object) -> Row:
         target_options=json.dumps(spec.target.options if spec.target else {}),
         companions='{"no_adaptation": {"mean": 0.66, "std": 0.1, "n": 50}}',
     )
-    return Row.model_validate({**fields, **changes})
+    return make_record(**{**fields, **changes})
 
 
 def line_of(text: str, name: str) -> list[str]:
@@ -41,7 +40,7 @@ def line_of(text: str, name: str) -> list[str]:
 
 
 def test_rows_beside_published_figures(catalog):
-    options = json.loads(row_of(catalog, "wang2018/usps-to-mnist-random", 0.9).target_options)
+    options = row_of(catalog, "wang2018/usps-to-mnist-random", 0.9).settings.target.options
     rows = [
         row_of(
             catalog,
@@ -75,10 +74,8 @@ def test_whether_a_figure_is_within(catalog, mean):
 def test_the_committed_leaderboards_can_be_read():
     from pathlib import Path
 
-    from ddbench.pipeline.runner import ARTIFACT_LIMIT
-    from ddbench.records.leaderboard import read
+    from ddbench.records.store import ARTIFACT_LIMIT, artifact_path, read
 
     folder = Path(__file__).parents[1] / "leaderboards"
-    for row in read(folder):
-        there = (folder / "artifacts" / f"{row.artifact_sha256}.safetensors").exists()
-        assert there or row.bytes > ARTIFACT_LIMIT
+    for record in read(folder):
+        assert artifact_path(folder, record.artifact.sha256).exists() or record.artifact.bytes > ARTIFACT_LIMIT

@@ -11,8 +11,8 @@ from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, Interrupted, PluginError
 from ddbench.pipeline import runner
 from ddbench.pipeline.evaluate import evaluate
-from ddbench.records.leaderboard import read
 from ddbench.records.result import RunFolder
+from ddbench.records.store import artifact_path, read
 
 METHODS = '''
 """Methods that end in every way a method can."""
@@ -113,16 +113,16 @@ def test_a_run_leaves_its_evidence(tmp_path: Path):
     assert result.score.mean == pytest.approx(sum(result.score.values) / 3)
     assert result.companions["random_subset"].n == 3
     folder = RunFolder(Path(result.run_dir))
-    assert folder.read_spec().fingerprint == result.spec.fingerprint
+    assert folder.read_spec().fingerprint == result.fingerprint == result.settings.fingerprint
     assert folder.read_result() == result
     assert len(folder.log.read_text().splitlines()) == 25
-    [row] = read(tmp_path / "boards")
-    assert row.model_dump() == result.row
-    assert row.mean == result.score.mean
-    assert json.loads(row.values) == result.score.values
-    assert row.outer_steps == 25
-    assert row.companion_scores()["random_subset"]["mean"] == result.companions["random_subset"].mean
-    kept = tmp_path / "boards" / "artifacts" / f"{row.artifact_sha256}.safetensors"
+    assert result.asked.model_fields_set == {"network", "eval_networks", "method"}
+    [record] = read(tmp_path / "boards")
+    assert record.asked == result.asked
+    assert record.score == result.score
+    assert record.loop.steps == 25
+    assert record.companions["random_subset"].mean == result.companions["random_subset"].mean
+    kept = artifact_path(tmp_path / "boards", record.artifact.sha256)
     assert kept.read_bytes() == folder.artifact.read_bytes()
     assert any(
         "digits: 1295 training, 142 validation, 360 test images; the full data, verified" in line for line in lines
@@ -139,9 +139,8 @@ def test_the_same_spec_gives_the_same_bytes_and_no_second_row(tmp_path: Path):
     second, lines = start(tmp_path, **UNROLLED)
     assert second.artifact.sha256 == first.artifact.sha256
     assert second.score == first.score
-    assert second.row is None
     assert second.run_dir == first.run_dir + "-2"
-    assert any("No second row" in line and "Reproduced exactly" in line for line in lines)
+    assert any("No second record" in line and "Reproduced exactly" in line for line in lines)
     assert len(read(tmp_path / "boards")) == 1
     other, _ = start(tmp_path, **UNROLLED, seed=1)
     assert other.artifact.sha256 != first.artifact.sha256
@@ -164,7 +163,7 @@ def test_every_method_gives_the_same_bytes_again(tmp_path: Path, method: str):
 
 def test_scoring_an_artefact_again_gives_its_score(tmp_path: Path):
     result, _ = start(tmp_path, **UNROLLED)
-    prepared, scores = evaluate(DistilledSet.load(result.artifact.path), result.spec.asked())
+    prepared, scores = evaluate(DistilledSet.load(result.artifact.path), result.settings.asked())
     assert scores.after["accuracy"] == result.score
     assert scores.companions == result.companions
     assert prepared.record == result.dataset
@@ -184,7 +183,7 @@ def test_companions_are_computed_once(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_companion_has_none_of_itself(tmp_path: Path):
     result, _ = start(tmp_path, method="random_subset")
     assert list(result.companions) == ["full_data"]
-    assert result.selected.startswith("rate ")
+    assert result.protocol.selected.startswith("rate ")
 
 
 @pytest.mark.parametrize(
@@ -228,8 +227,8 @@ def test_interrupted_and_resumed_ends_in_the_same_row(tmp_path: Path, methods: C
     whole = runner.resume(fresh / "runs" / folder.name, catalog=methods, leaderboards=fresh / "boards")
     assert resumed.artifact.sha256 == whole.artifact.sha256
     assert resumed.score == whole.score
-    [row] = read(tmp_path / "boards")
-    assert row.mean == whole.score.mean
+    [record] = read(tmp_path / "boards")
+    assert record.score == whole.score
     # A run that has ended is told, not run again.
     assert runner.resume(folder, catalog=methods, leaderboards=tmp_path / "boards") == resumed
 
@@ -248,16 +247,16 @@ def test_a_leaderboard_spoilt_during_the_run_does_not_lose_it(tmp_path: Path, me
 def test_smoke_runs_leave_no_row(tmp_path: Path):
     result, lines = start(tmp_path, smoke=True)
     assert result.status == "ok"
-    assert result.steps_done == 3
-    assert "A smoke run leaves no row." in lines
+    assert result.loop.steps == 3
+    assert "A smoke run leaves no record." in lines
     assert not (tmp_path / "boards").exists()
 
 
 def test_a_time_limit_is_told_in_the_row(tmp_path: Path):
     slow = {"method": {"name": "unrolled_gd", "options": {"outer_steps": 100_000, "networks": 1, "real_batch": 16}}}
     result, _ = start(tmp_path, **slow, time_limit="0.3s")
-    assert result.row["stopped_by"] == "time limit"
-    assert 0 < result.row["outer_steps"] < 10_000
+    assert result.loop.stopped_by == "time limit"
+    assert 0 < result.loop.steps < 10_000
 
 
 def test_a_run_folder_of_something_else(tmp_path: Path):

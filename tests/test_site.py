@@ -11,7 +11,8 @@ import pytest
 
 from ddbench.discovery.catalog import Catalog
 from ddbench.pipeline.runner import run
-from ddbench.records.leaderboard import published, read
+from ddbench.records.leaderboard import published
+from ddbench.records.store import read
 from ddbench.render.site import write_site
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

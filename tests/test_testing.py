@@ -32,7 +32,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import ddbench
-from ddbench import DistilledSet, ImageSplits, Objective
+from ddbench import DistilledSet, ImageSplits, Metric, Objective
 
 """
 METHOD = '''
@@ -125,14 +125,14 @@ OTHERS = {
         "    return {name: torch.randn((n, *p.shape), generator=generator) for name, p in network.named_parameters()}",
     ],
     ("objective", "measures in numbers"): [
-        'return Objective(F.cross_entropy, lambda z, y: {"other": 0.5}, "accuracy")',
-        'return Objective(F.cross_entropy, lambda z, y: {"accuracy": (z.argmax(1) == y).float().mean()}, "accuracy")',
-        'return Objective(F.cross_entropy, lambda z, y: {"accuracy": float("nan")}, "accuracy")',
+        'return Objective(F.cross_entropy, lambda z, y: {"other": 0.5}, (Metric("accuracy", "share"),))',
+        'return Objective(F.cross_entropy, lambda z, y: {"accuracy": (z.argmax(1) == y).float().mean()}, (Metric("accuracy", "share"),))',
+        'return Objective(F.cross_entropy, lambda z, y: {"accuracy": float("nan")}, (Metric("accuracy", "share"),))',
     ],
     ("objective", "can be descended"): [
-        'return Objective(lambda z, y: (z.argmax(1) == y).float().mean(), lambda z, y: {"accuracy": 0.5}, "accuracy")',
-        'return Objective(lambda z, y: z.square(), lambda z, y: {"accuracy": 0.5}, "accuracy")',
-        'return Objective(None, lambda z, y: {"accuracy": 0.5}, "accuracy", relabel=lambda y: y[:1])',
+        'return Objective(lambda z, y: (z.argmax(1) == y).float().mean(), lambda z, y: {"accuracy": 0.5}, (Metric("accuracy", "share"),))',
+        'return Objective(lambda z, y: z.square(), lambda z, y: {"accuracy": 0.5}, (Metric("accuracy", "share"),))',
+        'return Objective(None, lambda z, y: {"accuracy": 0.5}, (Metric("accuracy", "share"),), relabel=lambda y: y[:1])',
     ],
     ("target", "names what it adapts"): [
         'return ddbench.AdaptationTarget("mnist", "no_such_network")',

@@ -9,13 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ddbench
-from ddbench import DatasetInfo, Objective, UsageError
+from ddbench import DatasetInfo, Metric, Objective, UsageError
 
 Logits = Float[Tensor, "n classes"]
 Labels = Int[Tensor, " n"]
 ClassName = Annotated[int | str, Field(union_mode="left_to_right")]
 AttackClass = Annotated[ClassName, Field(description="number or name of the class that is attacked")]
 TargetClass = Annotated[ClassName, Field(description="number or name of the class that it is to be classified as")]
+ACCURACY = Metric("accuracy", "share", bounded_by_full_data=True)
+LOSS = Metric("loss", higher_is_better=False)
 
 
 def _correct(logits: Logits, labels: Labels) -> Bool[Tensor, " n"]:
@@ -35,10 +37,10 @@ def classification(info: DatasetInfo) -> Objective:
     An example with logits that are not finite counts as wrong.
     """
 
-    def metrics(logits: Logits, labels: Labels) -> dict[str, float]:
+    def measure(logits: Logits, labels: Labels) -> dict[str, float]:
         return {"accuracy": _share(_correct(logits, labels)), "loss": F.cross_entropy(logits, labels).item()}
 
-    return Objective(loss=F.cross_entropy, metrics=metrics, primary="accuracy")
+    return Objective(F.cross_entropy, measure, (ACCURACY, LOSS))
 
 
 @ddbench.objective
@@ -63,7 +65,7 @@ def poisoning(info: DatasetInfo, *, attack_class: AttackClass = 0, target_class:
     def loss(logits: Logits, labels: Shaped[Tensor, " n *classes"]) -> Float[Tensor, ""]:
         return F.cross_entropy(logits, rewrite(labels))
 
-    def metrics(logits: Logits, labels: Labels) -> dict[str, float]:
+    def measure(logits: Logits, labels: Labels) -> dict[str, float]:
         correct, victims = _correct(logits, labels), labels == attacked
         per_class = {f"accuracy_of_{name}": _share(correct[labels == label]) for label, name in enumerate(info.classes)}
         return {
@@ -74,7 +76,14 @@ def poisoning(info: DatasetInfo, *, attack_class: AttackClass = 0, target_class:
             **per_class,
         }
 
-    return Objective(loss=loss, metrics=metrics, primary="attack_success", relabel=rewrite)
+    metrics = (
+        Metric("attack_success", "share"),
+        Metric("accuracy", "share", beside=True),
+        Metric("accuracy_others", "share", beside=True),
+        Metric("accuracy_rewritten", "share"),
+        *(Metric(f"accuracy_of_{name}", "share") for name in info.classes),
+    )
+    return Objective(loss, measure, metrics, relabel=rewrite)
 
 
 @ddbench.objective
@@ -90,12 +99,11 @@ def least_squares(info: DatasetInfo) -> Objective:
         targets = labels if labels.is_floating_point() else F.one_hot(labels, classes).to(logits)
         return 0.5 * (logits - targets).square().sum(-1).mean()
 
-    def metrics(logits: Logits, labels: Labels) -> dict[str, float]:
+    def measure(logits: Logits, labels: Labels) -> dict[str, float]:
         return {"loss": loss(logits, labels).item(), "accuracy": _share(_correct(logits, labels))}
 
-    return Objective(
-        loss=loss, metrics=metrics, primary="loss", higher_is_better=False, inner_loss=loss, kind="regression"
-    )
+    metrics = (LOSS, Metric("accuracy", "share", beside=True))
+    return Objective(loss, measure, metrics, inner_loss=loss, kind="regression")
 
 
 def _index(option: str, value: int | str, info: DatasetInfo) -> int:

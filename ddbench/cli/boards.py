@@ -1,8 +1,7 @@
 """Commands about leaderboards: leaderboard, compare, verify, reproduction."""
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +10,10 @@ from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, named
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 
+if TYPE_CHECKING:
+    from ddbench.records.leaderboard import PublishedRow
+    from ddbench.records.result import RunResult
+
 
 def leaderboard(
     ctx: typer.Context,
@@ -18,10 +21,14 @@ def leaderboard(
     dataset: Annotated[str | None, named("dataset", "Only this dataset.", "--dataset", "-d")] = None,
     method: Annotated[str | None, named("method", "Only this method.", "--method", "-m")] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write the rows as a static page into this folder.", metavar="DIR")
+        Path | None, typer.Option("--html", help="Write the records as a static page into this folder.", metavar="DIR")
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Look for rows that ddbench could not have written; exit code 1 if any.")
+        bool, typer.Option("--check", help="Look for records that ddbench could not have written; exit code 1 if any.")
+    ] = False,
+    rebuild: Annotated[
+        bool,
+        typer.Option("--rebuild", help="Write the CSVs anew from the records; this settles a merge conflict in a CSV."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -30,59 +37,80 @@ def leaderboard(
     Example: `ddbench leaderboard --dataset svhn`
     """
     with explained_failures(as_json=as_json, verbose=ctx.obj):
+        if rebuild:
+            _rebuild(leaderboards, as_json)
         if check:
             _check(leaderboards, as_json)
+        if rebuild or check:
             return
-        from ddbench.records.leaderboard import published, read_sound
+        from ddbench.records.leaderboard import published
         from ddbench.records.ranking import groups
+        from ddbench.records.store import read
         from ddbench.render.tables import published_table, ranking
 
-        rows = [
-            row
-            for row in read_sound(leaderboards)
-            if (dataset is None or row.dataset.split("@")[0] == dataset.split("@")[0]) and method in (None, row.method)
+        every = read(leaderboards)
+        records = [
+            record
+            for record in every
+            if dataset is None or (record.dataset and record.dataset.name.split("@")[0] == dataset.split("@")[0])
         ]
-        apart = [p for p in published(leaderboards) if dataset in (None, p.dataset) and method in (None, p.method)]
+        records = [record for record in records if method in (None, record.settings.method.name)]
+        figures = [f for f in published(leaderboards) if dataset in (None, f.dataset) and method in (None, f.method)]
         if as_json:
-            from ddbench.records.dd_ranking import of_row
-
-            print_json(
-                {
-                    "status": "ok",
-                    "rows": [{**row.model_dump(), "fairness": of_row(row, rows)} for row in rows],
-                    "published": [figure.model_dump() for figure in apart],
-                }
-            )
+            print_json(_document(records, figures))
             return
         if html is not None:
             from ddbench.discovery.catalog import Catalog
             from ddbench.render.site import write_site
 
-            typer.echo(f"Wrote {write_site(html, rows, apart, leaderboards, Catalog())}")
+            typer.echo(f"Wrote {write_site(html, records, figures, leaderboards, Catalog())}")
             return
-        if not rows:
-            one_of = dataset or method
+        if not records:
+            filtered = dataset or method
             typer.echo(
-                "No rows of that dataset or method."
-                if one_of
-                else "No rows yet. Make one: ddbench run --method unrolled_gd"
+                "There are no records of that dataset or method."
+                if filtered
+                else "There are no records yet. Make one: ddbench run --method unrolled_gd"
             )
-        ranking(groups(rows))
+        ranking(groups(records))
         if dataset is not None:
-            published_table(apart)
+            published_table(figures)
+
+
+def _document(records: "list[RunResult]", figures: "list[PublishedRow]") -> dict[str, Any]:
+    """Return the rows of the CSVs with their fairness scores, and the published figures, as JSON values."""
+    from ddbench.records.columns import COLUMNS
+    from ddbench.records.dd_ranking import fairness_of
+
+    rows = [
+        {**{column.name: column.cell(record) for column in COLUMNS}, "fairness": fairness_of(record, records)}
+        for record in records
+    ]
+    return {"status": "ok", "rows": rows, "published": [figure.model_dump() for figure in figures]}
+
+
+def _rebuild(leaderboards: Path, as_json: bool) -> None:
+    from ddbench.records.store import rebuild
+
+    paths = [str(path) for path in rebuild(leaderboards)]
+    if as_json:
+        print_json({"status": "ok", "written": paths})
+        return
+    for path in paths:
+        typer.echo(f"Wrote {path}")
 
 
 def _check(leaderboards: Path, as_json: bool) -> None:
-    from ddbench.records.audit import faults
-    from ddbench.records.leaderboard import read
+    from ddbench.records.audit import problems
+    from ddbench.records.store import read
 
-    found, count = faults(leaderboards), len(read(leaderboards))
+    lines, count = problems(leaderboards), len(read(leaderboards))
     if as_json:
-        print_json({"status": "failed" if found else "ok", "rows": count, "faults": found})
+        print_json({"status": "failed" if lines else "ok", "records": count, "problems": lines})
     else:
-        for line in found or [f"{count} rows, none at fault."]:
+        for line in lines or [f"{count} records, none invalid."]:
             typer.echo(line)
-    if found:
+    if lines:
         raise typer.Exit(1)
 
 
@@ -93,55 +121,81 @@ def verify(
         typer.Argument(help="A run, or the beginning of its name or fingerprint.", autocompletion=completion.runs),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Every row whose artefact, data and pretrained networks are here.")
+        bool, typer.Option("--all", help="Every record whose distilled set, data and pretrained networks are here.")
     ] = False,
     networks: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate on the first few of its networks only. [all]")
+        int | None, typer.Option(min=1, help="Score on the first few of its networks only. [all]")
     ] = None,
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate the distilled set of a row again and say whether its figure holds; exit code 1 when it does not.
+    """Score the distilled set of a record again and report whether its number holds; exit code 1 if it does not.
 
     Examples: `ddbench verify unrolled_gd-mnist-ipc1-9cd09d`, `ddbench verify --all --networks 3`
     """
     with explained_failures(as_json=as_json, verbose=ctx.obj):
-        from ddbench.discovery.catalog import Catalog
-        from ddbench.pipeline import verify as verifying
-        from ddbench.records.leaderboard import read
-        from ddbench.records.result import artifact_path
-        from ddbench.render.live import live
+        from ddbench.records.leaderboard import find
+        from ddbench.records.store import artifact_path, read
 
         if every == (row is not None):
-            raise UsageError("name one row, or --all.", "See the runs in: ddbench leaderboard")
-        rows = [verifying.find(leaderboards, row)] if row is not None else read(leaderboards)
-        catalog, verdicts, missing, not_verified = Catalog(plugin or []), {}, list[str](), list[str]()
-        with live() as reporter:
-            for one in rows:
-                if every and not artifact_path(leaderboards, one.artifact_sha256).exists():
-                    continue
-                try:
-                    verdict = verifying.verify(one, leaderboards, catalog, reporter, networks=networks, fetch=not every)
-                except DdbenchError as error:
-                    if not every:
-                        raise
-                    (missing if isinstance(error, MissingPrerequisite) else not_verified).append(one.run_id)
-                    reporter.say(f"{one.run_id} could not be verified: {error.message} {error.hint}")
-                    continue
-                verdicts[one.run_id] = {"holds": verdict.holds, "how": verdict.how, "mean": verdict.found.mean}
-                if not as_json:
-                    typer.echo(f"{one.run_id}: {one.metric} {verdict.how}")
-        holds = all(verdict["holds"] for verdict in verdicts.values()) and not not_verified
+            raise UsageError("name one record, or --all.", "See the runs in: ddbench leaderboard")
+        records = [find(leaderboards, row)] if row is not None else read(leaderboards)
+        present = [
+            record
+            for record in records
+            if row is not None or (record.artifact and artifact_path(leaderboards, record.artifact.sha256).exists())
+        ]
+        verdicts, missing, failed = _verify(present, leaderboards, networks, plugin, every, as_json)
+        holds = all(verdict["holds"] for verdict in verdicts.values()) and not failed
         if as_json:
             status = "ok" if holds else "failed"
-            print_json({"status": status, "rows": verdicts, "missing": missing, "not_verified": not_verified})
+            print_json({"status": status, "rows": verdicts, "missing": missing, "not_verified": failed})
         elif every:
-            typer.echo(f"{len(verdicts)} rows verified, {len(missing)} passed over for what is not here.")
-        if every and not verdicts and not not_verified:
-            raise MissingPrerequisite("no row could be verified with what is here.", "See why above.")
+            absent = len(records) - len(present)
+            typer.echo(
+                f"{len(verdicts)} of {len(records)} records verified, {len(failed)} could not be; skipped: "
+                f"{absent} without a distilled set here, {len(missing)} without data or networks."
+            )
+        if every and not verdicts and not failed:
+            raise MissingPrerequisite("no record could be verified with what is here.", "See why above.")
     if not holds:
         raise typer.Exit(1)
+
+
+def _verify(
+    records: "list[RunResult]",
+    leaderboards: Path,
+    networks: int | None,
+    plugins: list[Path] | None,
+    every: bool,
+    as_json: bool,
+) -> tuple[dict[str, dict[str, Any]], list[str], list[str]]:
+    """Verify records, and return the verdicts, the runs that lack something here, and those that failed."""
+    from ddbench.discovery.catalog import Catalog
+    from ddbench.pipeline.verify import verify
+    from ddbench.render.live import live
+
+    catalog, verdicts, missing, failed = Catalog(plugins or []), {}, list[str](), list[str]()
+    with live() as reporter:
+        for record in records:
+            score = record.scores[record.primary]
+            reporter.say(
+                f"{record.run_id}: scoring its distilled set again under {record.settings.protocol} on "
+                f"{min(networks or score.n, score.n)} of {score.n} networks; recorded {record.primary} {score.mean:.4f}"
+            )
+            try:
+                verdict = verify(record, leaderboards, catalog, reporter, networks=networks, fetch=not every)
+            except DdbenchError as error:
+                if not every:
+                    raise
+                (missing if isinstance(error, MissingPrerequisite) else failed).append(record.run_id)
+                reporter.say(f"{record.run_id} could not be verified: {error.message} {error.hint}")
+                continue
+            verdicts[record.run_id] = {"holds": verdict.holds, "how": verdict.how, "mean": verdict.score.mean}
+            if not as_json:
+                typer.echo(f"{record.run_id}: {record.primary} {verdict.how}")
+    return verdicts, missing, failed
 
 
 def compare(
@@ -156,39 +210,40 @@ def compare(
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     as_json: Json = False,
 ) -> None:
-    """Compare two rows in pairs: the same networks, and every distillation seed that both were run with.
+    """Compare two records in pairs: the same networks, and every distillation seed that both were run with.
 
     Example: `ddbench compare unrolled_gd-mnist-ipc10-958f79 herding-mnist-ipc10-1f0c22`
     """
     with explained_failures(as_json=as_json, verbose=ctx.obj):
-        from ddbench.pipeline.verify import find
-        from ddbench.records.leaderboard import read_sound
-        from ddbench.records.ranking import COMPARED, seeds_of
+        from ddbench.records.leaderboard import find
+        from ddbench.records.ranking import compared, seeds_of
         from ddbench.records.stats import paired
+        from ddbench.records.store import read
         from ddbench.render.tables import difference_line
 
-        rows = read_sound(leaderboards)
-        one, two = (find(leaderboards, name, of_any_seed=True) for name in (first, second))
-        cells = [(name, getattr(one, name), getattr(two, name)) for name in COMPARED]
-        apart = [f"{name} {ours!r} and {theirs!r}" for name, ours, theirs in cells if ours != theirs]
-        if apart:
+        records = read(leaderboards)
+        one, other = (find(leaderboards, name, any_seed=True) for name in (first, second))
+        cells = [(column.name, column.cell(one), column.cell(other)) for column in compared()]
+        differing = [f"{name} {a!r} and {b!r}" for name, a, b in cells if a != b]
+        if differing:
             raise UsageError(
-                f"{one.run_id} and {two.run_id} do not share a ranking: their rows say {', '.join(apart)}.",
+                f"{one.run_id} and {other.run_id} do not share a ranking: their records say {', '.join(differing)}.",
                 "Run both alike to compare them.",
             )
-        ours, theirs = seeds_of(rows, one), seeds_of(rows, two)
-        shared = sorted(ours.keys() & theirs.keys())
-        pairs = [(ours[seed], theirs[seed]) for seed in shared] or [(one, two)]
-        if any(a.n != b.n for a, b in pairs):
+        by_seed = seeds_of(records, one), seeds_of(records, other)
+        shared = sorted(by_seed[0].keys() & by_seed[1].keys())
+        pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in shared] or [(one, other)]
+        scores = [tuple(record.scores[record.primary] for record in pair) for pair in pairs]
+        if any(a.n != b.n for a, b in scores):
             raise UsageError(
-                f"{one.run_id} was scored on {one.n} networks, {two.run_id} on {two.n}.",
+                f"{one.run_id} was scored on {scores[0][0].n} networks, {other.run_id} on {scores[0][1].n}.",
                 "Score both on as many: --eval-networks",
             )
-        difference = paired([json.loads(a.values) for a, _ in pairs], [json.loads(b.values) for _, b in pairs])
+        difference = paired([a.values for a, _ in scores], [b.values for _, b in scores])
         if as_json:
             print_json({"status": "ok", **difference.model_dump(), "shown": difference.shown, "seeds": shared})
             return
-        typer.echo(difference_line(one, two, difference))
+        typer.echo(difference_line(one, other, difference))
 
 
 def reproduction(
@@ -199,14 +254,14 @@ def reproduction(
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     plugin: Plugins = None,
 ) -> None:
-    """Write the page that sets the rows of named experiments beside the published figures.
+    """Write the page that compares the records of named experiments with the published figures.
 
     Example: `ddbench reproduction --output docs/reproduction.md`
     """
     with explained_failures(verbose=ctx.obj):
         from ddbench.discovery.catalog import Catalog
         from ddbench.machine.files import atomic_write
-        from ddbench.records.leaderboard import read
+        from ddbench.records.store import read
         from ddbench.render.reproduction import page
 
         atomic_write(output, page(Catalog(plugin or []), read(leaderboards)))

@@ -144,10 +144,9 @@ def _lines(prepared: "Prepared", scores: "Scores") -> "Iterator[str]":
     """Yield a score with its companions, and the kind of labels it was reached with."""
     from ddbench.render.tables import fairness_lines, score_lines
 
-    objective, primary = prepared.setting.objective, prepared.setting.objective.primary
-    yield from score_lines(
-        primary, scores.after[primary], scores.before[primary], scores.companions, objective.higher_is_better
-    )
+    metric = prepared.setting.objective.metric
+    primary = metric.name
+    yield from score_lines(metric, scores.after[primary], scores.before[primary], scores.companions)
     beside = "; companions have hard labels" if scores.label_regime == "stored soft" and scores.companions else ""
     width = max(map(len, (primary, "before training", *scores.companions)))
     yield f"{'labels':<{width}}  {scores.label_regime}{beside}"
@@ -157,9 +156,9 @@ def _lines(prepared: "Prepared", scores: "Scores") -> "Iterator[str]":
 def _fairness(prepared: "Prepared", scores: "Scores") -> dict[str, float]:
     from ddbench.records.dd_ranking import fairness
 
-    primary = prepared.setting.objective.primary
+    metric = prepared.setting.objective.metric
     means = {name: score.mean for name, score in scores.companions.items()}
-    return fairness(primary, scores.after[primary].mean, means, hard=scores.label_regime == "hard")
+    return fairness(metric, scores.after[metric.name].mean, means, hard=scores.label_regime == "hard")
 
 
 def _document(prepared: "Prepared", scores: "Scores") -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _show_run(path: Path, as_json: bool) -> None:
             f"{path} holds a run of {spec.method.name} that has not ended.", f"Go on with: ddbench resume {path}"
         )
     if as_json:
-        print_json(result.model_dump(mode="json"))
+        print_json(result.document())
         return
     for line in result_lines(result, folder, None):
         typer.echo(line)

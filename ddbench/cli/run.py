@@ -148,7 +148,7 @@ def run(
             attempt.run_dir = started.folder.path
             result = started.carry_out()
         _conclude(result, leaderboards, as_json)
-        if experiment is not None and not as_json and result.spec.experiment:
+        if experiment is not None and not as_json and result.settings.experiment:
             for line in published_lines(catalog.experiment(experiment), result):
                 typer.echo(line)
 
@@ -273,7 +273,7 @@ def _run_sweep(
         done = run_sweep(sweep, spec_at, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
     draw_sweep(done.sweep, done.points, done.figure, done.picture)
     if as_json:
-        results = [{"values": p.values, "logged": p.logged, **p.result.model_dump(mode="json")} for p in done.points]
+        results = [{"values": p.values, "logged": p.logged, **p.result.document()} for p in done.points]
         print_json({"status": "ok", "plot": done.figure, "folder": str(done.folder), "points": results})
         return
     sweep_table(done.sweep, done.points, done.figure)
@@ -327,7 +327,7 @@ def _conclude(result: "RunResult", leaderboards: Path, as_json: bool) -> None:
             # The run and its row are there; a picture is not worth losing them.
             sys.stderr.write(f"Warning: the pictures could not be drawn: {error}\n")
     if as_json:
-        print_json(result.model_dump(mode="json"))
+        print_json(result.document())
         return
     for line in result_lines(result, folder, leaderboards):
         typer.echo(line)

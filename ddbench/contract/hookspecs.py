@@ -75,9 +75,9 @@ def ddbench_objectives() -> Iterable[object]:  # type: ignore[empty-body]
         @ddbench.objective
         def odd_one(info):
             \"\"\"Classify, scored by the error rate.\"\"\"
-            def metrics(logits, labels):
+            def measure(logits, labels):
                 return {"error": (logits.argmax(-1) != labels).float().mean().item()}
-            return Objective(F.cross_entropy, metrics, primary="error", higher_is_better=False)
+            return Objective(F.cross_entropy, measure, (Metric("error", "share", higher_is_better=False),))
     """
 
 

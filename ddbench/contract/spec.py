@@ -200,12 +200,11 @@ def _born_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 FLAGS = {
-    "method": "method", "dataset": "dataset", "network": "network",
-    "eval_network": "eval-network", "init": "init", "eval_init": "eval-init",
-    "objective": "objective", "target": "target", "images_per_class": "ipc", "steps": "steps", "epochs": "epochs",
-    "protocol": "protocol", "eval_networks": "eval-networks", "seed": "seed", "time_limit": "time-limit",
-}  # fmt: skip
-"""Fields of a spec and the flags that set them."""
+    name: "ipc" if name == "images_per_class" else name.replace("_", "-")
+    for name in RunSpec.model_fields
+    if name not in (*NOT_COMPUTED, "smoke", "sample_shape", "validation")
+}
+"""Fields of a spec that take a value on the command line, with their flags; `--set` takes the others."""
 
 
 class Axis(_Frozen):

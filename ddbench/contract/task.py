@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddbench.contract.metric import Metric
 from ddbench.contract.sets import DatasetInfo, ExampleSet
 from ddbench.errors import PluginError
 
@@ -67,10 +68,9 @@ class Objective:
     Attributes:
         loss: `loss(logits [batch, classes], labels [batch])`, a differentiable scalar to distil against; None if there
             is none.
-        metrics: `metrics(logits, labels)`, named figures as plain numbers; NaN for a metric without an example to
-            measure it on.
-        primary: name of the metric that ranks.
-        higher_is_better: the direction of the primary metric.
+        measure: `measure(logits, labels)`, the metrics by name as plain numbers; NaN for a metric without an example
+            to measure it on.
+        metrics: the metrics that `measure` gives, with unit and direction. The first one ranks.
         inner_loss: the loss that networks minimise when they train on the distilled set.
         relabel: `relabel(labels)`, the labels that real examples have in a distilled set; under poisoning, those of
             the attacked class become those of the target class.
@@ -78,12 +78,26 @@ class Objective:
     """
 
     loss: Loss | None
-    metrics: Callable[[Tensor, Tensor], dict[str, float]]
-    primary: str
-    higher_is_better: bool = True
+    measure: Callable[[Tensor, Tensor], dict[str, float]]
+    metrics: tuple[Metric, ...]
     inner_loss: Loss = cross_entropy
     relabel: Callable[[Tensor], Tensor] = _as_they_are
     kind: Literal["classification", "regression"] = "classification"
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that ranks."""
+        return self.metrics[0]
+
+    @property
+    def primary(self) -> str:
+        """The name of the metric that ranks."""
+        return self.metric.name
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The direction of the metric that ranks."""
+        return self.metric.higher_is_better
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ from typing import Any
 
 import pydantic
 
+from ddbench.contract.metric import Unit
 from ddbench.contract.spec import Sweep
 from ddbench.errors import PluginError
 
@@ -15,6 +16,7 @@ class Published(pydantic.BaseModel):
 
     Attributes:
         metric: name of the metric, as the objective gives it.
+        unit: unit of the metric.
         mean: the published mean.
         std: the published standard deviation, or None.
         source: where it was published.
@@ -23,6 +25,7 @@ class Published(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     metric: str
+    unit: Unit = "share"
     mean: float
     std: float | None = None
     source: str

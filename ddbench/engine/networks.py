@@ -97,4 +97,4 @@ def measure(network: nn.Module, state: State, examples: ExampleSet, objective: O
     """Return the objective's metrics of one network on `examples`, in evaluation mode."""
     logits = forward(network, state, examples.inputs, BATCH)
     with torch.no_grad():
-        return objective.metrics(logits, examples.labels)
+        return objective.measure(logits, examples.labels)

@@ -60,7 +60,7 @@ def score_companions(prepared: Prepared, setting: Setting, catalog: Catalog, rep
             atomic_write(path, scores[method.name].model_dump_json())
     # The accuracy of nearest neighbours is no matter of networks.
     trains = bool(prepared.plan.protocol.networks_needed(prepared.eval_networks))
-    if setting.objective.primary == "accuracy" and trains and not prepared.settings.smoke:
+    if setting.objective.metric.bounded_by_full_data and trains and not prepared.settings.smoke:
         try:
             scores[FULL_DATA] = _score_full_data(setting)
         except Interrupted:

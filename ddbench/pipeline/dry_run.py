@@ -12,7 +12,7 @@ from ddbench.errors import MissingPrerequisite
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import prepare
 from ddbench.pipeline.runner import as_spec
-from ddbench.records import leaderboard
+from ddbench.records import store
 from ddbench.records.result import DatasetRecord
 
 
@@ -66,7 +66,7 @@ def dry_run(
         settings=settings,
         fingerprint=settings.fingerprint,
         run_dir=runs / settings.run_id,
-        leaderboard=None if settings.smoke else leaderboard.path_for(leaderboards, settings),
+        leaderboard=None if settings.smoke else store.path_for(leaderboards, settings),
         dataset=dataset,
         peak_memory=peak,
         memory_mode=mode,

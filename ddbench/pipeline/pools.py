@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ddbench.contract.component import Component
+from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Pace, Reporter, Silent
 from ddbench.contract.sets import DatasetInfo
 from ddbench.contract.spec import Choice, RunSpec, Settings
@@ -37,8 +38,8 @@ SMOKE_SIZE, SMOKE_STEPS = 8, 20
 """Networks of each side, and steps, that a smoke run's pool has."""
 _CLASSIFICATION = Objective(
     loss=None,
-    metrics=lambda logits, labels: {"accuracy": (logits.argmax(-1) == labels).float().mean().item()},
-    primary="accuracy",
+    measure=lambda logits, labels: {"accuracy": (logits.argmax(-1) == labels).float().mean().item()},
+    metrics=(Metric("accuracy", "share"),),
 )
 _SIDES: tuple[Side, ...] = ("train", "evaluation")
 

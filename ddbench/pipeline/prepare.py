@@ -153,7 +153,7 @@ def prepare(
     objective = plan.objective.call(settings.objective.options, info)
     if not isinstance(objective, Objective):
         raise PluginError(f"{plan.objective.who} returned {type(objective).__name__}, not an Objective.")
-    if protocol.teacher and objective.primary != "accuracy":
+    if protocol.teacher and not objective.metric.bounded_by_full_data:
         raise UsageError(
             f"{protocol.name} has labels given by a classifier; {settings.objective.name} is another objective.",
             "Choose another --protocol.",

@@ -18,29 +18,24 @@ from ddbench.discovery.catalog import Catalog
 from ddbench.discovery.observers import Observers, observers
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
 from ddbench.machine.environment import describe, free_memory, peak_memory_mb
-from ddbench.machine.files import atomic_write, explained_os_errors, in_use
+from ddbench.machine.files import explained_os_errors, in_use
 from ddbench.machine.seeds import derive_seed, seed_everything
 from ddbench.modalities.image import conversion
 from ddbench.pipeline.evaluate import Scores, score
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import Prepared, prepare
 from ddbench.protocols import label_regime, protocol_hash
-from ddbench.records import leaderboard
-from ddbench.records.leaderboard import Row
+from ddbench.records import store
 from ddbench.records.result import (
     Artifact,
+    LoopRecord,
     Origin,
+    ProtocolRecord,
     RunFolder,
     RunResult,
     Seconds,
     Status,
-    artifact_path,
-    curve_path,
-    thinned,
 )
-
-ARTIFACT_LIMIT = 1_000_000
-"""Largest artefact, in bytes, that is kept beside its leaderboard row."""
 
 
 def run(
@@ -90,10 +85,12 @@ def start(
     """Plan and prepare a run and make its folder. Raises `DdbenchError`; then there is no folder."""
     catalog, reporter = catalog or Catalog(), reporter or Silent()
     plan = plan_run(as_spec(spec), catalog)
-    leaderboard.check(leaderboard.path_for(leaderboards, plan.settings))
+    store.check(store.path_for(leaderboards, plan.settings))
     prepared = prepare(plan, catalog, reporter=reporter)
     folder = _new_folder(runs, plan.settings, reporter)
-    folder.write_origin(Origin(plugins=[str(path) for path in catalog.named], sources=plan.distributions))
+    asked = None if isinstance(spec, Settings) else as_spec(spec)
+    plugins = [str(path) for path in catalog.named]
+    folder.write_origin(Origin(plugins=plugins, sources=plan.distributions, asked=asked))
     return StartedRun(plan, prepared, folder, catalog, leaderboards, reporter)
 
 
@@ -163,14 +160,15 @@ class StartedRun:
 
     def _facts(self) -> dict[str, Any]:
         """Return the fields of the result that are known before the run."""
-        objective = self.prepared.setting.objective
         return {
             "run_id": self.folder.path.resolve().name,
             "run_dir": str(self.folder.path),
-            "spec": self.plan.settings,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "asked": self.folder.read_origin().asked,
+            "settings": self.plan.settings,
+            "fingerprint": self.plan.settings.fingerprint,
             "dataset": self.prepared.record,
-            "primary": objective.primary,
-            "higher_is_better": objective.higher_is_better,
+            "metrics": self.prepared.setting.objective.metrics,
             "environment": describe(self.prepared.device),
             "method_source": self.plan.method.distribution,
         }
@@ -199,11 +197,8 @@ class StartedRun:
         scores = score(prepared, setting, distilled.to(prepared.device), self.catalog, self.reporter)
         seconds = Seconds(distill=round(distill_seconds, 3), evaluate=round(journal.seconds, 3))
         result = self._result(method_run, distilled, scores, seconds)
-        if settings.smoke:
-            self.reporter.say("A smoke run leaves no row.")
-            return result
-        row = _append(result, self.plan, self.folder, self.leaderboards, self.reporter)
-        return result.model_copy(update={"row": row.model_dump() if row else None})
+        store.ensure(self.leaderboards, self.folder, result, self.reporter)
+        return result
 
     def _distil(self, method_run: Run) -> DistilledSet:
         """Return the set that the method makes, saved in the folder; the saved one where a run resumes after it."""
@@ -221,16 +216,16 @@ class StartedRun:
         return RunResult(
             status="ok",
             **self._facts(),
-            score=scores.after[self.prepared.setting.objective.primary],
             scores=scores.after,
             before=scores.before,
             companions=scores.companions,
-            selected=scores.selected,
-            protocol_hash=protocol_hash(self.plan.protocol),
+            protocol=ProtocolRecord(
+                name=self.plan.protocol.name, hash=protocol_hash(self.plan.protocol), selected=scores.selected
+            ),
             pretrained=self.prepared.provenance(),
-            steps_done=method_run.steps_done,
-            stopped_by=method_run.stopped_by,
-            rollbacks=method_run.rollbacks,
+            loop=LoopRecord(
+                steps=method_run.steps_done, stopped_by=method_run.stopped_by, rollbacks=method_run.rollbacks
+            ),
             artifact=Artifact(
                 path=str(self.folder.artifact),
                 sha256=method_run.artifact,
@@ -277,29 +272,6 @@ def _described(distilled: DistilledSet, plan: Plan, prepared: Prepared) -> Disti
         label_regime=label_regime(plan.protocol, distilled),
         seed=settings.seed,
     )
-
-
-def _append(result: RunResult, plan: Plan, folder: RunFolder, leaderboards: Path, reporter: Reporter) -> Row | None:
-    """Keep the artefact beside the leaderboard and append the row; None when the same spec has one already."""
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    row = leaderboard.row_of(result, method_source=plan.method.distribution, created=created)
-    path = leaderboard.path_for(leaderboards, plan.settings)
-    existing = leaderboard.find(path, row)
-    if existing is not None:
-        comparison = leaderboard.comparison(row, existing)
-        reporter.say(f"No second row: {path} has this spec already. {comparison}")
-        return None
-    raw = folder.artifact.read_bytes()
-    if len(raw) <= ARTIFACT_LIMIT:
-        atomic_write(artifact_path(leaderboards, row.artifact_sha256), raw)
-    else:
-        reporter.say(f"The artefact is over {ARTIFACT_LIMIT / 1e6:.0f} MB and stays in the run folder alone.")
-    points = thinned(folder.log)
-    if points:
-        atomic_write(curve_path(leaderboards, row.artifact_sha256), json.dumps(points) + "\n")
-    leaderboard.append(path, row)
-    reporter.say(f"Row appended to {path}.")
-    return row
 
 
 def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Reporter) -> None:

@@ -187,18 +187,18 @@ def csv_text(done: SweepResult) -> str:
 
 def _ended(runs: Path, plan: Plan) -> RunResult | None:
     """Return the result of a run of the same spec and version of the method that has ended well."""
-    for path, result in _results(runs, plan.settings):
-        same = (result.spec.fingerprint, result.method_source)
+    for result in _results(runs, plan.settings):
+        same = (result.fingerprint, result.method_source)
         if result.status == "ok" and same == (plan.settings.fingerprint, plan.method.distribution):
-            return result.model_copy(update={"run_dir": str(path)})
+            return result
     return None
 
 
-def _results(runs: Path, settings: Settings) -> Iterator[tuple[Path, RunResult]]:
+def _results(runs: Path, settings: Settings) -> Iterator[RunResult]:
     for path in sorted(runs.glob(f"{settings.run_id}*")):
         result = RunFolder(path).read_result()
         if result is not None:
-            yield path, result
+            yield result
 
 
 def _last_logged(folder: Path) -> dict[str, float]:

@@ -53,7 +53,7 @@ class Knn:
         ) -> list[dict[str, float]]:
             nonlocal count
             nearest = neighbours(distilled, examples.inputs, norm, max(ks))
-            values = [objective.metrics(votes(nearest[:, :k], classes), examples.labels) for k in ks]
+            values = [objective.measure(votes(nearest[:, :k], classes), examples.labels) for k in ks]
             count += 1
             pace.tick()
             reporter.progress(count, total, {primary: values[0][primary]}, pace.left(total - count))
@@ -68,7 +68,7 @@ class Knn:
                     best, best_value = (norm, k), value
         scores: dict[str, list[float]] = {}
         before: dict[str, list[float]] = {}
-        constant = objective.metrics(torch.zeros(len(setting.test), classes), setting.test.labels.cpu())
+        constant = objective.measure(torch.zeros(len(setting.test), classes), setting.test.labels.cpu())
         for distilled in sets:
             [values] = classify(distilled, best[0], [best[1]], setting.test)
             collect(scores, values)

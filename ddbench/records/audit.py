@@ -1,143 +1,148 @@
-"""What is wrong with rows: cells, figures and artefacts that the program could not have written so."""
+"""The audit of leaderboards: records, figures and distilled sets that the program could not have written so."""
 
 import datetime
-import itertools
 import json
 import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ddbench.contract.sets import DistilledSet
-from ddbench.contract.spec import PARTS, Settings
+from ddbench.contract.spec import Settings
 from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
-from ddbench.protocols import PROTOCOLS, get_protocol, label_regime, protocol_hash
-from ddbench.records import leaderboard
-from ddbench.records.leaderboard import Row
-from ddbench.records.result import artifact_path
-from ddbench.records.stats import summarise
+from ddbench.protocols import PROTOCOLS, protocol_hash
+from ddbench.records import leaderboard, store
+from ddbench.records.columns import COLUMNS
+from ddbench.records.migrations import VERSION
+from ddbench.records.result import RunResult
+from ddbench.records.stats import Score, summarise
 
 _SHA256 = re.compile("[0-9a-f]{64}")
+_REGIMES = ("hard", "stored soft", "teacher online")
 
 
-def faults(folder: Path) -> list[str]:
-    """What is wrong with the rows of all leaderboards in `folder` and with their artefacts, a line each.
+def problems(leaderboards: Path) -> list[str]:
+    """Return what is invalid in all leaderboards and their distilled sets, a line each; empty where nothing is.
 
-    Raises `DdbenchError` for a file that is no leaderboard at all.
+    Raises `DdbenchError` for a file that is not a record at all.
     """
-    rows = leaderboard.read(folder)
-    leaderboard.published(folder)
-    found = [f"{row.run_id}: {fault}" for row in rows for fault in faults_of(row, folder)]
+    records = store.read(leaderboards)
+    leaderboard.published(leaderboards)
+    lines = [f"{record.run_id}: {problem}" for record in records for problem in problems_of(record, leaderboards)]
     seen: set[tuple[str, ...]] = set()
-    for row in rows:
-        if leaderboard.identity(row) in seen:
-            found.append(f"{row.run_id}: stands there twice")
-        seen.add(leaderboard.identity(row))
-    return found
+    for record in records:
+        if store.identity(record) in seen:
+            lines.append(f"{record.run_id}: there are two records of this spec, data and version of the method")
+        seen.add(store.identity(record))
+    lines += [
+        f"{path.name}: it is not what its records give; write it anew with `ddbench leaderboard --rebuild`"
+        for path in store.outdated(leaderboards)
+    ]
+    return lines
 
 
-def faults_of(row: Row, folder: Path) -> Iterator[str]:
-    """What is wrong with one row and its artefact, a line each."""
-    ill_formed = list(_form_at_fault(row))
-    yield from ill_formed
-    if ill_formed:
+def problems_of(record: RunResult, leaderboards: Path) -> Iterator[str]:
+    """Yield what is invalid in one record and its distilled set."""
+    if record.version > VERSION:
+        yield f"it is of version {record.version}, newer than this ddbench, which cannot check it"
         return
-    yield from _figures_at_fault(row)
-    path = artifact_path(folder, row.artifact_sha256)
-    if not path.exists():
+    malformed = list(_malformed(record))
+    yield from malformed
+    if malformed:
         return
-    if sha256(path.read_bytes()) != row.artifact_sha256:
-        yield "its artefact is another file than the one that was scored"
+    assert record.artifact
+    yield from _figures(record)
+    path = store.artifact_path(leaderboards, record.artifact.sha256)
+    if path.exists():
+        yield from _against(record, path)
+
+
+def _against(record: RunResult, path: Path) -> Iterator[str]:
+    """Yield where a record and its distilled set disagree."""
+    if record.artifact is None or sha256(path.read_bytes()) != record.artifact.sha256:
+        yield "its distilled set is another file than the one that was scored"
         return
     try:
         distilled = DistilledSet.load(path)
-        spec = spec_of(distilled)
+        settings = settings_of(distilled)
     except (UsageError, KeyError, ValueError) as error:
-        yield f"its artefact cannot be read ({error})"
+        yield f"its distilled set cannot be read ({error})"
         return
-    if spec.fingerprint != row.fingerprint or distilled.metadata.get("fingerprint") != row.fingerprint:
-        yield "its fingerprint is not that of its artefact"
-    told: dict[str, object] = {
-        "images_per_class": spec.images_per_class,
-        "steps": spec.steps,
-        "epochs": spec.epochs,
-        "protocol": spec.protocol,
-        "seed": spec.seed,
-        "dataset_hash": distilled.metadata.get("dataset_hash"),
-        "label_regime": label_regime(get_protocol(spec.protocol), distilled),
-        "sample_shape": "x".join(map(str, distilled.inputs.shape[2:])),
-        "images": distilled.count,
-        "bytes": distilled.nbytes,
-    }
-    for part in (part for part in PARTS if f"{part}_options" in Row.model_fields):
-        choice = getattr(spec, part)
-        told[part] = choice.name if choice else ""
-        told[f"{part}_options"] = json.dumps(choice.options if choice else {}, sort_keys=True)
-    told["dataset"] = distilled.metadata.get("dataset")
-    if not row.run_id.startswith(spec.run_id):
-        yield f"it says run_id {row.run_id!r}, its artefact {spec.run_id!r}"
-    for name, value in told.items():
-        if getattr(row, name) != value:
-            yield f"it says {name} {getattr(row, name)!r}, its artefact {value!r}"
+    fingerprints = {record.settings.fingerprint, settings.fingerprint, distilled.metadata.get("fingerprint")}
+    if fingerprints != {record.fingerprint}:
+        yield "its fingerprint is not that of its settings and its distilled set"
+    if not record.run_id.startswith(settings.run_id):
+        yield f"it says run_id {record.run_id!r}, its distilled set {settings.run_id!r}"
+    for column in COLUMNS:
+        if column.evidence is None:
+            continue
+        recorded, wanted = column.get(record), column.evidence(settings, distilled)
+        if recorded != wanted:
+            yield f"it says {column.name} {recorded!r}, its distilled set {wanted!r}"
 
 
-def _form_at_fault(row: Row) -> Iterator[str]:
-    """Cells that are not of the kind the program writes; what they hold is another question."""
-    if row.schema_version != leaderboard.SCHEMA:
-        yield f"it is of schema {row.schema_version}, this is {leaderboard.SCHEMA}"
-    for name in ("artifact_sha256", "fingerprint", "dataset_hash"):
-        if not _SHA256.fullmatch(getattr(row, name)):
-            yield f"its {name} is no SHA-256"
-    if row.label_regime not in ("hard", "stored soft", "teacher online"):
-        yield f"its label regime {row.label_regime!r} is none"
-    if row.protocol not in PROTOCOLS:
-        yield f"its protocol {row.protocol!r} is none"
-    elif row.protocol_hash != protocol_hash(PROTOCOLS[row.protocol]):
-        yield f"its protocol_hash is not that of {row.protocol} as it is here"
+def _malformed(record: RunResult) -> Iterator[str]:
+    """Yield what a finished run cannot have left in its record, whatever was measured."""
+    dataset, protocol, artifact = record.dataset, record.protocol, record.artifact
+    # A record that lacks one of these is refused where it is read.
+    assert dataset and protocol and artifact
+    hashes = {"artifact": artifact.sha256, "fingerprint": record.fingerprint, "dataset": dataset.content_hash}
+    for name, value in hashes.items():
+        if not _SHA256.fullmatch(value):
+            yield f"its {name} is not named by a SHA-256"
+    if artifact.label_regime not in _REGIMES:
+        yield f"its label regime {artifact.label_regime!r} is not one of {', '.join(_REGIMES)}"
+    if protocol.name not in PROTOCOLS:
+        yield f"there is no protocol {protocol.name!r}"
+    elif protocol.hash != protocol_hash(PROTOCOLS[protocol.name]):
+        yield f"its protocol hash is not that of {protocol.name} as it is here"
+    if protocol.name != record.settings.protocol:
+        yield f"it was scored under {protocol.name}, its settings say {record.settings.protocol}"
     try:
-        datetime.datetime.fromisoformat(row.created)
+        datetime.datetime.fromisoformat(record.created)
     except ValueError:
-        yield f"it says created {row.created!r}, which is no time"
-    name, _, copy = row.dataset.partition("@")
-    if not name or not row.dataset_hash.startswith(copy):
-        yield f"its dataset {row.dataset!r} is not that of its hash"
-    yield from leaderboard.cell_faults(row)
+        yield f"it says created {record.created!r}, which is not a time"
+    name, _, copy = dataset.name.partition("@")
+    if not name or not dataset.content_hash.startswith(copy):
+        yield f"its dataset {dataset.name!r} is not that of its hash"
+    if not all(math.isfinite(figure) for figure in _all_figures(record)):
+        yield "not all of its figures are finite"
 
 
-def _figures_at_fault(row: Row) -> Iterator[str]:
-    values = json.loads(row.values)
-    if len(values) != row.n:
-        yield f"it holds {len(values)} values where n is {row.n}"
+def _all_figures(record: RunResult) -> Iterator[float]:
+    for scores in (record.scores, record.before, record.companions):
+        for score in scores.values():
+            yield from _score_figures(score)
+    if record.seconds is not None:
+        yield from (record.seconds.distill, record.seconds.evaluate)
+    yield math.nan if record.peak_memory_mb is None else record.peak_memory_mb
+
+
+def _score_figures(score: Score) -> Iterator[float]:
+    yield from (value for value in (score.mean, score.std, score.low, score.high) if value is not None)
+    yield from score.values
+
+
+def _figures(record: RunResult) -> Iterator[str]:
+    """Yield figures that do not follow from the raw values, and counts that cannot be."""
+    score, seconds, dataset, artifact = record.scores[record.primary], record.seconds, record.dataset, record.artifact
+    assert seconds and dataset and artifact and record.peak_memory_mb is not None
+    if len(score.values) != score.n:
+        yield f"it holds {len(score.values)} values where n is {score.n}"
         return
-    took = (row.seconds_distill, row.seconds_evaluate, row.peak_memory_mb)
-    if min(took) < 0 or min(row.train_images, row.test_images, row.images, row.bytes) < 1:
-        yield "it counts less than nothing"
-    wanted = summarise(values)
+    costs = (seconds.distill, seconds.evaluate, record.peak_memory_mb)
+    if min(costs) < 0 or min(dataset.train, dataset.test, artifact.images, artifact.bytes) < 1:
+        yield "a duration is negative or a count is below one"
+    wanted = summarise(score.values)
     for name in ("mean", "std", "low", "high"):
-        there, right = getattr(row, name), getattr(wanted, name)
-        if (there is None) != (right is None) or (right is not None and not math.isclose(there, right, abs_tol=1e-9)):
-            yield f"its {name} {there} is not that of its values, {right}"
+        recorded, computed = getattr(score, name), getattr(wanted, name)
+        if (recorded is None) != (computed is None) or (
+            computed is not None and not math.isclose(recorded, computed, abs_tol=1e-9)
+        ):
+            yield f"its {name} {recorded} is not that of its values, {computed}"
 
 
-def spec_of(distilled: DistilledSet) -> Settings:
-    """The spec that a set was made by, as its file tells. Raises `KeyError` or `ValueError` where it tells none."""
+def settings_of(distilled: DistilledSet) -> Settings:
+    """Return the settings that a set was made with, as its file says. Raises `KeyError` or `ValueError`."""
     return Settings.model_validate(json.loads(distilled.metadata["spec"]))
-
-
-def spec_of_row(row: Row) -> Settings | None:
-    """The spec that a row tells of itself, where it tells all of it: what it does not tell is as by default."""
-    parts = {part: (getattr(row, part), getattr(row, f"{part}_options")) for part in PARTS if hasattr(row, part)}
-    fields: dict[str, Any] = {
-        part: {"name": name, "options": json.loads(options)} for part, (name, options) in parts.items() if name
-    }
-    fields |= {"dataset": {**fields["dataset"], "name": row.dataset.partition("@")[0]}}
-    fields |= {name: getattr(row, name) for name in ("images_per_class", "steps", "epochs", "protocol", "seed")}
-    shape = tuple(map(int, row.sample_shape.split("x")))
-    usual = Settings.model_fields["eval_networks"].default
-    for sample_shape, networks in itertools.product((None, shape), (row.n, usual)):
-        spec = Settings.model_validate({**fields, "sample_shape": sample_shape, "eval_networks": networks})
-        if spec.fingerprint == row.fingerprint:
-            return spec
-    return None

@@ -1,109 +1,92 @@
-"""Which rows compare, as lines over seeds, and their ranks."""
+"""Records that compare: lines over seeds, rankings of lines, and ranks."""
 
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from ddbench.records.leaderboard import COLUMNS, Row
+from ddbench.records.columns import COLUMNS, Column
+from ddbench.records.result import RunResult
 from ddbench.records.stats import Score, crossed
 
-_RUN = (
-    "method",
-    "method_source",
-    "dataset",
-    "dataset_hash",
-    "network",
-    "sample_shape",
-    "init",
-    "eval_init",
-    "objective",
-    "target",
-    "images_per_class",
-    "steps",
-    "epochs",
-    "protocol",
-    "metric",
-    "n",
-)
+
+def compared() -> list[Column]:
+    """Return the columns that records of one ranking have in common.
+
+    What a set was distilled for is the method's own choice, and so are its options.
+    """
+    return [column for column in COLUMNS if column.compares == "ranking"]
 
 
-COMPARED = (
-    "dataset", "dataset_hash", "train_images", "network", "network_options", "eval_init", "eval_init_options",
-    "objective", "objective_options", "target", "metric", "images_per_class", "steps", "epochs", "protocol",
-    "protocol_hash", "label_regime",
-)  # fmt: skip
-"""Columns that rows of one ranking have in common; what they were distilled for is the method's own choice."""
+def but_seed(record: RunResult, leave_out: Collection[str] = ()) -> tuple[str, ...]:
+    """Return what records have in common that differ in nothing but the seed, or in the columns to leave out."""
+    columns = [column for column in COLUMNS if column.compares and column.name not in leave_out]
+    return tuple(str(column.cell(record)) for column in columns)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a ranking: the rows that differ in nothing but the seed of the distillation, by seed.
+    """A line of a ranking: the records that differ in nothing but the seed of the distillation.
 
-    `score` is over networks, and over seeds where there are several (`crossed`).
+    Attributes:
+        records: the records, by seed.
+        score: the score over networks, and over seeds where there are several (`crossed`).
     """
 
-    rows: tuple[Row, ...]
+    records: tuple[RunResult, ...]
     score: Score
 
     @classmethod
-    def of(cls, rows: Iterable[Row]) -> "Line":
-        """The line of rows that differ in their seed; a single row's figures are its own."""
-        ordered = tuple(sorted(rows, key=lambda row: row.seed))
-        first = ordered[0]
-        if len(ordered) == 1:
-            own = {name: getattr(first, name) for name in ("mean", "std", "low", "high", "n")}
-            return cls(ordered, Score(**own, values=json.loads(first.values)))
-        return cls(ordered, crossed([json.loads(row.values) for row in ordered]))
+    def join(cls, records: Iterable[RunResult]) -> "Line":
+        """Return the line of records that differ in their seed; a single record's score is its own."""
+        ordered = tuple(sorted(records, key=lambda record: record.settings.seed))
+        scores = [record.scores[record.primary] for record in ordered]
+        return cls(ordered, scores[0] if len(scores) == 1 else crossed([score.values for score in scores]))
 
     @property
-    def first(self) -> Row:
-        """The row of the lowest seed, which stands for what all have in common."""
-        return self.rows[0]
+    def first(self) -> RunResult:
+        """The record of the lowest seed, which stands for what all have in common."""
+        return self.records[0]
 
 
-def groups(rows: Iterable[Row]) -> list[list[Line]]:
-    """Lines that may be ranked against one another, best first: those that are one in the columns `COMPARED`."""
-    grouped: dict[tuple[str, ...], dict[tuple[str, ...], list[Row]]] = {}
-    for row in rows:
-        group = grouped.setdefault(tuple(str(getattr(row, column)) for column in COMPARED), {})
-        group.setdefault(but_seed(row), []).append(row)
-    found = []
+def groups(records: Iterable[RunResult]) -> list[list[Line]]:
+    """Return the rankings: lines that compare with one another, best first."""
+    grouped: dict[tuple[str, ...], dict[tuple[str, ...], list[RunResult]]] = {}
+    columns = compared()
+    for record in records:
+        group = grouped.setdefault(tuple(str(column.cell(record)) for column in columns), {})
+        group.setdefault(but_seed(record), []).append(record)
+    rankings = []
     for group in grouped.values():
         lines = [line for same in group.values() for line in _lines(same)]
-        found.append(sorted(lines, key=lambda line: line.score.mean, reverse=lines[0].first.higher_is_better))
-    return found
+        higher = lines[0].first.metric.higher_is_better
+        rankings.append(sorted(lines, key=lambda line: line.score.mean, reverse=higher))
+    return rankings
 
 
-def _lines(same: Sequence[Row]) -> list[Line]:
-    """One line for all seeds, or a line each where a seed was run twice: over other pools, say."""
-    if len({row.seed for row in same}) == len(same):
-        return [Line.of(same)]
-    return [Line.of([row]) for row in same]
+def _lines(same: Sequence[RunResult]) -> list[Line]:
+    """Return one line for all seeds, or a line each where a seed was run twice: over other pools, say."""
+    if len({record.settings.seed for record in same}) == len(same):
+        return [Line.join(same)]
+    return [Line.join([record]) for record in same]
 
 
 def ranks(group: Sequence[Line]) -> list[int]:
-    """The rank of each line of a group: one more than the lines that are shown to be better.
+    """Return the rank of each line of a group: one more than the number of lines that are shown to be better.
 
-    A line is shown better than another when their 95 % intervals do not overlap, so lines whose intervals overlap can
-    share a rank. A single network supports no interval: nothing is shown of it.
+    A line is shown to be better than another when their 95 % intervals do not overlap, so lines whose intervals
+    overlap can share a rank. A single network supports no interval: nothing is shown of it.
     """
 
     def bounds(line: Line) -> tuple[float, float]:
         low, high = line.score.low, line.score.high
         if low is None or high is None:
             return -math.inf, math.inf
-        return (low, high) if line.first.higher_is_better else (-high, -low)
+        return (low, high) if line.first.metric.higher_is_better else (-high, -low)
 
     return [1 + sum(bounds(other)[0] > bounds(line)[1] for other in group) for line in group]
 
 
-def seeds_of(rows: Iterable[Row], row: Row) -> dict[int, Row]:
-    """The rows that differ from `row` in nothing but the seed of the distillation, itself included, by seed."""
-    return {r.seed: r for r in rows if but_seed(r) == but_seed(row)}
-
-
-def but_seed(row: Row, *but: str) -> tuple[str, ...]:
-    """What rows have in common that differ in nothing but the seed, and in the columns named."""
-    names = [name for name in COLUMNS if name.endswith("_options") or name in _RUN]
-    return tuple(str(getattr(row, name)) for name in names if name not in but)
+def seeds_of(records: Iterable[RunResult], record: RunResult) -> dict[int, RunResult]:
+    """Return the records that differ from `record` in nothing but the seed, itself included, by seed."""
+    same = but_seed(record)
+    return {other.settings.seed: other for other in records if but_seed(other) == same}

@@ -1,16 +1,19 @@
-"""RunResult and the run folder: what a run leaves behind, and where."""
+"""RunResult, the record of a run, and the run folder that it lies in."""
 
 import json
-import math
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 from pydantic import ConfigDict
 
-from ddbench.contract.spec import Settings
+from ddbench.contract.metric import Metric
+from ddbench.contract.spec import RunSpec, Settings
 from ddbench.errors import UsageError
 from ddbench.machine.files import atomic_write
+from ddbench.records.migrations import VERSION, migrate
 from ddbench.records.stats import Score
 
 FULL_DATA, NO_ADAPTATION, BEST_CORESET = "full_data", "no_adaptation", "best_coreset"
@@ -19,12 +22,26 @@ FULL_DATA, NO_ADAPTATION, BEST_CORESET = "full_data", "no_adaptation", "best_cor
 Status = Literal["ok", "skipped", "failed", "interrupted"]
 
 
-class _Frozen(pydantic.BaseModel):
+class UnknownFields(UserWarning):
+    """A record holds fields that this version of ddbench does not know; they were ignored."""
+
+
+class _Part(pydantic.BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DatasetRecord(_Frozen):
-    """The data a run used: `name` carries the content hash when the copy is partial."""
+class DatasetRecord(_Part):
+    """The data of a run.
+
+    Attributes:
+        name: name of the dataset; with `@` and the beginning of the content hash where the copy is partial.
+        content_hash: SHA-256 over all examples and labels of both splits.
+        partial: true where the copy is not known to be the full original.
+        train: number of training examples that the method saw.
+        validation: number of examples held out of the training split, for selection.
+        test: number of examples that scored.
+        sample_shape: channels, height and width.
+    """
 
     name: str
     content_hash: str
@@ -35,118 +52,195 @@ class DatasetRecord(_Frozen):
     sample_shape: tuple[int, ...] = ()
 
 
-class Artifact(_Frozen):
-    """The distilled set on disk; `bytes` counts images, labels and rates, not the file's header."""
+class ProtocolRecord(_Part):
+    """The protocol that scored the set.
 
-    path: str
+    Attributes:
+        name: name and version.
+        hash: beginning of a SHA-256 over every number that the protocol is made of.
+        selected: what was selected, and on which data; `nothing` for nothing.
+    """
+
+    name: str
+    hash: str = ""
+    selected: str = ""
+
+
+class LoopRecord(_Part):
+    """The outer loop of the method.
+
+    Attributes:
+        steps: number of outer steps taken.
+        stopped_by: what ended the distillation early; empty for nothing.
+        rollbacks: number of times the loop went back to an earlier state after NaN or infinity.
+    """
+
+    steps: int = 0
+    stopped_by: str = ""
+    rollbacks: int = 0
+
+
+class Artifact(_Part):
+    """The distilled set on disk.
+
+    Attributes:
+        path: path of the file; empty in a leaderboard's record, where the hash names the file.
+        sha256: SHA-256 of the file.
+        bytes: size of images, labels and rates, without the file's header.
+        images: number of images.
+        label_regime: `hard`, `stored soft` or `teacher online`.
+    """
+
+    path: str = ""
     sha256: str
     bytes: int
     images: int
     label_regime: str
 
 
-class Seconds(_Frozen):
-    """Wall-clock seconds, interruptions left out."""
+class Seconds(_Part):
+    """Wall-clock seconds, interruptions left out.
+
+    Attributes:
+        distill: seconds of distillation.
+        evaluate: seconds of scoring, the companions included.
+    """
 
     distill: float
     evaluate: float
 
 
-class RunResult(_Frozen):
-    """The record of a run.
+class RunResult(_Part):
+    """The record of a run: what was asked for, what was used, and what came of it.
+
+    Scores are on the test split, in the metric's own unit: a share is a fraction. In a leaderboard, `scores` keeps the
+    values of every network for the metric that ranks alone.
 
     Attributes:
-        status: `ok`, `skipped` (the method does not support the task), `failed` or `interrupted`.
-        reason: why the run did not succeed; empty if it did.
+        version: version of the record.
+        status: how the run ended.
+        reason: why it ended so, where it is not `ok`.
         run_id: name of the run folder.
-        run_dir: path of the run folder.
-        spec: the complete settings.
-        dataset: name, content hash and sizes of the data.
-        primary: name of the metric that ranks.
-        higher_is_better: the direction of the primary metric.
-        score: the primary metric on the test split, over the networks that scored.
-        scores: every metric on the test split.
-        before: the same with no training step applied.
-        companions: the primary metric of each companion, by name.
-        selected: what the protocol selected on the validation slice.
-        protocol_hash: the beginning of a SHA-256 over the definition of the protocol.
-        pretrained: the pools of networks and the weights files that were used.
-        steps_done: outer steps of the method.
-        stopped_by: `time limit`, or empty.
-        rollbacks: how often the method returned to an earlier state because of NaN.
-        artifact: the distilled set on disk.
-        seconds: wall-clock seconds of distillation and evaluation.
-        peak_memory_mb: the largest memory of the process, in 10^6 bytes.
-        environment: device and versions.
-        method_source: the package and version, or the file, of the method.
-        row: the leaderboard row, if one was appended.
+        run_dir: path of the run folder; empty in a leaderboard's record.
+        created: time when the run ended (UTC, ISO 8601).
+        asked: the spec that was asked for; None where it is not known.
+        settings: the complete settings.
+        fingerprint: SHA-256 of everything in the settings that can change the number.
+        method_source: package and version that the method came from; for a file, a digest of its code.
+        dataset: the data.
+        protocol: the protocol, and what was selected.
+        metrics: the metrics of the objective with unit and direction; the first one ranks.
+        scores: score by metric.
+        before: score by metric before any step on the set.
+        companions: score of each companion in the metric that ranks.
+        pretrained: pools of networks and weights files that were drawn on.
+        loop: the outer loop.
+        artifact: the distilled set.
+        seconds: the time it took.
+        peak_memory_mb: peak memory of the whole process, in MB.
+        environment: versions, commit, device and threads.
     """
 
+    version: int = VERSION
     status: Status
     reason: str = ""
     run_id: str
-    run_dir: str
-    spec: Settings
+    run_dir: str = ""
+    created: str = ""
+    asked: RunSpec | None = None
+    settings: Settings
+    fingerprint: str
+    method_source: str = ""
     dataset: DatasetRecord | None = None
-    primary: str = ""
-    higher_is_better: bool = True
-    score: Score | None = None
+    protocol: ProtocolRecord | None = None
+    metrics: tuple[Metric, ...] = ()
     scores: dict[str, Score] = {}
     before: dict[str, Score] = {}
     companions: dict[str, Score] = {}
-    selected: str = ""
-    protocol_hash: str = ""
     pretrained: dict[str, dict[str, Any]] = {}
-    steps_done: int = 0
-    stopped_by: str = ""
-    rollbacks: int = 0
+    loop: LoopRecord = LoopRecord()
     artifact: Artifact | None = None
     seconds: Seconds | None = None
     peak_memory_mb: float | None = None
     environment: dict[str, str] = {}
-    method_source: str = ""
-    row: dict[str, Any] | None = None
+
+    @pydantic.field_serializer("asked")
+    def _as_asked(self, asked: RunSpec | None) -> dict[str, Any] | None:
+        return None if asked is None else asked.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that ranks."""
+        return self.metrics[0]
+
+    @property
+    def primary(self) -> str:
+        """The name of the metric that ranks; empty where no objective was built."""
+        return self.metrics[0].name if self.metrics else ""
+
+    @property
+    def score(self) -> Score | None:
+        """The score in the metric that ranks; None where there is none."""
+        return self.scores.get(self.primary)
+
+    def metric_of(self, name: str) -> Metric:
+        """Return the metric of that name; a plain number where it is a figure that the method logged."""
+        return next((metric for metric in self.metrics if metric.name == name), Metric(name))
+
+    def document(self) -> dict[str, Any]:
+        """Return the record as JSON values, with `primary` and `score` for whoever reads no further."""
+        fields = self.model_dump(mode="json")
+        return {**fields, "primary": self.primary, "score": self.score.model_dump() if self.score else None}
 
 
-class Origin(_Frozen):
-    """What a run was started with besides its spec: plugins named by hand, and the code behind each part."""
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+"""Types of pydantic's errors for fields that are not known: of models and of dataclasses."""
+
+
+def parse(fields: dict[str, Any]) -> tuple[RunResult, set[str]]:
+    """Return the record that `fields` of any version hold, and the names of fields that this version does not know.
+
+    Raises `ValueError` (of which pydantic's errors are) or `KeyError` for what is not a record.
+    """
+    fields = json.loads(json.dumps(migrate(fields)))
+    try:
+        return RunResult.model_validate(fields), set()
+    except pydantic.ValidationError as error:
+        unknown = {entry["loc"] for entry in error.errors() if entry["type"] in _UNKNOWN}
+        if not unknown:
+            raise
+        for *parents, name in unknown:
+            branch: Any = fields
+            for step in parents:
+                branch = branch[step]
+            del branch[name]
+        return RunResult.model_validate(fields), {".".join(map(str, path)) for path in unknown}
+
+
+def notice_unknown(source: object, names: Iterable[str]) -> None:
+    """Issue one warning that names the fields that were ignored; none where there are no names."""
+    listed = ", ".join(sorted(names))
+    if listed:
+        message = f"{source} holds fields that this version of ddbench does not know; they were ignored: {listed}."
+        warnings.warn(UnknownFields(message), stacklevel=2)
+
+
+class Origin(_Part):
+    """The start of a run, besides its settings.
+
+    Attributes:
+        plugins: plugins named by hand.
+        sources: the code behind each component: package and version, or a digest.
+        asked: the spec that was asked for; None in a folder of version 2.
+    """
 
     plugins: list[str] = []
     sources: dict[str, str] = {}
+    asked: RunSpec | None = None
 
-
-CURVE_POINTS = 200
-"""Points of a run's curve that are kept beside its leaderboard row."""
-
-
-def artifact_path(leaderboards: Path, artifact_sha256: str) -> Path:
-    """Where the distilled set of a leaderboard row is kept."""
-    return leaderboards / "artifacts" / f"{artifact_sha256}.safetensors"
-
-
-def curve_path(leaderboards: Path, artifact_sha256: str) -> Path:
-    """Where the curve of the run that made an artefact is kept."""
-    return artifact_path(leaderboards, artifact_sha256).with_suffix(".curve.json")
-
-
-def thinned(log: Path) -> list[dict[str, float]]:
-    """The last loop of a run's log: `step`, `seconds` and figures, averaged over as many lines as leave 200 points."""
-    if not log.exists():
-        return []
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    lines = [line for line in lines if line["loop"] == lines[-1]["loop"]]
-    size = max(1, math.ceil(len(lines) / CURVE_POINTS))
-    points = []
-    for first in range(0, len(lines), size):
-        part = lines[first : first + size]
-        means = {
-            name: math.fsum(line[name] for line in part) / len(part)
-            for name in part[0]
-            if name not in ("loop", "step", "seconds") and all(name in line for line in part)
-        }
-        figures = {name: float(f"{value:.5g}") for name, value in means.items()}
-        points.append({"step": part[-1]["step"] + 1, "seconds": round(part[-1]["seconds"], 1), **figures})
-    return points
+    @pydantic.field_serializer("asked")
+    def _as_asked(self, asked: RunSpec | None) -> dict[str, Any] | None:
+        return None if asked is None else asked.model_dump(mode="json", exclude_unset=True)
 
 
 class RunFolder:
@@ -164,22 +258,31 @@ class RunFolder:
         self.origin = path / "origin.json"
         self.curve = path / "curve.png"
 
-    def write_spec(self, spec: Settings) -> None:
+    def write_spec(self, settings: Settings) -> None:
         """Write spec.json."""
-        atomic_write(self.spec, spec.model_dump_json(indent=2) + "\n")
+        atomic_write(self.spec, settings.model_dump_json(indent=2) + "\n")
 
     def read_spec(self) -> Settings:
-        """Read spec.json. Raises `UsageError` where this is no run folder."""
+        """Read spec.json.
+
+        Raises `UsageError` where this is not a run folder, and for settings that this version does not know: a run
+        cannot be continued without them.
+        """
         try:
-            return Settings.model_validate_json(self.spec.read_text())
+            fields = json.loads(self.spec.read_text())
+            unknown = sorted(fields.keys() - Settings.model_fields.keys())
+            if unknown:
+                raise UsageError(
+                    f"{self.spec} holds settings that this version of ddbench does not know: {', '.join(unknown)}.",
+                    "Use the version of ddbench that the run was started with, or a later one.",
+                )
+            return Settings.model_validate(fields)
         except FileNotFoundError:
             raise UsageError(
                 f"{self.path} is not a run folder: it has no spec.json.", "See the folders in runs/."
             ) from None
-        except (pydantic.ValidationError, OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"{self.spec} is damaged or of another version.", "Start the run anew with `ddbench run`."
-            ) from error
+        except (ValueError, AttributeError, OSError) as error:
+            raise UsageError(f"{self.spec} is damaged.", "Start the run anew with `ddbench run`.") from error
 
     def write_origin(self, origin: Origin) -> None:
         """Write origin.json."""
@@ -197,8 +300,13 @@ class RunFolder:
         atomic_write(self.result, result.model_dump_json(indent=2) + "\n")
 
     def read_result(self) -> RunResult | None:
-        """What result.json holds, or None when the run has not ended."""
+        """Read result.json, of any version; None where the run has not ended, or the file is damaged.
+
+        Fields that this version does not know are ignored, with a warning.
+        """
         try:
-            return RunResult.model_validate_json(self.result.read_text())
-        except (OSError, pydantic.ValidationError, UnicodeDecodeError):
+            result, unknown = parse(json.loads(self.result.read_text()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return None
+        notice_unknown(self.result, unknown)
+        return result.model_copy(update={"run_dir": str(self.path)})

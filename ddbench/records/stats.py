@@ -9,22 +9,29 @@ import pydantic
 class Score(pydantic.BaseModel):
     """One figure over `n` networks.
 
-    `std` is the sample standard deviation (n - 1) over networks, `low` and `high` bound the 95 % confidence interval
-    of the mean (Student's t). All three are None for a single network, which supports none.
+    Attributes:
+        mean: mean over the networks.
+        std: sample standard deviation (n - 1) over the networks.
+        low: lower end of the 95 % confidence interval of the mean (Student's t).
+        high: upper end of the interval.
+        n: number of networks.
+        values: the figure of each network; empty where a leaderboard's record keeps the summary alone.
+
+    `std`, `low` and `high` are None for a single network, which supports none, and where they were not kept.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     mean: float
-    std: float | None
-    low: float | None
-    high: float | None
+    std: float | None = None
+    low: float | None = None
+    high: float | None = None
     n: int
-    values: list[float]
+    values: list[float] = []
 
 
 def summarise(values: Sequence[float], confidence: float = 0.95) -> Score:
-    """The `Score` of raw values, one per network. Raises `ValueError` for none."""
+    """Return the `Score` of raw values, one per network. Raises `ValueError` for none."""
     n = len(values)
     if n == 0:
         raise ValueError("no values to summarise")
@@ -39,7 +46,7 @@ def summarise(values: Sequence[float], confidence: float = 0.95) -> Score:
 
 
 def crossed(values: Sequence[Sequence[float]], confidence: float = 0.95) -> Score:
-    """The `Score` over distillation seeds and networks, given `values[seed][network]`.
+    """Return the `Score` over distillation seeds and networks, given `values[seed][network]`.
 
     Networks are the same for every seed, so the two factors cross: v_sj = mu + a_s + b_j + e_sj, with variances of
     seeds, of networks and of what is left. With the mean squares of a two-way analysis of variance, the mean over k
@@ -56,10 +63,10 @@ def crossed(values: Sequence[Sequence[float]], confidence: float = 0.95) -> Scor
     from scipy import stats
 
     v = np.array(values)
-    mean, of_seed, of_network = v.mean(), v.mean(1, keepdims=True), v.mean(0, keepdims=True)
+    mean, seed_means, network_means = v.mean(), v.mean(1, keepdims=True), v.mean(0, keepdims=True)
     freedoms = np.array([k - 1, n - 1, (k - 1) * (n - 1)])
-    sums = [n * ((of_seed - mean) ** 2).sum(), k * ((of_network - mean) ** 2).sum()]
-    seeds, networks, rest = np.array([*sums, ((v - of_seed - of_network + mean) ** 2).sum()]) / freedoms
+    sums = [n * ((seed_means - mean) ** 2).sum(), k * ((network_means - mean) ** 2).sum()]
+    seeds, networks, rest = np.array([*sums, ((v - seed_means - network_means + mean) ** 2).sum()]) / freedoms
     total = max(seeds + networks - rest, seeds, networks)
     spread = (np.array([seeds, networks, rest]) ** 2 / freedoms).sum()
     half = stats.t.ppf((1 + confidence) / 2, total**2 / spread) * math.sqrt(total / (k * n)) if spread else 0.0
@@ -69,10 +76,14 @@ def crossed(values: Sequence[Sequence[float]], confidence: float = 0.95) -> Scor
 
 
 class Difference(pydantic.BaseModel):
-    """How much more the first of two has than the second, over pairs: `of` says pairs of what.
+    """The difference of the first of two to the second, over pairs.
 
-    `low` and `high` bound the 95 % interval of the mean difference, None for a single pair. `shown` says whether it
-    excludes zero.
+    Attributes:
+        mean: mean difference.
+        low: lower end of the 95 % interval of the mean difference; None for a single pair.
+        high: upper end of the interval.
+        n: number of pairs.
+        of: the things that are paired, such as networks.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -85,20 +96,20 @@ class Difference(pydantic.BaseModel):
 
     @property
     def shown(self) -> bool:
-        """Whether the interval excludes zero."""
+        """True where the interval excludes zero."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def paired(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Difference:
-    """The difference between two, each given as values per network for every distillation seed, in the same order.
+    """Return the difference of two methods, each given as `values[seed][network]` in the same order.
 
-    With one seed, networks are the observations. With two or more, seeds and networks cross as in
-    `crossed`: networks of one set share its luck, and methods without luck are still seen on those networks alone.
+    With one seed, networks are the observations. With two or more, seeds and networks cross as in `crossed`: networks
+    of one set share its luck, and methods without luck are still seen on those networks alone.
     Raises `ValueError` where the two do not pair up.
     """
     if len(first) != len(second) or any(len(a) != len(b) for a, b in zip(first, second, strict=True)) or not first:
         raise ValueError("values do not pair up")
-    each = [[a - b for a, b in zip(ours, theirs, strict=True)] for ours, theirs in zip(first, second, strict=True)]
-    score, many = crossed(each), len(each) > 1
-    n, of = (len(each), f"seeds on {len(each[0])} networks") if many else (score.n, "networks")
+    differences = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(first, second, strict=True)]
+    score, seeds = crossed(differences), len(differences)
+    n, of = (seeds, f"seeds on {len(differences[0])} networks") if seeds > 1 else (score.n, "networks")
     return Difference(mean=score.mean, low=score.low, high=score.high, n=n, of=of)

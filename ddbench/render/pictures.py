@@ -1,6 +1,7 @@
 """Pictures of a run: the distilled images with class names and rates, and the curve of the loss."""
 
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ddbench.contract.sets import DistilledSet
 from ddbench.machine.files import atomic_write
 from ddbench.records.result import RunFolder
-from ddbench.render.tables import in_percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ def draw_run(folder: RunFolder) -> None:
 
 
 def draw_images(distilled: DistilledSet, path: Path) -> None:
-    """A grid of the images as pixels: a column per class, a row per step and image, rates at the left.
+    """Draw the images as pixels in a grid: a column per class, a row per step and image, rates at the left.
 
     Values outside [0, 1] are clipped. Sets of more than 20 classes or rows show the first 20.
     """
@@ -62,9 +62,9 @@ def draw_images(distilled: DistilledSet, path: Path) -> None:
 
 
 def contact_sheet(distilled: DistilledSet) -> bytes:
-    """The images as a PNG of their own pixels, enlarged by a whole number: rows and columns as in `draw_images`.
+    """Return a PNG of the images' own pixels, enlarged by a whole number; rows and columns as in `draw_images`.
 
-    At most ten rows. For pages that show many sets: a figure of a hundred takes seconds, this some ten milliseconds.
+    At most ten rows. For pages that show many sets: it takes ten milliseconds where a figure takes seconds.
     """
     import torch
     from PIL import Image
@@ -88,7 +88,7 @@ def contact_sheet(distilled: DistilledSet) -> bytes:
 
 
 def draw_curve(records: list[dict[str, Any]], path: Path) -> None:
-    """The logged loss over outer steps, and how well networks do on real training data where that was logged."""
+    """Draw every logged figure over the outer steps, and its running mean."""
     from matplotlib.figure import Figure
 
     described = {"loop", "step", "seconds"}
@@ -107,32 +107,38 @@ def draw_curve(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_sweep(sweep: "Sweep", points: "Sequence[Point]", name: str, path: Path) -> None:
-    """A figure over the first axis of a sweep, with 95 % intervals where there are; a line for each second value."""
+    """Draw a figure over the first axis of a sweep, with 95 % intervals if any; a line for each second value.
+
+    The axis is logarithmic where its values are spread evenly in ratio over two decades.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     axis = figure.subplots()
     lines = list(dict.fromkeys(point.values[1:] for point in points))
-    percent = 100 if in_percent(name) else 1
+    result = points[0].result
+    percent = 100 if result.metric_of(name).unit == "share" else 1
     every = [percent * point.figure(name)[0] for point in points]
     shades = [COLOURS[i % len(COLOURS)] for i in range(len(lines))]
     for values, colour in zip(lines, shades, strict=True):
         chosen = [point for point in points if point.values[1:] == values]
         places = [_place(sweep, point.values[0]) for point in chosen]
-        found = [[math.nan if v is None else percent * v for v in point.figure(name)] for point in chosen]
+        figures = [[math.nan if v is None else percent * v for v in point.figure(name)] for point in chosen]
         label = f"{sweep.axes[1].name} {values[0]}" if values else ""
-        axis.plot(places, [f[0] for f in found], "o-", color=colour, linewidth=1.6, markersize=4, label=label)
-        low, high = [f[1] for f in found], [f[2] for f in found]
+        axis.plot(places, [f[0] for f in figures], "o-", color=colour, linewidth=1.6, markersize=4, label=label)
+        low, high = [f[1] for f in figures], [f[2] for f in figures]
         axis.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
     if min(every) > 0 and max(every) > 100 * min(every):
         axis.set_yscale("log")
     ticks = sweep.axes[0].values
+    if _spread_evenly_in_ratio(ticks):
+        axis.set_xscale("log")
+        axis.minorticks_off()
     axis.set_xticks([_place(sweep, value) for value in ticks], [str(value) for value in ticks])
     axis.set_xlabel(sweep.axes[0].name)
     axis.set_ylabel(name.replace("_", " ") + (" (%)" if percent == 100 else ""))
-    result = points[0].result
     data = result.dataset.name if result.dataset else ""
-    axis.set_title(f"{result.spec.method.name} on {data}", fontsize=10, color=INK, parse_math=False)
+    axis.set_title(f"{result.settings.method.name} on {data}", fontsize=10, color=INK, parse_math=False)
     axis.spines[["top", "right"]].set_visible(False)
     if lines != [()]:
         axis.legend(frameon=False, fontsize=8)
@@ -140,14 +146,26 @@ def draw_sweep(sweep: "Sweep", points: "Sequence[Point]", name: str, path: Path)
 
 
 def _place(sweep: "Sweep", value: Any) -> float:
-    """Where a swept value stands: itself, or its position among others where they are no numbers."""
+    """Return the place of a swept value on the axis: a number's own, and that in the order for other values."""
     values = sweep.axes[0].values
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    return float(value) if numbers else float(values.index(value))
+    return float(value) if _are_numbers(values) else float(values.index(value))
+
+
+def _are_numbers(values: "Sequence[Any]") -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _spread_evenly_in_ratio(values: "Sequence[Any]") -> bool:
+    """Return whether values are positive, span two decades, and follow one another in about the same ratio."""
+    if not _are_numbers(values) or min(values) <= 0 or max(values) < 100 * min(values):
+        return False
+    logs = sorted(math.log(value) for value in set(values))
+    gaps = [above - below for below, above in itertools.pairwise(logs)]
+    return max(gaps) <= 3 * min(gaps)
 
 
 def _grid(distilled: DistilledSet, classes: int) -> list[tuple[str, list[int]]]:
-    """Rows of image indices into `flat()`, each with a text for its left edge."""
+    """Return rows of image indices into `flat()`, each with a text for its left edge."""
     steps, n = distilled.inputs.shape[:2]
     rows = []
     for step in range(steps):
@@ -162,7 +180,7 @@ def _grid(distilled: DistilledSet, classes: int) -> list[tuple[str, list[int]]]:
 
 
 def _rank(indices: list[int], labels: list[int], index: int) -> int:
-    """How many images of the same class come before this one in its step."""
+    """Return the number of images of the same class before this one in its step."""
     position = index - indices[0]
     return labels[:position].count(labels[position])
 
@@ -193,7 +211,7 @@ def _title(distilled: DistilledSet) -> str:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """A centred running mean over about a twentieth of the values."""
+    """Return a centred running mean over about a twentieth of the values."""
     half = len(values) // 40
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [math.fsum(window) / len(window) for window in windows]

@@ -1,16 +1,17 @@
-"""The reproduction page: every named experiment, what was measured and what was published, generated from the rows."""
+"""The reproduction page: every named experiment, with measured and published figures, generated from the records."""
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ddbench.contract.metric import Metric
 from ddbench.contract.spec import RunSpec
-from ddbench.records.leaderboard import Row
+from ddbench.records.result import RunResult
 from ddbench.render.live import duration
 from ddbench.render.tables import number
 
 if TYPE_CHECKING:
-    from ddbench.discovery.catalog import Catalog, Experiment
+    from ddbench.discovery.catalog import Catalog
+    from ddbench.discovery.experiments import Experiment, Published
 
 HEADINGS = ("experiment", "ours", "n", "published", "difference", "within", "companions", "before", "cost", "changed")
 INTRODUCTION = """# Reproduction
@@ -31,65 +32,72 @@ This page lists every named experiment of one run, beside its published figure.
 """
 
 
-def page(catalog: "Catalog", rows: Sequence[Row]) -> str:
-    """The page as Markdown; rows of no named experiment are left out."""
+def page(catalog: "Catalog", records: Sequence[RunResult]) -> str:
+    """Return the page as Markdown, without records of no named experiment."""
     lines = [INTRODUCTION, _line(HEADINGS), _line(["---"] * len(HEADINGS))]
-    for experiment in catalog.experiments():
+    experiments = list(catalog.experiments())
+    for experiment in experiments:
         if experiment.sweep is not None:
             continue
-        found = [row for row in rows if row.experiment == experiment.name]
-        found.sort(key=lambda row: -row.mean if row.higher_is_better else row.mean)
-        for row in found:
-            lines.append(_line(_cells(experiment, row, catalog)))
-        if not found:
-            lines.append(_line([f"`{experiment.name}`", "not run", "", _published(experiment)]))
-    missing = [r for r in rows if r.experiment and r.experiment not in {e.name for e in catalog.experiments()}]
-    lines += [f"\nNot shown: {len(missing)} rows of experiments that no plugin here offers."] if missing else []
+        runs = [record for record in records if record.settings.experiment == experiment.name]
+        runs.sort(key=_best_first)
+        lines += [_line(_cells(experiment, record, catalog)) for record in runs]
+        if not runs:
+            lines.append(_line([f"`{experiment.name}`", "not run", "", _published(experiment.published)]))
+    known = {"", *(experiment.name for experiment in experiments)}
+    missing = sum(record.settings.experiment not in known for record in records)
+    lines += [f"\nNot shown: {missing} records of experiments that no plugin here offers."] if missing else []
     return "\n".join(lines) + "\n"
 
 
-def _cells(experiment: "Experiment", row: Row, catalog: "Catalog") -> Iterator[str]:
-    published = experiment.published
-    spread = "" if row.std is None else f" +- {number(row.metric, row.std)}"
-    yield f"`{experiment.name}`" + (" *" if "@" in row.dataset else "")
-    yield number(row.metric, row.mean).removesuffix(" %" if spread else "") + spread
-    yield str(row.n)
-    yield _published(experiment)
-    if published is not None and published.metric == row.metric:
-        gap = row.mean - published.mean
-        yield number(row.metric, gap, signed=True)
+def _best_first(record: RunResult) -> float:
+    mean = record.scores[record.primary].mean
+    return -mean if record.metric.higher_is_better else mean
+
+
+def _cells(experiment: "Experiment", record: RunResult, catalog: "Catalog") -> Iterator[str]:
+    published, metric, score = experiment.published, record.metric, record.scores[record.primary]
+    spread = "" if score.std is None else f" +- {number(metric, score.std)}"
+    partial = record.dataset is not None and record.dataset.partial
+    yield f"`{experiment.name}`" + (" *" if partial else "")
+    yield number(metric, score.mean).removesuffix(" %" if spread else "") + spread
+    yield str(score.n)
+    yield _published(published)
+    if published is not None and published.metric == metric.name:
+        gap = score.mean - published.mean
+        yield number(metric, gap, signed=True)
         yield "-" if published.std is None else "yes" if abs(gap) <= published.std else "above" if gap > 0 else "below"
     else:
         yield from ("", "")
-    yield ", ".join(f"{name} {number(row.metric, found['mean'])}" for name, found in row.companion_scores().items())
-    yield number(row.metric, row.before)
-    yield duration(row.seconds_distill)
-    yield ", ".join(_changes(experiment, row, catalog))
+    yield ", ".join(f"{name} {number(metric, companion.mean)}" for name, companion in record.companions.items())
+    yield number(metric, record.before[metric.name].mean)
+    yield duration(record.seconds.distill) if record.seconds else ""
+    yield ", ".join(_changes(experiment, record, catalog))
 
 
-def _published(experiment: "Experiment") -> str:
-    published = experiment.published
-    if published is None:
+def _published(figure: "Published | None") -> str:
+    if figure is None:
         return ""
-    mean = number(published.metric, published.mean)
-    return mean if published.std is None else f"{mean.removesuffix(' %')} +- {number(published.metric, published.std)}"
+    metric = Metric(figure.metric, figure.unit)
+    mean = number(metric, figure.mean)
+    return mean if figure.std is None else f"{mean.removesuffix(' %')} +- {number(metric, figure.std)}"
 
 
-def _changes(experiment: "Experiment", row: Row, catalog: "Catalog") -> Iterator[str]:
-    """Options that the run set and the experiment sets otherwise, as `outer_steps 6000 (23600)`."""
-    wanted = RunSpec.parse(experiment.spec)
-    kind, choice, text = (
-        ("init", wanted.init, row.init_options)
-        if wanted.target is None
-        else ("target", wanted.target, row.target_options)
-    )
-    for part, named, set_to in (("method", wanted.method, row.method_options), (kind, choice, text)):
-        _, complete = catalog.resolve(part, named)
-        for key, value in json.loads(set_to).items():
+def _changes(experiment: "Experiment", record: RunResult, catalog: "Catalog") -> Iterator[str]:
+    """Yield options that the run set otherwise than the experiment, as `outer_steps 6000 (23600)`."""
+    wanted, settings = RunSpec.parse(experiment.spec), record.settings
+    pairs = [("method", wanted.method, settings.method)]
+    if wanted.target is None:
+        pairs.append(("init", wanted.init, settings.init))
+    elif settings.target is not None:
+        pairs.append(("target", wanted.target, settings.target))
+    for kind, asked, used in pairs:
+        _, complete = catalog.resolve(kind, asked)
+        for key, value in used.options.items():
             if complete.options.get(key) != value:
                 yield f"{key} {_short(value)} ({_short(complete.options.get(key))})"
-    if row.stopped_by:
-        yield f"stopped by the {row.stopped_by} after {row.outer_steps} outer steps"
+    if record.loop.stopped_by:
+        yield f"stopped by the {record.loop.stopped_by} after {record.loop.steps} outer steps"
 
 
 def _short(value: Any) -> str:

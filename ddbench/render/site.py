@@ -1,4 +1,4 @@
-"""The leaderboard as one static page that works from a file: rows, pictures, curves, methods, all inside it."""
+"""The leaderboard as one static page that works from a file: records, pictures, curves and methods inside it."""
 
 import base64
 import json
@@ -10,31 +10,27 @@ from typing import TYPE_CHECKING, Any
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import FLAGS, PARTS, Choice, RunSpec, Settings
 from ddbench.machine.files import atomic_write
-from ddbench.records.audit import spec_of, spec_of_row
-from ddbench.records.dd_ranking import of_line
-from ddbench.records.leaderboard import PublishedRow, Row
+from ddbench.records.columns import COLUMNS
+from ddbench.records.dd_ranking import fairness_of_line
+from ddbench.records.leaderboard import PublishedRow
 from ddbench.records.ranking import Line, groups, ranks
-from ddbench.records.result import artifact_path, curve_path
+from ddbench.records.result import RunResult
+from ddbench.records.store import artifact_path, curve_path
 from ddbench.render.pictures import contact_sheet
-from ddbench.render.tables import bounds, in_percent, with_options
+from ddbench.render.tables import bounds, title
 
 if TYPE_CHECKING:
     from ddbench.discovery.catalog import Catalog
 
-SHOWN = (
-    "run_id", "experiment", "created", "method", "method_source", "dataset", "network", "sample_shape", "init",
-    "eval_init", "objective", "target", "images_per_class", "steps", "epochs", "label_regime", "protocol",
-    "selected_on", "metric", "higher_is_better", "n", "mean", "std", "low", "high", "before", "images", "bytes",
-    "outer_steps", "stopped_by", "rollbacks", "seconds_distill", "seconds_evaluate", "peak_memory_mb", "seed",
-    "fingerprint",
-)  # fmt: skip
-"""Columns of a row that the page carries as they are."""
-
 
 def write_site(
-    folder: Path, rows: Sequence[Row], published: Sequence[PublishedRow], leaderboards: Path, catalog: "Catalog"
+    folder: Path,
+    records: Sequence[RunResult],
+    published: Sequence[PublishedRow],
+    leaderboards: Path,
+    catalog: "Catalog",
 ) -> Path:
-    """Write `index.html` into `folder` and return its path. Nothing is fetched when it is looked at."""
+    """Write `index.html` into `folder` and return its path. The page fetches nothing when it is looked at."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -44,13 +40,13 @@ def write_site(
         [
             {
                 **_entry(line, rank, leaderboards, catalog),
-                "fairness": of_line(line.rows, rows),
+                "fairness": fairness_of_line(line.records, records),
             }
             for line, rank in zip(group, ranks(group), strict=True)
         ]
-        for group in groups(rows)
+        for group in groups(records)
     ]
-    methods = sorted({row.method for row in rows})
+    methods = sorted({record.settings.method.name for record in records})
     content = {
         "groups": grouped,
         "published": [figure.model_dump() for figure in published],
@@ -60,7 +56,9 @@ def write_site(
     data = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
     csv = {path.name: path.read_text() for path in sorted(leaderboards.glob("*.csv"))}
     text = environment.get_template("site.html.jinja").render(
-        data=data, count=len(rows), downloads={name: _data_url(raw.encode(), "text/csv") for name, raw in csv.items()}
+        data=data,
+        count=len(records),
+        downloads={name: _data_url(raw.encode(), "text/csv") for name, raw in csv.items()},
     )
     path = folder / "index.html"
     atomic_write(path, text)
@@ -68,26 +66,35 @@ def write_site(
 
 
 def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dict[str, Any]:
-    row = line.first
-    artifact = artifact_path(leaderboards, row.artifact_sha256)
+    record, metric = line.first, line.first.metric
+    assert record.artifact is not None
+    artifact = artifact_path(leaderboards, record.artifact.sha256)
     distilled = DistilledSet.load(artifact) if artifact.exists() else None
-    spec = spec_of(distilled) if distilled else spec_of_row(row)
-    curve = curve_path(leaderboards, row.artifact_sha256)
+    curve = curve_path(leaderboards, record.artifact.sha256)
+    whole = record.settings.fingerprint == record.fingerprint
     return {
-        **{name: getattr(row, name) for name in SHOWN},
+        **{column.name: column.get(record) for column in COLUMNS if column.shown},
         "mean": line.score.mean,
         "std": line.score.std,
-        **dict(zip(("low", "high"), bounds(row.metric, line.score) or (None, None), strict=True)),
+        **dict(zip(("low", "high"), bounds(metric, line.score) or (None, None), strict=True)),
         "rank": rank,
-        "network_named": with_options(row.network, row.network_options),
-        "seeds": [{"seed": one.seed, "mean": one.mean} for one in line.rows],
-        "percent": in_percent(row.metric),
-        "options": json.loads(row.method_options),
-        "metrics": json.loads(row.metrics),
-        "companions": row.companion_scores(),
-        "environment": json.loads(row.environment),
-        "pretrained": json.loads(row.pretrained),
-        "command": _command(spec, row.method_source, catalog) if spec is not None else "",
+        "heading": title(record),
+        "seeds": [{"seed": each.settings.seed, "mean": each.scores[each.primary].mean} for each in line.records],
+        "percent": metric.unit == "share",
+        "metrics": [
+            {
+                "name": other.name,
+                "percent": other.unit == "share",
+                "beside": other.beside,
+                "mean": record.scores[other.name].mean,
+            }
+            for other in record.metrics[1:]
+            if other.name in record.scores
+        ],
+        "companions": {name: {"mean": score.mean} for name, score in record.companions.items()},
+        "environment": record.environment,
+        "pretrained": record.pretrained,
+        "command": _command(record.settings, record.method_source, catalog) if whole else "",
         "picture": _data_url(contact_sheet(distilled), "image/png") if distilled else "",
         "curve": json.loads(curve.read_text()) if curve.exists() else None,
     }
@@ -110,7 +117,7 @@ def _card(method: str, catalog: "Catalog") -> dict[str, Any] | None:
 
 
 def _command(spec: Settings, source: str, catalog: "Catalog") -> str:
-    """The command that runs a spec again; what is as by default is left out."""
+    """Return the command that runs settings again, without what is as by default."""
     path, at, _ = source.rpartition("@")
     parts = ["ddbench run", *([f"--plugin {shlex.quote(path)}"] if at else [])]
     for name, flag in FLAGS.items():

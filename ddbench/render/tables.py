@@ -1,6 +1,5 @@
-"""Results, plans, lists and rankings as text."""
+"""Results, plans and rankings as text."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,157 +9,152 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ddbench.contract.metric import Metric
 from ddbench.contract.spec import Choice, Settings, Sweep
-from ddbench.records.leaderboard import PublishedRow, Row
+from ddbench.records.leaderboard import PublishedRow
 from ddbench.records.ranking import Line, ranks
 from ddbench.records.result import RunFolder, RunResult
 from ddbench.records.stats import Difference, Score
 from ddbench.render.live import duration
 
 if TYPE_CHECKING:
-    from ddbench.discovery.catalog import Experiment
+    from ddbench.discovery.experiments import Experiment
     from ddbench.pipeline.dry_run import DryRun
     from ddbench.pipeline.sweep import Point
 
-PERCENT = ("accuracy", "success")
 
-
-def in_percent(metric: str) -> bool:
-    """Whether people read this metric as a percentage; files always hold fractions."""
-    return any(word in metric for word in PERCENT)
-
-
-def number(metric: str, value: float, *, signed: bool = False) -> str:
-    """`88.1 %` for shares, `0.412` for the rest."""
+def number(metric: Metric, value: float, *, signed: bool = False) -> str:
+    """Return `88.1 %` for a share, `0.412` for a plain number."""
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}.1f} %" if in_percent(metric) else f"{value:{sign}.4g}"
+    return f"{100 * value:{sign}.1f} %" if metric.unit == "share" else f"{value:{sign}.4g}"
 
 
-def points(metric: str, gap: float) -> str:
-    """A signed difference: `+2.5` points for shares, `-0.012` for the rest."""
-    return f"{100 * gap:+.1f}" if in_percent(metric) else f"{gap:+.3g}"
+def points(metric: Metric, gap: float) -> str:
+    """Return a signed difference: `+2.5` points of a share, `-0.012` of a plain number."""
+    return f"{100 * gap:+.1f}" if metric.unit == "share" else f"{gap:+.3g}"
 
 
-def bounds(metric: str, score: Score) -> tuple[float, float] | None:
-    """The interval as far as the metric can reach: Student's t of two networks knows no 100 %."""
+def bounds(metric: Metric, score: Score) -> tuple[float, float] | None:
+    """Return the interval as far as the metric can reach: Student's t of two networks does not end at 100 %."""
     if score.low is None or score.high is None:
         return None
-    return (max(0.0, score.low), min(1.0, score.high)) if in_percent(metric) else (score.low, score.high)
+    return (max(0.0, score.low), min(1.0, score.high)) if metric.unit == "share" else (score.low, score.high)
 
 
-def score_text(metric: str, score: Score) -> str:
-    """`88.1 % (std 1.2, 95 % interval 87.5 to 88.6, 20 networks)`."""
+def score_text(metric: Metric, score: Score) -> str:
+    """Return `88.1 % (std 1.2, 95 % interval 87.5 to 88.6, n=20)`."""
+    if score.n == 1:
+        return f"{number(metric, score.mean)} (1 network, so no interval)"
     interval = bounds(metric, score)
     if score.std is None or interval is None:
-        return f"{number(metric, score.mean)} (1 network, so no interval)"
-    scale = 100 if in_percent(metric) else 1
-    low, high, std = (f"{scale * v:.{1 if scale == 100 else 4}f}" for v in (*interval, score.std))
+        return f"{number(metric, score.mean)} (n={score.n})"
+    scale, digits = (100, 1) if metric.unit == "share" else (1, 4)
+    low, high, std = (f"{scale * v:.{digits}f}" for v in (*interval, score.std))
     return f"{number(metric, score.mean)} (std {std}, 95 % interval {low} to {high}, n={score.n})"
 
 
-def score_lines(
-    metric: str, score: Score, before: Score, companions: Mapping[str, Score], higher_is_better: bool
-) -> Iterator[str]:
-    """The score beside its companions and what networks do before training."""
-    width = max([len(metric), len("before training"), *(len(name) for name in companions)])
-    yield f"{metric:<{width}}  {score_text(metric, score)}"
+def score_lines(metric: Metric, score: Score, before: Score, companions: Mapping[str, Score]) -> Iterator[str]:
+    """Yield the score, that of each companion, and that of networks before training."""
+    width = max([len(metric.name), len("before training"), *(len(name) for name in companions)])
+    yield f"{metric.name:<{width}}  {score_text(metric, score)}"
     for name, companion in companions.items():
-        gap = _gap(metric, score, companion, higher_is_better)
-        yield f"{name:<{width}}  {score_text(metric, companion)}; this run {gap}"
+        yield f"{name:<{width}}  {score_text(metric, companion)}; this run {_gap(metric, score, companion)}"
     yield f"{'before training':<{width}}  {number(metric, before.mean)}"
 
 
 def fairness_lines(scores: Mapping[str, float]) -> Iterator[str]:
-    """IOR, HLR and LRS, where all three apply."""
+    """Yield IOR, HLR and LRS where all three apply."""
     if "LRS" in scores:
         yield "in fractions: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
 
 
-def _gap(metric: str, score: Score, companion: Score, higher_is_better: bool) -> str:
+def _gap(metric: Metric, score: Score, companion: Score) -> str:
     gap = score.mean - companion.mean
-    size = f"{100 * abs(gap):.1f} points" if in_percent(metric) else f"{abs(gap):.4g}"
+    size = f"{100 * abs(gap):.1f} points" if metric.unit == "share" else f"{abs(gap):.4g}"
     if size in ("0.0 points", "0"):
         return "is as good"
-    return f"is {size} {'better' if (gap > 0) == higher_is_better else 'worse'}"
+    return f"is {size} {'better' if (gap > 0) == metric.higher_is_better else 'worse'}"
 
 
 def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None) -> Iterator[str]:
-    """A run's outcome as a person wants it: the score in its context, the files, what to do next."""
-    spec = result.spec
+    """Yield the outcome of a run: the score in its context, the files, what to do next."""
+    settings = result.settings
     yield ""
     if result.status != "ok" or result.score is None:
-        told = result.reason if result.reason.startswith(result.status) else f"{result.status}. {result.reason}"
-        yield f"{spec.method.name} on {spec.dataset.name}: {told}"
+        reason = result.reason if result.reason.startswith(result.status) else f"{result.status}. {result.reason}"
+        yield f"{settings.method.name} on {settings.dataset.name}: {reason}"
         if result.status == "interrupted":
             yield f"Go on with: ddbench resume {folder.path}"
         return
-    assert result.dataset and result.seconds and result.artifact
-    yield f"{spec.method.name} on {result.dataset.name}, {result.artifact.images} images, {setting(spec)}"
-    lines = score_lines(
-        result.primary, result.score, result.before[result.primary], result.companions, result.higher_is_better
-    )
-    for line in lines:
-        yield f"  {line}"
-    from ddbench.records.dd_ranking import fairness
-
-    means = {name: score.mean for name, score in result.companions.items()}
-    fair = fairness(result.primary, result.score.mean, means, hard=result.artifact.label_regime == "hard")
-    for line in fairness_lines(fair):
-        yield f"  {line}"
-    for name in ("accuracy", "accuracy_others"):
-        if name in result.scores and name != result.primary:
-            yield f"  {name}  {score_text(name, result.scores[name])}"
-    if result.selected != "nothing":
-        yield f"  selected: {result.selected}"
-    took = f"{duration(result.seconds.distill)} distilling, {duration(result.seconds.evaluate)} scoring"
-    stopped = f", stopped by the {result.stopped_by} after {result.steps_done} outer steps" if result.stopped_by else ""
-    again = f", rolled back {result.rollbacks} times" if result.rollbacks else ""
-    yield f"  {took}{stopped}{again}; {result.artifact.bytes / 1000:.1f} kB; peak memory {result.peak_memory_mb:.0f} MB"
+    yield from _score_in_context(result, result.score)
     yield ""
-    for what, path in (
+    for label, path in (
         ("images", folder.picture),
         ("curve", folder.curve),
         ("distilled set", folder.artifact),
         ("all figures", folder.result),
     ):
         if path.exists():
-            yield f"  {what:<13}  {path}"
+            yield f"  {label:<13}  {path}"
     if leaderboards is not None:
         where = "" if str(leaderboards) == "leaderboards" else f" --leaderboards {leaderboards}"
         yield ""
         yield "Next:"
-        if not spec.smoke:
-            yield f"  ddbench leaderboard --dataset {spec.dataset.name}{where}"
-        yield f"  ddbench evaluate {folder.path}" + ("" if spec.target else " --network mlp")
+        if not settings.smoke:
+            yield f"  ddbench leaderboard --dataset {settings.dataset.name}{where}"
+        yield f"  ddbench evaluate {folder.path}" + ("" if settings.target else " --network mlp")
         yield f"  python -c \"import ddbench; print(ddbench.DistilledSet.load('{folder.artifact}').flat()[0].shape)\""
 
 
+def _score_in_context(result: RunResult, score: Score) -> Iterator[str]:
+    """Yield the score beside its companions, other metrics, and what the run cost."""
+    from ddbench.records.dd_ranking import fairness_of
+
+    assert result.dataset and result.seconds and result.artifact and result.protocol
+    data, artifact, loop = result.dataset.name, result.artifact, result.loop
+    yield f"{result.settings.method.name} on {data}, {artifact.images} images, {setting(result.settings)}"
+    for line in score_lines(result.metric, score, result.before[result.primary], result.companions):
+        yield f"  {line}"
+    for line in fairness_lines(fairness_of(result)):
+        yield f"  {line}"
+    for metric in result.metrics:
+        if metric.beside and metric.name in result.scores:
+            yield f"  {metric.name}  {score_text(metric, result.scores[metric.name])}"
+    if result.protocol.selected != "nothing":
+        yield f"  selected: {result.protocol.selected}"
+    took = f"{duration(result.seconds.distill)} distilling, {duration(result.seconds.evaluate)} scoring"
+    stopped = f", stopped by the {loop.stopped_by} after {loop.steps} outer steps" if loop.stopped_by else ""
+    rolled_back = f", rolled back {loop.rollbacks} times" if loop.rollbacks else ""
+    memory = f"peak memory {result.peak_memory_mb:.0f} MB"
+    yield f"  {took}{stopped}{rolled_back}; {artifact.bytes / 1000:.1f} kB; {memory}"
+
+
 def published_lines(experiment: "Experiment", result: RunResult) -> Iterator[str]:
-    """The published figure an experiment answers to, marked as such."""
+    """Yield the published figure of an experiment beside the score of this run."""
     published = experiment.published
     if published is None or published.metric not in result.scores:
         return
-    spread = "" if published.std is None else f" +- {number(published.metric, published.std)}"
-    ours = number(published.metric, result.scores[published.metric].mean)
+    metric = result.metric_of(published.metric)
+    spread = "" if published.std is None else f" +- {number(metric, published.std)}"
+    score = number(metric, result.scores[metric.name].mean)
     yield ""
-    theirs = number(published.metric, published.mean) + spread
-    yield f"Published: {published.metric} {theirs}, {published.source}; here {ours}"
+    yield f"Published: {metric.name} {number(metric, published.mean)}{spread}, {published.source}; here {score}"
 
 
-def _inits(spec: Settings) -> str:
-    """The init distribution, and that of scoring where it is another."""
-    init = named(spec.init)
-    return init if spec.eval_init == spec.init else f"{init}, scored from {named(spec.eval_init)}"
+def inits(settings: Settings) -> str:
+    """Return the init distribution, and that of scoring where it is another."""
+    init, scored = named(settings.init), named(settings.eval_init)
+    return init if settings.eval_init == settings.init else f"{init}, scored from {scored}"
 
 
-def setting(spec: Settings) -> str:
-    """`mlp from random, 1 step x 3 epochs, replay/v1`."""
-    network = named(spec.network)
-    return f"{network} from {_inits(spec)}, {spec.steps} x {spec.epochs} steps, {spec.protocol}"
+def setting(settings: Settings) -> str:
+    """Return `mlp from random, 1 x 3 steps, replay/v1`."""
+    network, steps = named(settings.network), f"{settings.steps} x {settings.epochs} steps"
+    return f"{network} from {inits(settings)}, {steps}, {settings.protocol}"
 
 
 def named(choice: Choice) -> str:
-    """`convnet(width=32)`."""
+    """Return `convnet(width=32)`."""
     options = ", ".join(f"{key}={value}" for key, value in choice.options.items() if value is not None)
     return f"{choice.name}({options})" if options else choice.name
 
@@ -182,7 +176,7 @@ def plan_lines(planned: "DryRun") -> Iterator[str]:
         "method": named(spec.method),
         "data": data,
         "network": named(spec.network),
-        "init": _inits(spec),
+        "init": inits(spec),
         "objective": named(spec.objective),
         "budget": f"{spec.images_per_class} images per class, {spec.steps} steps x {spec.epochs} epochs",
         "scoring": f"{spec.protocol} on {spec.eval_networks} networks",
@@ -190,7 +184,7 @@ def plan_lines(planned: "DryRun") -> Iterator[str]:
         "memory": memory,
         "time limit": duration(spec.time_limit) if spec.time_limit else "none",
         "folder": str(planned.run_dir),
-        "leaderboard": str(planned.leaderboard or "none (a smoke run leaves no row)"),
+        "leaderboard": str(planned.leaderboard or "none (a smoke run leaves no record)"),
         "fingerprint": planned.fingerprint,
     }.items():
         yield f"  {key:<12} {value}"
@@ -199,135 +193,145 @@ def plan_lines(planned: "DryRun") -> Iterator[str]:
 
 
 def ranking(groups: Sequence[Sequence[Line]]) -> None:
-    """Print each group of comparable rows, best first; what it cost, where there is room for it."""
+    """Print each group of comparable lines, best first, and what they cost where there is room for it."""
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=160)
     for lines in groups:
-        first = lines[0].first
-        title = (
-            f"{first.dataset}, {first.images_per_class} images per class, {first.steps} x {first.epochs} steps, "
-            f"{with_options(first.network, first.network_options)} from {first.eval_init}, {first.protocol}"
-        )
-        if first.objective != "classification":
-            title += f", {with_options(first.objective, first.objective_options)}"
-        regime = "" if first.label_regime == "hard" else f", {first.label_regime} labels"
-        console.print(Text(title + regime + (f", target {first.target}" if first.target else ""), style="bold"))
-        table = Table(box=None, pad_edge=False)
-        names = sorted({name for line in lines for name in line.first.companion_scores()})
-        wide = console.width >= 120
-        # What a method must not give up for its score: under poisoning, the accuracy.
-        beside = [m for m in ("accuracy", "accuracy_others") if m != first.metric and m in json.loads(first.metrics)]
-        gains = [f"over {name}" for name in names]
-        cost = ("kB", "time") if wide else ()
-        for heading in ("", "method", first.metric, "95 % interval", "n", *beside, *gains, *cost, "run"):
-            left = heading in ("method", "run")
-            table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=left)
-        for rank, line, name in zip(ranks(lines), lines, _names(lines), strict=True):
-            row, mean, seeds = line.first, line.score.mean, len(line.rows)
-            found = row.companion_scores()
-            sign = 1 if row.higher_is_better else -1
-            gained = [
-                points(row.metric, sign * (mean - found[name]["mean"])) if name in found else "" for name in names
-            ]
-            each = [json.loads(one.metrics) for one in line.rows]
-            table.add_row(
-                str(rank),
-                name,
-                number(row.metric, mean),
-                _interval(row.metric, line.score),
-                f"{seeds} x {row.n}" if seeds > 1 else str(row.n),
-                *(number(name, sum(metrics[name] for metrics in each) / seeds) for name in beside),
-                *gained,
-                *((f"{row.bytes / 1000:.1f}", duration(row.seconds_distill)) if wide else ()),
-                row.run_id + (f" and {seeds - 1} other{'s' * (seeds > 2)}" if seeds > 1 else ""),
-            )
-        console.print(table)
+        console.print(Text(title(lines[0].first), style="bold"))
+        console.print(_ranking_table(lines, wide=console.width >= 120))
         console.print()
 
 
+def title(record: RunResult) -> str:
+    """Return the title of a ranking: what its records have in common."""
+    settings, data = record.settings, record.dataset.name if record.dataset else ""
+    text = f"{data}, {settings.images_per_class} images per class, {settings.steps} x {settings.epochs} steps, "
+    text += f"{named(settings.eval_network)} from {settings.eval_init.name}, {settings.protocol}"
+    if settings.objective.name != Settings.model_fields["objective"].default.name:
+        text += f", {named(settings.objective)}"
+    regime = record.artifact.label_regime if record.artifact else ""
+    text += "" if regime == "hard" else f", {regime} labels"
+    return text + (f", target {settings.target.name}" if settings.target else "")
+
+
+def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
+    first, metric = lines[0].first, lines[0].first.metric
+    beside = [other for other in first.metrics if other.beside and other.name in first.scores]
+    companions = sorted({name for line in lines for name in line.first.companions})
+    cost = ("kB", "time") if wide else ()
+    table = Table(box=None, pad_edge=False)
+    gains = [f"over {name}" for name in companions]
+    headings = ("", "method", metric.name, "95 % interval", "n", *(m.name for m in beside), *gains, *cost, "run")
+    for heading in headings:
+        left = heading in ("method", "run")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=left)
+    for rank, line, name in zip(ranks(lines), lines, _names(lines), strict=True):
+        record, mean, seeds = line.first, line.score.mean, len(line.records)
+        table.add_row(
+            str(rank),
+            name,
+            number(metric, mean),
+            _interval(metric, line.score),
+            f"{seeds} x {line.score.n}" if seeds > 1 else str(line.score.n),
+            *(number(m, sum(each.scores[m.name].mean for each in line.records) / seeds) for m in beside),
+            *(_gain(record, mean, companion) for companion in companions),
+            *(_cost(record) if wide else ()),
+            record.run_id + (f" and {seeds - 1} other{'s' * (seeds > 2)}" if seeds > 1 else ""),
+        )
+    return table
+
+
+def _gain(record: RunResult, mean: float, companion: str) -> str:
+    if companion not in record.companions:
+        return ""
+    sign = 1 if record.metric.higher_is_better else -1
+    return points(record.metric, sign * (mean - record.companions[companion].mean))
+
+
+def _cost(record: RunResult) -> tuple[str, str]:
+    assert record.artifact and record.seconds
+    return f"{record.artifact.bytes / 1000:.1f}", duration(record.seconds.distill)
+
+
 def _names(lines: Sequence[Line]) -> list[str]:
-    """The method of each line, with what tells it from other lines of the same method."""
-    told = [
+    """Return the method of each line, with what distinguishes it from other lines of the same method."""
+    facts = [
         {
-            **json.loads(line.first.method_options),
-            "init": with_options(line.first.init, line.first.init_options),
+            **line.first.settings.method.options,
+            "network": named(line.first.settings.network),
+            "init": named(line.first.settings.init),
             "from": line.first.method_source.rpartition("@")[2],
             "pools": line.first.pretrained,
         }
         for line in lines
     ]
-    found = []
-    for line, own in zip(lines, told, strict=True):
-        others = [t for other, t in zip(lines, told, strict=True) if other.first.method == line.first.method]
-        apart = [f"{key}={own.get(key)}" for key in own if any(other.get(key) != own[key] for other in others)]
-        shown = [text for text in apart if not text.startswith("pools=")] or ["other pools"] * bool(apart)
-        found.append(line.first.method + (f" ({', '.join(shown[:3])}{', ...' * (len(shown) > 3)})" if shown else ""))
-    return found
+    methods = [line.first.settings.method.name for line in lines]
+    names = []
+    for method, own in zip(methods, facts, strict=True):
+        others = [other for name, other in zip(methods, facts, strict=True) if name == method]
+        differing = [key for key in own if any(other.get(key) != own[key] for other in others)]
+        shown = [f"{key}={own[key]}" for key in differing if key != "pools"] or ["other pools"] * bool(differing)
+        names.append(method + (f" ({', '.join(shown[:3])}{', ...' * (len(shown) > 3)})" if shown else ""))
+    return names
 
 
-def difference_line(first: Row, second: Row, difference: Difference) -> str:
-    """`A is 3.1 points better than B (95 % interval 1.0 to 5.2, n=20 networks)`, or that none is shown."""
-    metric, scale = first.metric, 100 if in_percent(first.metric) else 1
-    unit = " points" if scale == 100 else ""
+def difference_line(first: RunResult, second: RunResult, difference: Difference) -> str:
+    """Return `A is 3.1 points better than B (95 % interval 1.0 to 5.2, n=20 networks)`, or that none is shown."""
+    metric = first.metric
+    scale, unit = (100, " points") if metric.unit == "share" else (1, "")
     pairs = f"n={difference.n} {difference.of}" + (" of one seed each" if difference.of == "networks" else "")
     if difference.low is None or difference.high is None:
-        return (
-            f"{metric}: {first.method} {scale * difference.mean:+.4g}{unit}; one pair supports no interval ({pairs})."
-        )
+        gap = f"{scale * difference.mean:+.4g}{unit}"
+        return f"{metric.name}: {first.settings.method.name} {gap}; one pair supports no interval ({pairs})."
     interval = f"95 % interval {scale * difference.low:+.3g} to {scale * difference.high:+.3g}{unit}, {pairs}"
     if not difference.shown:
-        return f"{metric}: no difference shown ({interval})."
-    better = (difference.mean > 0) == first.higher_is_better
+        return f"{metric.name}: no difference shown ({interval})."
+    better = (difference.mean > 0) == metric.higher_is_better
     gap = f"{abs(scale * difference.mean):.3g}{unit} {'better' if better else 'worse'}"
-    return f"{metric}: {first.run_id} is {gap} than {second.run_id} ({interval})."
+    return f"{metric.name}: {first.run_id} is {gap} than {second.run_id} ({interval})."
 
 
 def published_table(figures: Sequence[PublishedRow]) -> None:
-    """Print published figures, which are others' and were made under other protocols."""
+    """Print published figures, which others measured under other protocols."""
     if not figures:
         return
     console = Console(highlight=False)
     console.print(Text("Published elsewhere, under other protocols; not measured here and not ranked", style="bold"))
     table = Table(box=None, pad_edge=False)
-    for heading in ("method", "images per class", "network", "setting", "", "source"):
+    for heading in ("method", "images per class", "network", "setting", "metric", "", "source"):
         table.add_column(heading, overflow="fold")
     for f in figures:
-        spread = "" if f.std is None else f" +- {number(f.metric, f.std)}"
-        metric = "" if f.metric == "accuracy" else f"{f.metric} "
-        mean = f"{metric}{number(f.metric, f.mean)}{spread}"
-        table.add_row(*map(Text, (f.method, str(f.images_per_class), f.network, f.setting, mean, f.source)))
+        metric = Metric(f.metric, f.unit)
+        figure = number(metric, f.mean) + ("" if f.std is None else f" +- {number(metric, f.std)}")
+        cells = (f.method, str(f.images_per_class), f.network, f.setting, f.metric.replace("_", " "), figure, f.source)
+        table.add_row(*map(Text, cells))
     console.print(table)
 
 
 def sweep_table(sweep: Sweep, points: "Sequence[Point]", figure: str) -> None:
-    """Print a sweep: a row for each run, the figure that is drawn before the primary metric and its companions."""
+    """Print a sweep: a row for each run, with the figure that is drawn, the metric that ranks, and its companions."""
     table = Table(box=None, pad_edge=False)
-    primary = points[0].result.primary
+    ranking_metric = points[0].result.metric
     companions = sorted({name for point in points for name in point.result.companions})
-    names = list(dict.fromkeys([figure, primary]))
-    for heading in (*(axis.name for axis in sweep.axes), *names, *companions, "time"):
+    figures = [points[0].result.metric_of(name) for name in dict.fromkeys([figure, ranking_metric.name])]
+    for heading in (*(axis.name for axis in sweep.axes), *(f.name for f in figures), *companions, "time"):
         table.add_column(heading, justify="right")
     for point in points:
         cells = [str(value) for value in point.values]
-        for name in names:
-            mean, low, high = point.figure(name)
-            spread = "" if low is None or high is None else f" +- {number(name, (high - low) / 2).removesuffix(' %')}"
-            cells.append(number(name, mean) + spread)
-        found = point.result.companions
-        cells += [number(primary, found[name].mean) if name in found else "" for name in companions]
+        for metric in figures:
+            mean, low, high = point.figure(metric.name)
+            half = None if low is None or high is None else number(metric, (high - low) / 2).removesuffix(" %")
+            cells.append(number(metric, mean) + ("" if half is None else f" +- {half}"))
+        scores = point.result.companions
+        cells += [number(ranking_metric, scores[name].mean) if name in scores else "" for name in companions]
         table.add_row(*cells, duration(point.result.seconds.distill) if point.result.seconds else "")
     console = Console(highlight=False)
     console.print(table)
     console.print("(+- half of the 95 % interval of the mean)")
 
 
-def with_options(name: str, options: str) -> str:
-    """A part with its options, from their JSON."""
-    return named(Choice(name=name, options=json.loads(options)))
-
-
-def _interval(metric: str, score: Score) -> str:
+def _interval(metric: Metric, score: Score) -> str:
     interval = bounds(metric, score)
     if interval is None:
         return "-"

@@ -51,7 +51,7 @@ def published_figure_is_sound(subject: Subject) -> None:
     train, _ = small.examples(1, 3)
     component = subject.catalog.get("objective", spec.objective.name)
     objective = component.call(component.validated({}), train.info)
-    metrics = objective.metrics(torch.eye(3)[train.labels], train.labels)
+    metrics = objective.measure(torch.eye(3)[train.labels], train.labels)
     if published.metric not in metrics:
         raise Failed(
             f"{spec.objective.name} does not measure {published.metric!r}.{did_you_mean(published.metric, metrics)}",

@@ -31,11 +31,15 @@ def _objective(subject: Subject) -> tuple[Objective, DatasetInfo, Tensor, Tensor
 
 
 def measures_in_numbers(subject: Subject) -> None:
-    """Require metrics that are plain numbers, and the primary metric among them."""
+    """Require the metrics that are declared, no others, as plain numbers."""
     objective, _, logits, labels = _objective(subject)
-    metrics = objective.metrics(logits, labels)
-    if objective.primary not in metrics:
-        raise Failed(f"the primary metric {objective.primary!r} is not measured.", f"Measured: {', '.join(metrics)}.")
+    metrics = objective.measure(logits, labels)
+    declared = [metric.name for metric in objective.metrics]
+    if not declared or sorted(declared) != sorted(metrics):
+        raise Failed(
+            f"it declares {', '.join(declared) or 'no metric'} and measures {', '.join(metrics)}.",
+            "List every metric once in Objective.metrics, the one that ranks first.",
+        )
     for name, value in metrics.items():
         if not isinstance(value, int | float):
             raise Failed(f"{name} is a {type(value).__name__}.", "Return plain numbers: tensor.item().")

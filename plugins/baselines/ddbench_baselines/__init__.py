@@ -81,7 +81,7 @@ def optimised_real(
         state = train(module, start, inputs, labels, lrs, objective.inner_loss)
         with torch.no_grad(), evaluation_mode(module):
             logits = functional_call(module, (state.params, state.buffers), (real.inputs,))
-        return objective.metrics(logits, real.labels)[objective.primary]
+        return objective.measure(logits, real.labels)[objective.primary]
 
     # Checkpoints name the flag `found`.
     state = dict(inputs=best_inputs, labels=best_labels, best=best, found=any_finite)

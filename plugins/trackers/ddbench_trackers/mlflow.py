@@ -47,7 +47,7 @@ class MLflow(ddbench.Observer):
         try:
             for write in self._writes:
                 write.wait()
-            mlflow.log_metrics(figures(result), step=result.steps_done, run_id=self._number)
+            mlflow.log_metrics(figures(result), step=result.loop.steps, run_id=self._number)
             if result.artifact is not None:
                 mlflow.log_artifact(result.artifact.path, run_id=self._number)
         finally:

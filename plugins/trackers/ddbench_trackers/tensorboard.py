@@ -30,8 +30,8 @@ class TensorBoard(ddbench.Observer):
 
     def finished(self, result: RunResult) -> None:
         """Write settings, figures and images, and close."""
-        step = result.steps_done
-        lines = [f"| {name} | {value} |" for name, value in settings(result.spec).items()]
+        step = result.loop.steps
+        lines = [f"| {name} | {value} |" for name, value in settings(result.settings).items()]
         self.writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *lines]), step)
         for name, value in figures(result).items():
             self.writer.add_scalar(name, value, step)

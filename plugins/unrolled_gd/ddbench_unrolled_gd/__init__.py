@@ -129,7 +129,7 @@ def unrolled_gd(
 
         def outer_loss(logits: Tensor, labels: Tensor, metrics: list[dict[str, float]] = metrics) -> Tensor:
             assert task.objective.loss is not None
-            metrics.append(task.objective.metrics(logits.detach(), labels))
+            metrics.append(task.objective.measure(logits.detach(), labels))
             return task.objective.loss(logits, labels)
 
         gradient = meta_gradient(

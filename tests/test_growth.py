@@ -1,0 +1,135 @@
+"""Records outlive versions: goldens of each version, and a field and a column that are added."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from ddbench.contract import spec
+from ddbench.contract.observer import Silent
+from ddbench.contract.spec import Settings
+from ddbench.errors import UsageError
+from ddbench.pipeline.runner import resume, run
+from ddbench.pipeline.verify import verify
+from ddbench.records import columns, migrations, result, store
+from ddbench.records.audit import problems
+from ddbench.records.result import RunFolder
+
+GOLDEN = Path(__file__).parent / "golden"
+COMMITTED = Path(__file__).parents[1] / "leaderboards"
+VERSIONS = ["v2", "v3"]
+
+
+@pytest.fixture(params=VERSIONS)
+def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return shutil.copytree(GOLDEN / request.param, tmp_path / "golden")
+
+
+def test_there_is_a_golden_of_every_version():
+    assert int(VERSIONS[-1].removeprefix("v")) == migrations.VERSION
+    assert sorted(path.name for path in GOLDEN.iterdir() if path.is_dir()) == VERSIONS
+
+
+def test_a_golden_leaderboard_is_valid_and_reproduces(golden: Path, catalog):
+    boards = golden / "leaderboards"
+    [record] = store.read(boards)
+    assert record.version == migrations.VERSION
+    assert (record.settings.method.name, record.score.n, record.loop.steps) == ("unrolled_gd", 3, 40)
+    verdict = verify(record, boards, catalog, Silent())
+    # Other processors round otherwise.
+    assert verdict.holds, verdict.how
+    store.rebuild(boards)
+    assert problems(boards) == []
+    assert store.read(boards) == [record]
+
+
+def test_a_golden_run_folder_is_read(golden: Path, ddbench):
+    folder = RunFolder(golden / "finished")
+    ended = folder.read_result()
+    assert (ended.status, ended.version, ended.primary) == ("ok", migrations.VERSION, "accuracy")
+    assert ended.fingerprint == folder.read_spec().fingerprint == ended.settings.fingerprint
+    assert ended.score.mean == store.read(golden / "leaderboards")[0].score.mean
+    shown = ddbench("show", golden / "finished")
+    assert shown.code == 0 and "unrolled_gd on digits" in shown.out
+    assert ddbench("resume", golden / "finished").code == 0
+
+
+def test_a_golden_run_that_is_not_finished_ends_with_the_bytes_of_an_uninterrupted_one(golden: Path, tmp_path: Path):
+    folder = RunFolder(golden / "unfinished")
+    assert folder.read_result().status == "interrupted"
+    settings = folder.read_spec()
+    resumed = resume(folder.path, leaderboards=tmp_path / "boards")
+    whole = run(settings, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+    assert resumed.loop.steps == whole.loop.steps == settings.method.options["outer_steps"]
+    assert resumed.artifact.sha256 == whole.artifact.sha256
+
+
+def test_settings_that_are_not_known_are_not_resumed(golden: Path):
+    folder = RunFolder(golden / "unfinished")
+    fields = json.loads(folder.spec.read_text())
+    folder.spec.write_text(json.dumps({**fields, "teachers": 3}))
+    with pytest.raises(UsageError, match="settings that this version of ddbench does not know: teachers"):
+        resume(folder.path)
+
+
+@pytest.fixture
+def grown(monkeypatch: pytest.MonkeyPatch) -> type[Settings]:
+    """Settings with one more optional field, and a table of columns with one more column: as on a branch."""
+
+    class GrownSettings(Settings):
+        temperature: float | None = pydantic.Field(None, description="temperature of the labels")
+
+    class GrownResult(result.RunResult):
+        settings: GrownSettings
+
+    monkeypatch.setitem(spec.BORN_LATER, "temperature", None)
+    column = columns.Column(
+        "temperature", float, lambda r: r.settings.temperature, "temperature of the labels", "ranking"
+    )
+    monkeypatch.setattr(result, "RunResult", GrownResult)
+    for module in ("migrations", "audit", "result"):
+        monkeypatch.setattr(f"ddbench.records.{module}.Settings", GrownSettings)
+    table = (*columns.COLUMNS, column)
+    for module in ("columns", "store", "ranking", "audit", "leaderboard"):
+        monkeypatch.setattr(f"ddbench.records.{module}.COLUMNS", table)
+    return GrownSettings
+
+
+def test_a_field_and_a_column_invalidate_no_record(grown, tmp_path: Path):
+    from ddbench.records.leaderboard import load_leaderboard
+    from ddbench.records.ranking import groups
+
+    boards = shutil.copytree(COMMITTED, tmp_path / "boards", copy_function=_link)
+    records = store.read(boards)
+    assert len(records) > 300 and all(isinstance(record.settings, grown) for record in records)
+    assert {record.settings.fingerprint for record in records} == {record.fingerprint for record in records}
+    # The CSVs get the column; the records stay as they are.
+    store.rebuild(boards)
+    assert problems(boards) == []
+    assert load_leaderboard(boards)["temperature"].isna().all()
+    assert groups(records)
+    [old, *_] = records
+    other = old.settings.model_copy(update={"temperature": 2.0})
+    assert other.fingerprint != old.fingerprint
+    assert len(groups([old, old.model_copy(update={"settings": other})])) == 2
+
+
+def test_a_row_of_a_version_with_more_columns_is_read(grown, tmp_path: Path, monkeypatch):
+    boards = shutil.copytree(GOLDEN / "v2" / "leaderboards", tmp_path / "boards")
+    path = boards / "classification.csv"
+    header, row = path.read_text().splitlines()
+    path.write_text(f"{header},colour\n{row},blue\n")
+    with pytest.warns(result.UnknownFields, match="were ignored: colour"):
+        assert len(store.read(boards)) == 1
+    # And of one with fewer: the default of that version fills the cell.
+    path.write_text(f"{header.replace('rollbacks', 'elsewhere')}\n{row}\n")
+    with pytest.warns(result.UnknownFields, match="elsewhere"):
+        [record] = store.read(boards)
+    assert record.loop.rollbacks == 0
+
+
+def _link(source: str, target: str) -> str:
+    shutil.copy(source, target) if source.endswith((".json", ".csv")) else Path(target).symlink_to(source)
+    return target
