@@ -1,4 +1,4 @@
-"""Fixtures: an isolated cache, the real data where it is there, and ddbench as a user starts it."""
+"""Fixtures of all tests: a cache of the session, real data where there are any, and ddbench as a user starts it."""
 
 import json
 import os
