@@ -95,6 +95,7 @@ def test_plugins_of_a_folder_are_its_own(pressed, tmp_path: Path):
     assert pressed("ddbench run --method herd") == ["herding"]
 
 
+@pytest.mark.usefixtures("cold_cache")
 def test_a_damaged_index_is_built_again(pressed, tmp_path: Path):
     [index] = (tmp_path / "cache/index").iterdir()
     index.write_text("{")

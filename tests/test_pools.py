@@ -11,6 +11,7 @@ from ddbench.pipeline.data import Data
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.pools import Architecture, Pools, list_pools
 
+pytestmark = pytest.mark.usefixtures("cold_cache")
 QUICK = Recipe(steps=60, lr=0.01)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures: an isolated cache, the real data where it is there, and ddbench as a user starts it."""
+"""Fixtures of all tests: a cache of the session, real data where there are any, and ddbench as a user starts it."""
 
 import json
 import os
@@ -15,18 +15,34 @@ from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import Prepared, prepare
-from tests.forked import forked
+from tests.forked import forecast, forked
 
 DDBENCH = Path(sys.executable).with_name("ddbench")
 
 
+@pytest.fixture(scope="session")
+def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache folder that all tests and workers of the session share: companions and pools are computed once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ddbench-cache"
+
+
 @pytest.fixture(autouse=True)
-def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "cache"))
+def _isolated(warm_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDBENCH_CACHE", str(warm_cache))
     monkeypatch.delenv("DDBENCH_PLUGINS", raising=False)
+    # The companion full_data depends on the size of the network, not on the load of the machine.
+    monkeypatch.setattr("ddbench.pipeline.pools.forecast", forecast)
     # Tiny networks run faster, and beside other tests steadier, on one thread.
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def cold_cache(_isolated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of the test's own, for tests of the cache and of what they compute."""
+    monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
