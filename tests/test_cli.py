@@ -121,7 +121,8 @@ def test_dry_run_and_smoke(ddbench, tmp_path: Path):
     plan = ddbench("run", "-m", "unrolled_gd", "-d", "svhn", "--dry-run", "--json", DDBENCH_DATA=str(tmp_path)).json()
     assert plan["status"] == "planned"
     assert plan["spec"]["images_per_class"] == 10
-    assert "not there yet" in plan["data"]
+    assert plan["data"] == "not here yet"
+    assert "svhn" in plan["missing"][0]
     assert plan["peak_memory_mb"] is None
     told = ddbench("run", "-m", "unrolled_gd", "--dry-run").out
     assert "digits: 1295 training, 142 validation, 360 test" in told
