@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,8 +14,6 @@ from ddbench.discovery.catalog import Catalog
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import Prepared, prepare
 from tests.forked import forecast, forked
-
-DDBENCH = Path(sys.executable).with_name("ddbench")
 
 
 @pytest.fixture(scope="session")
@@ -93,24 +89,13 @@ class Finished:
 
 @pytest.fixture
 def ddbench(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
-    """Run a command line in `tmp_path`, in a forked process; by the console script where modules come from elsewhere."""
+    """Run a command line in `tmp_path`, in a forked process; `file_limit` stands in for a full disk."""
     streams = tmp_path_factory.mktemp("streams")
+    out, err = streams / "out", streams / "err"
 
-    def run(*arguments: object, cwd: Path = tmp_path, **environment: str) -> Finished:
+    def run(*arguments: object, cwd: Path = tmp_path, file_limit: int | None = None, **environment: str) -> Finished:
         words, env = list(map(str, arguments)), {**os.environ, "COLUMNS": "200", **environment}
-        if "PYTHONPATH" in environment:
-            done = subprocess.run(
-                [DDBENCH, *words],
-                cwd=cwd,
-                env=env,
-                capture_output=True,
-                text=True,
-                stdin=subprocess.DEVNULL,
-                timeout=120,
-            )
-            return Finished(done.returncode, done.stdout, done.stderr)
-        out, err = streams / "out", streams / "err"
-        code = forked(words, cwd, env, out, err)
+        code = forked(words, cwd, env, out, err, file_limit)
         return Finished(code, out.read_text(), err.read_text())
 
     return run

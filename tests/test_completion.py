@@ -19,9 +19,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pressed(tmp_path: Path, cache: Path):
+def pressed(tmp_path: Path, cold_cache: Path, cache: Path):
     """Return what bash offers after the words so far; the last word is unfinished."""
-    shutil.copytree(cache / "index", tmp_path / "cache" / "index")
+    shutil.copytree(cache / "index", cold_cache / "index")
 
     def press(line: str, script: str = "") -> list[str]:
         words = line.split(" ")
@@ -95,7 +95,6 @@ def test_plugins_of_a_folder_are_its_own(pressed, tmp_path: Path):
     assert pressed("ddbench run --method herd") == ["herding"]
 
 
-@pytest.mark.usefixtures("cold_cache")
 def test_a_damaged_index_is_built_again(pressed, tmp_path: Path):
     [index] = (tmp_path / "cache/index").iterdir()
     index.write_text("{")
