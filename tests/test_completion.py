@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,19 @@ import pytest
 DDBENCH = Path(sys.executable).with_name("ddbench")
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the index that the console script reads."""
+    folder = tmp_path_factory.mktemp("warm")
+    environment = {**os.environ, "DDBENCH_CACHE": str(folder)}
+    subprocess.run([DDBENCH, "list", "methods"], cwd=folder, env=environment, check=True, capture_output=True)
+    return folder
+
+
 @pytest.fixture
-def pressed(tmp_path: Path, ddbench):
+def pressed(tmp_path: Path, cold_cache: Path, cache: Path):
     """Return what bash offers after the words so far; the last word is unfinished."""
-    assert ddbench("list", "methods").code == 0
+    shutil.copytree(cache / "index", cold_cache / "index")
 
     def press(line: str, script: str = "") -> list[str]:
         words = line.split(" ")

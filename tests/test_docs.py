@@ -76,18 +76,12 @@ def write_images(folder: Path) -> None:
             Image.fromarray((image * 15).astype("uint8")).save(place)
 
 
-@pytest.fixture(scope="session")
-def pools(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_the_instructions_of_a_page_work(
-    page: Path, pools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DDBENCH_CACHE", str(pools))
     monkeypatch.setenv("COLUMNS", "120")
     todo = steps(page)
     if "folder:imagenette" in page.read_text():

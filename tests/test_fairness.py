@@ -104,11 +104,11 @@ def _run_command(ddbench):
     return ddbench
 
 
+@pytest.mark.usefixtures("cold_cache")
 def test_what_would_take_long_is_left_to_be_trained_beforehand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command
 ):
     monkeypatch.setattr("ddbench.pipeline.baselines.PATIENCE", 0.0)
-    monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "cache"))
     said: list[str] = []
 
     class Listening(ddbench.contract.observer.Silent):

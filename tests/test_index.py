@@ -14,6 +14,7 @@ from ddbench.discovery import index
 from ddbench.discovery.index import Entry
 from ddbench.render.cards import print_line
 
+pytestmark = pytest.mark.usefixtures("cold_cache")
 METHOD = """
 import ddbench
 

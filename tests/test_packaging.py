@@ -27,17 +27,6 @@ def build(folder: Path, out: Path) -> Path:
     return wheel
 
 
-def test_there_are_plugins():
-    assert [path.name for path in PLUGINS] == [
-        "baselines",
-        "coreset",
-        "linear_bound",
-        "random_subset",
-        "trackers",
-        "unrolled_gd",
-    ]
-
-
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
 def test_root_and_plugin_projects_are_in_step(plugin: Path):
     root, own = toml(ROOT / "pyproject.toml"), toml(plugin / "pyproject.toml")
@@ -62,22 +51,9 @@ def test_root_and_plugin_projects_are_in_step(plugin: Path):
 def test_the_wheel_holds_the_harness_and_its_plugins_and_nothing_else(tmp_path: Path):
     names = zipfile.ZipFile(build(ROOT, tmp_path)).namelist()
     tops = {name.split("/")[0] for name in names}
-    assert tops == {
-        "ddbench",
-        "ddbench_baselines",
-        "ddbench_coreset",
-        "ddbench_linear_bound",
-        "ddbench_random_subset",
-        "ddbench_trackers",
-        "ddbench_unrolled_gd",
-        "ddbench-0.1.0.dist-info",
-    }
+    version = toml(ROOT / "pyproject.toml")["project"]["version"]
+    assert tops == {"ddbench", f"ddbench-{version}.dist-info", *(f"ddbench_{plugin.name}" for plugin in PLUGINS)}
     assert {"ddbench/py.typed", "ddbench/render/site.html.jinja", "ddbench/scaffold/method.py.jinja"} <= set(names)
-
-
-def test_the_template_is_under_25_lines():
-    lines = (ROOT / "plugins/random_subset/ddbench_random_subset/__init__.py").read_text().splitlines()
-    assert len(lines) < 25
 
 
 def test_no_code_of_the_harness_names_a_method():

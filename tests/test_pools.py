@@ -9,8 +9,9 @@ from ddbench.engine.fit import Recipe
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.pipeline.data import Data
 from ddbench.pipeline.plan import plan_run
-from ddbench.pipeline.pools import Pools, list_pools
+from ddbench.pipeline.pools import Architecture, Pools, list_pools
 
+pytestmark = pytest.mark.usefixtures("cold_cache")
 QUICK = Recipe(steps=60, lr=0.01)
 
 
@@ -20,7 +21,8 @@ def pools_of(catalog):
         plan = plan_run(RunSpec.parse({"method": "random_subset", "network": "linear", **fields}), catalog)
         settings = plan.settings
         data = Data.load(plan.dataset, settings.dataset, settings.sample_shape, settings.validation, download=False)
-        return Pools(plan, data, catalog, torch.device("cpu"))
+        network = Architecture(plan.network, settings.network)
+        return Pools(settings, network, data, catalog, torch.device("cpu"))
 
     return make
 

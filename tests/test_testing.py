@@ -270,10 +270,10 @@ def test_pretrained_inits_are_checked_and_not_skipped(catalog):
         assert {o.status for o in conform(catalog.get("init", name), catalog)} == {"passed"}
 
 
-def test_a_check_leaves_nothing_in_the_cache(ddbench, tmp_path):
+def test_a_check_leaves_nothing_in_the_cache(ddbench, cold_cache):
     assert ddbench("check", "forgetting").code == 0
     assert ddbench("check", "random_pretrained").code == 0
-    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.parent.name != "index"]
+    left = [path for path in cold_cache.rglob("*") if path.is_file() and path.parent.name != "index"]
     assert left == []
 
 

@@ -108,7 +108,7 @@ def _check(leaderboards: Path, as_json: bool) -> None:
     if as_json:
         print_json({"status": "failed" if lines else "ok", "records": count, "problems": lines})
     else:
-        for line in lines or [f"{count} records, none invalid."]:
+        for line in lines or [f"{count} record{'s' * (count != 1)}, none invalid."]:
             typer.echo(line)
     if lines:
         raise typer.Exit(1)

@@ -1,6 +1,7 @@
 """The command that scores a distilled set of ddbench, or one that others released."""
 
 import re
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddbench.cli.output import explained_failures, print_json
-from ddbench.cli.shared import Json, Plugins, Sets, merged, named, warn_of_plugins
+from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, Sets, merged, named, warn_of_plugins
 from ddbench.contract.component import parse_assignments
 from ddbench.errors import UsageError
 
@@ -58,11 +59,15 @@ def evaluate(
         FileLabels | None, typer.Option(help="Kind of the soft labels in a foreign file. [probabilities]")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
+    leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     assignments: Sets = None,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Score a distilled set again, under its own setting or another; writes nothing.
+    """Score a distilled set again, under its own setting or another.
+
+    `--cross-network` on a run folder adds a row for each network, as `ddbench run --eval-network` would; everything
+    else writes nothing.
 
     Released files: a `.pt` file whose `data` lists [images, labels] (DC, DSA, DM), a folder with `images_best.pt` and
     `labels_best.pt` (MTT, DATM), an `.npz` with `images` and `labels` (KIP). No code in them is run. Soft labels must
@@ -78,7 +83,6 @@ def evaluate(
     """
     flags = {
         "dataset": dataset,
-        "network": network,
         "eval_init": init,
         "protocol": protocol,
         "eval_networks": eval_networks,
@@ -88,8 +92,10 @@ def evaluate(
         from ddbench.discovery.catalog import Catalog
         from ddbench.errors import DdbenchError, Interrupted
         from ddbench.machine.files import sha256
-        from ddbench.pipeline.evaluate import evaluate
+        from ddbench.pipeline.evaluate import evaluate, record_elsewhere
         from ddbench.pipeline.opened import Reading, open_set, scoring_places
+        from ddbench.records import store
+        from ddbench.records.result import RunFolder
         from ddbench.render.live import live
 
         reading = Reading(
@@ -102,16 +108,21 @@ def evaluate(
         catalog = Catalog(plugin or [])
         warn_of_plugins(catalog, plugin)
         opened = open_set(file, dataset, reading, catalog)
+        flags[opened.network_field] = network
         # Networks that score are what an option of the init is about here.
         settings = {re.sub(r"^init\.", "eval_init.", k): v for k, v in parse_assignments(assignments or []).items()}
         spec = merged(opened.fields, flags, settings, set())
-        others = [*({"network": name} for name in _names(cross_network)), *({"dataset": d} for d in _names(also_on))]
+        others = [{opened.network_field: name} for name in _names(cross_network)]
+        others += [{"dataset": name} for name in _names(also_on)]
         places = scoring_places(opened, spec, others, catalog)
         scored, skipped = [], []
+        folder = RunFolder(file)
+        made = folder.read_result() if cross_network else None
         with live() as reporter:
             for notice in opened.notices:
                 reporter.say(notice)
             for place, place_spec in places:
+                started = time.monotonic()
                 try:
                     scored.append(evaluate(opened.distilled, place_spec, catalog=catalog, reporter=reporter))
                 except Interrupted:
@@ -122,6 +133,11 @@ def evaluate(
                         raise
                     skipped.append({**place, "reason": error.message})
                     reporter.say(f"Skipped {', '.join(place.values())}: {error.message}")
+                    continue
+                if made is not None:
+                    record = record_elsewhere(made, *scored[-1], time.monotonic() - started)
+                    if record is not None:
+                        store.ensure(leaderboards, folder, record, reporter)
         if as_json:
             path = opened.path
             digest = sha256(path.read_bytes()) if path.is_file() else None
@@ -136,7 +152,9 @@ def evaluate(
             return
         for prepared, scores in scored:
             if len(scored) > 1:
-                typer.echo(f"{prepared.settings.network.name} on {prepared.record.name}, {prepared.settings.protocol}")
+                typer.echo(
+                    f"{prepared.settings.eval_network.name} on {prepared.record.name}, {prepared.settings.protocol}"
+                )
             typer.echo("\n".join(_lines(prepared, scores)))
 
 

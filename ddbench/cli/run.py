@@ -302,14 +302,23 @@ def _resumable(leaderboards: Path) -> Iterator[None]:
 
 def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path, as_json: bool) -> None:
     from ddbench.pipeline.dry_run import dry_run
-    from ddbench.render.tables import plan_lines
+    from ddbench.render.tables import plan_lines, planned_data
 
     planned = dry_run(spec, catalog=catalog, runs=runs, leaderboards=leaderboards)
     if not as_json:
         for line in plan_lines(planned):
             typer.echo(line)
         return
-    print_json({"status": "planned", **planned.model_dump(mode="json")})
+    document = planned.model_dump(mode="json", exclude={"settings", "dataset", "peak_memory"})
+    print_json(
+        {
+            "status": "planned",
+            "spec": planned.settings.model_dump(mode="json"),
+            **document,
+            "data": planned_data(planned),
+            "peak_memory_mb": planned.peak_memory and round(planned.peak_memory / 1e6),
+        }
+    )
 
 
 def _conclude(result: "RunResult", leaderboards: Path, as_json: bool) -> None:

@@ -168,6 +168,11 @@ class Settings(_Fields):
         smoke = "smoke-" if self.smoke else ""
         return f"{smoke}{self.method.name}-{dataset}-ipc{self.images_per_class}-{self.fingerprint[:6]}"
 
+    @property
+    def distillation(self) -> Self:
+        """The settings of the run that made the set: those of a score on another network lead back to it."""
+        return self.model_copy(update={"eval_network": self.network})
+
     def asked(self) -> RunSpec:
         """Return the spec that asks for exactly this."""
         return RunSpec.model_validate(self.model_dump())

@@ -1,5 +1,6 @@
 """Score a distilled set under a protocol, beside its companions."""
 
+import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,11 +11,12 @@ from ddbench.contract.sets import DistilledSet, ExampleSet
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import PluginError, UsageError
+from ddbench.machine.environment import describe, peak_memory_mb
 from ddbench.pipeline.baselines import score_companions
 from ddbench.pipeline.plan import plan_evaluation
 from ddbench.pipeline.prepare import Prepared, prepare
 from ddbench.protocols import Setting, label_regime
-from ddbench.records.result import NO_ADAPTATION
+from ddbench.records.result import NO_ADAPTATION, RunResult
 from ddbench.records.stats import Score, summarise
 
 
@@ -60,6 +62,36 @@ def evaluate(
         raise UsageError(f"this set does not fit {prepared.record.name}: {error.message}", error.hint) from error
     distilled = distilled.to(prepared.device)
     return prepared, score(prepared, prepared.setting, distilled, catalog, reporter, companions=companions)
+
+
+def record_elsewhere(made: RunResult, prepared: Prepared, scores: Scores, seconds: float) -> RunResult | None:
+    """Return the record of a run's set scored on another network, as the run would have left it with `eval_network`.
+
+    `made` is the record of the run, `seconds` what scoring took. None where more than the network differs from the run:
+    such a score is of another question than the run's.
+    """
+    settings = prepared.settings
+    if settings.distillation.fingerprint != made.settings.distillation.fingerprint or made.protocol is None:
+        return None
+    if settings.fingerprint == made.fingerprint or made.seconds is None:
+        return None
+    return made.model_copy(
+        update={
+            "run_id": f"{made.run_id}-on-{settings.eval_network.name.replace('/', '_')}",
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "asked": None,
+            "settings": settings.model_copy(update={"experiment": ""}),
+            "fingerprint": settings.fingerprint,
+            "protocol": made.protocol.model_copy(update={"selected": scores.selected}),
+            "scores": scores.after,
+            "before": scores.before,
+            "companions": scores.companions,
+            "pretrained": prepared.provenance(),
+            "seconds": made.seconds.model_copy(update={"evaluate": round(seconds, 3)}),
+            "peak_memory_mb": round(peak_memory_mb(), 1),
+            "environment": describe(prepared.device),
+        }
+    )
 
 
 def score(

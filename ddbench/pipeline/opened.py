@@ -63,6 +63,11 @@ class OpenedSet:
     notices: tuple[str, ...] = ()
 
     @property
+    def network_field(self) -> str:
+        """The field of the spec that names the network to score on; a set of ddbench also has one it was made for."""
+        return "eval_network" if isinstance(self.distilled, DistilledSet) else "network"
+
+    @property
     def classes(self) -> str | None:
         """The class names that the file itself states, as JSON."""
         return self.distilled.metadata.get("classes") if isinstance(self.distilled, DistilledSet) else None
@@ -117,8 +122,8 @@ def scoring_places(
 ) -> list[tuple[dict[str, str], RunSpec]]:
     """Return what to score a set on, every place once: how it differs from `spec`, and its whole spec.
 
-    `others` are differences, such as `{"network": "mlp"}`. Raises `UsageError`, before anything is scored, for a name
-    that does not exist, and for a dataset of other classes than the set says it was made for.
+    `others` are differences, such as `{"eval_network": "mlp"}`. Raises `UsageError`, before anything is scored, for a
+    name that does not exist, and for a dataset of other classes than the set says it was made for.
     """
     places, known = [], set()
     for place in ({}, *others):

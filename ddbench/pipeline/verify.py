@@ -64,7 +64,7 @@ def verify(
             "Sets over 1 MB are not committed; otherwise this copy is incomplete.",
         )
     distilled = DistilledSet.load(path)
-    settings = settings_of(distilled)
+    settings = settings_of(distilled).model_copy(update={"eval_network": record.settings.eval_network})
     count = min(networks or recorded.n, recorded.n)
     if count < recorded.n:
         settings = settings.model_copy(update={"eval_networks": count})

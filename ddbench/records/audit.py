@@ -69,9 +69,12 @@ def _against(record: RunResult, path: Path) -> Iterator[str]:
     except (UsageError, KeyError, ValueError) as error:
         yield f"its distilled set cannot be read ({error})"
         return
-    fingerprints = {record.settings.fingerprint, settings.fingerprint, distilled.metadata.get("fingerprint")}
-    if fingerprints != {record.fingerprint}:
-        yield "its fingerprint is not that of its settings and its distilled set"
+    # A set that was scored on another network leads back to the run that made it.
+    runs = {record.settings.distillation.fingerprint, settings.distillation.fingerprint}
+    if len(runs) > 1 or settings.fingerprint != distilled.metadata.get("fingerprint"):
+        yield "its settings are not those of its distilled set"
+    if record.fingerprint != record.settings.fingerprint:
+        yield "its fingerprint is not that of its settings"
     if not record.run_id.startswith(settings.run_id):
         yield f"it says run_id {record.run_id!r}, its distilled set {settings.run_id!r}"
     for column in COLUMNS:

@@ -72,24 +72,30 @@ def _part(
     description: str,
     named: Literal["ranking", "line"] = "ranking",
     options: Literal["ranking", "line"] = "line",
+    *,
+    proven: bool = True,
 ) -> Iterator[Column]:
-    """Yield two columns of a component: its name, which compares as `named`, and its options, as `options`."""
+    """Yield two columns of a component: its name, which compares as `named`, and its options, as `options`.
+
+    `proven` is False where the distilled set does not say them.
+    """
 
     def choice(settings: Settings) -> Choice:
         return getattr(settings, name) or Choice.model_construct(name="", options={})
 
-    yield Column(name, str, lambda r: choice(r.settings).name, description, named, evidence=lambda s, _: choice(s).name)
-    yield _options(name, options)
+    evidence = (lambda settings, _: choice(settings).name) if proven else None
+    yield Column(name, str, lambda r: choice(r.settings).name, description, named, evidence=evidence)
+    yield _options(name, options, proven=proven)
 
 
-def _options(name: str, compares: Literal["ranking", "line"]) -> Column:
+def _options(name: str, compares: Literal["ranking", "line"], *, proven: bool = True) -> Column:
     def options(settings: Settings) -> dict[str, Any]:
         choice = getattr(settings, name)
         return dict(choice.options) if choice else {}
 
     return Column(
         f"{name}_options", dict, lambda r: options(r.settings), f"options of the {name.replace('_', ' ')}", compares,
-        shown=False, evidence=lambda s, _: options(s),
+        shown=False, evidence=(lambda settings, _: options(settings)) if proven else None,
     )  # fmt: skip
 
 
@@ -164,7 +170,7 @@ COLUMNS: tuple[Column, ...] = (
     _data("validation_images", "validation", "images held out of the training split, for selection"),
     _data("test_images", "test", "images that scored"),
     *_part("network", "architecture of the networks to distil for", "line"),
-    *_part("eval_network", "architecture of the networks that scored", options="ranking"),
+    *_part("eval_network", "architecture of the networks that scored", options="ranking", proven=False),
     Column(
         "sample_shape",
         str,

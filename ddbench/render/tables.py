@@ -159,13 +159,18 @@ def named(choice: Choice) -> str:
     return f"{choice.name}({options})" if options else choice.name
 
 
+def planned_data(planned: "DryRun") -> str:
+    """Return the size of the data that a run would use, in words."""
+    dataset = planned.dataset
+    if dataset is None:
+        return "not here yet"
+    counts = f"{dataset.train} training, {dataset.validation} validation, {dataset.test} test images"
+    return f"{dataset.name}: {counts}"
+
+
 def plan_lines(planned: "DryRun") -> Iterator[str]:
     """Yield what a run would do, a line each."""
-    spec, dataset = planned.settings, planned.dataset
-    data = "not here yet"
-    if dataset is not None:
-        counts = f"{dataset.train} training, {dataset.validation} validation, {dataset.test} test images"
-        data = f"{dataset.name}: {counts}"
+    spec = planned.settings
     memory = "not predicted"
     if planned.peak_memory is not None:
         memory = f"about {planned.peak_memory / 1e6:.0f} MB at the peak ({planned.memory_mode})"
@@ -174,7 +179,7 @@ def plan_lines(planned: "DryRun") -> Iterator[str]:
     yield "Would run:"
     for key, value in {
         "method": named(spec.method),
-        "data": data,
+        "data": planned_data(planned),
         "network": named(spec.network),
         "init": inits(spec),
         "objective": named(spec.objective),

@@ -38,8 +38,7 @@ def tracked(tracker: str, where: Path, **fields: object) -> tuple[ddbench.RunRes
 
 
 @pytest.fixture(autouse=True)
-def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "cache"))
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 

@@ -1,9 +1,7 @@
-"""Fixtures: an isolated cache, the real data where it is there, and ddbench as a user starts it."""
+"""Fixtures of all tests: a cache of the session, real data where there are any, and ddbench as a user starts it."""
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,18 +13,32 @@ from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import Prepared, prepare
-from tests.forked import forked
+from tests.forked import forecast, forked
 
-DDBENCH = Path(sys.executable).with_name("ddbench")
+
+@pytest.fixture(scope="session")
+def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache folder that all tests and workers of the session share: companions and pools are computed once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ddbench-cache"
 
 
 @pytest.fixture(autouse=True)
-def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "cache"))
+def _isolated(warm_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDBENCH_CACHE", str(warm_cache))
     monkeypatch.delenv("DDBENCH_PLUGINS", raising=False)
+    # The companion full_data depends on the size of the network, not on the load of the machine.
+    monkeypatch.setattr("ddbench.pipeline.pools.forecast", forecast)
     # Tiny networks run faster, and beside other tests steadier, on one thread.
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def cold_cache(_isolated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of the test's own, for tests of the cache and of what they compute."""
+    monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -77,24 +89,13 @@ class Finished:
 
 @pytest.fixture
 def ddbench(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
-    """Run a command line in `tmp_path`, in a forked process; by the console script where modules come from elsewhere."""
+    """Run a command line in `tmp_path`, in a forked process; `file_limit` stands in for a full disk."""
     streams = tmp_path_factory.mktemp("streams")
+    out, err = streams / "out", streams / "err"
 
-    def run(*arguments: object, cwd: Path = tmp_path, **environment: str) -> Finished:
+    def run(*arguments: object, cwd: Path = tmp_path, file_limit: int | None = None, **environment: str) -> Finished:
         words, env = list(map(str, arguments)), {**os.environ, "COLUMNS": "200", **environment}
-        if "PYTHONPATH" in environment:
-            done = subprocess.run(
-                [DDBENCH, *words],
-                cwd=cwd,
-                env=env,
-                capture_output=True,
-                text=True,
-                stdin=subprocess.DEVNULL,
-                timeout=120,
-            )
-            return Finished(done.returncode, done.stdout, done.stderr)
-        out, err = streams / "out", streams / "err"
-        code = forked(words, cwd, env, out, err)
+        code = forked(words, cwd, env, out, err, file_limit)
         return Finished(code, out.read_text(), err.read_text())
 
     return run

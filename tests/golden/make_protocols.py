@@ -1,0 +1,51 @@
+"""Score one set of real digits under every protocol, and write the raw values to `protocols.json`.
+
+    python tests/golden/make_protocols.py
+
+A protocol of a given name keeps its values: write them anew for a new protocol only.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+import ddbench
+from ddbench.protocols import PROTOCOLS
+
+VALUES = Path(__file__).with_name("protocols.json")
+NETWORKS = ("linear", "mlp")
+SCORED = 2
+"""Number of networks that each score is over."""
+RATE = 0.05
+"""Learning rate of the set that brings its own, which only replay/v1 uses."""
+
+Values = dict[str, dict[str, list[float]]]
+
+
+def score(protocol: str, network: str, rate: float | None = None) -> Values:
+    """Return the raw values `{before or after: {metric: [networks]}}` of two random images per class."""
+    spec = ddbench.RunSpec(
+        method="random_subset", network=network, protocol=protocol, images_per_class=2, steps=2, eval_networks=SCORED
+    )
+
+    def choose(examples: ddbench.ExampleSet) -> ddbench.DistilledSet:
+        subset = examples.random_subset(2, torch.Generator().manual_seed(0))
+        lrs = None if rate is None else torch.full((3, 2), rate)
+        return ddbench.DistilledSet(*subset.in_steps(2), lrs)
+
+    _, scores = ddbench.evaluate(choose, spec, companions=False)
+    return {
+        part: {metric: score.values for metric, score in getattr(scores, part).items()} for part in ("before", "after")
+    }
+
+
+def score_all(protocol: str) -> dict[str, Values]:
+    """Return the values of a protocol for each network; for replay/v1 also those of a set with rates."""
+    torch.set_num_threads(1)
+    values = {network: score(protocol, network) for network in NETWORKS}
+    return values | {"mlp, rates": score(protocol, "mlp", RATE)} if protocol == "replay/v1" else values
+
+
+if __name__ == "__main__":
+    VALUES.write_text(json.dumps({protocol: score_all(protocol) for protocol in PROTOCOLS}, indent=1) + "\n")
