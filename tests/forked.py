@@ -22,7 +22,7 @@ _SERVER.set_forkserver_preload(
     ]
 )
 TIMEOUT = 120
-SMALL = 30_000
+SMALL = 1000
 """Largest number of weights of a network that tests train on the full data without being asked."""
 
 

@@ -131,7 +131,7 @@ def test_networks_of_one_dataset_on_another(catalog, real_data):
     train = prepared.task(torch.Generator()).networks.sample(2)["conv1.weight"]
     scored = prepared.setting.networks("evaluation", torch.Generator()).sample(2)["conv1.weight"]
     assert not any(torch.equal(a, b) for a in train for b in scored)
-    [used] = prepared.pools.provenance().values()
+    [used] = prepared.provenance().values()
     assert used["dataset"] == "mnist"
 
     colour = prepare_target(catalog, {"name": "svhn_to_mnist", "options": {"fixed": True, "steps": 30}})

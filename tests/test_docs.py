@@ -24,7 +24,7 @@ PAGES = [
 ]
 # Commands that set up the environment the tests run in.
 NOT_RUN = ("python3 -m venv", "pip install 'ddbench[")
-OUTER_STEPS = 10
+OUTER_STEPS = 3
 """Outer steps of a run: these tests ask whether a command works, not how well."""
 
 
