@@ -93,7 +93,7 @@ def ddbench(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     streams = tmp_path_factory.mktemp("streams")
     out, err = streams / "out", streams / "err"
 
-    """Run a command line in `tmp_path`, in a forked process, or by the console script if modules are to be found elsewhere."""
+    def run(*arguments: object, cwd: Path = tmp_path, file_limit: int | None = None, **environment: str) -> Finished:
         words, env = list(map(str, arguments)), {**os.environ, "COLUMNS": "200", **environment}
         code = forked(words, cwd, env, out, err, file_limit)
         return Finished(code, out.read_text(), err.read_text())
