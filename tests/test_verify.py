@@ -70,8 +70,8 @@ SCORE, COMPANION = "scores.accuracy", {"n": 5, "mean": 0.1, "std": 0.1}
         ({"settings.images_per_class": 50}, "says images_per_class 50, its distilled set 1"),
         ({"settings.method.name": "herding"}, "says method 'herding', its distilled set 'random_subset'"),
         ({"settings.network.options": {"width": 3}}, "says network_options"),
-        ({"settings.eval_networks": 3}, "fingerprint is not that of its settings"),
-        ({"fingerprint": "0" * 64}, "fingerprint is not that of its settings and its distilled set"),
+        ({"settings.eval_networks": 3}, "its settings are not those of its distilled set"),
+        ({"fingerprint": "0" * 64}, "its fingerprint is not that of its settings"),
         ({"artifact.bytes": 3}, "says bytes 3"),
         ({"artifact.label_regime": "stored soft"}, "says label_regime"),
         ({"artifact.label_regime": "kind"}, "label regime 'kind' is not one of"),
@@ -107,7 +107,7 @@ def test_tampered_artefacts(boards, catalog):
     digest = distilled.described(fingerprint="f" * 64).save(boards / "artifacts" / "forged")
     (boards / "artifacts" / "forged").rename(boards / "artifacts" / f"{digest}.safetensors")
     changed(boards, {"artifact.sha256": digest})
-    assert "fingerprint is not that of its settings and its distilled set" in problems(boards)[0]
+    assert "its settings are not those of its distilled set" in problems(boards)[0]
 
 
 @pytest.mark.parametrize("values", [[0.95, 0.951, 0.952, 0.953], [0.99, 0.1, 0.9, 0.2]], ids=["narrow", "wide"])
@@ -150,7 +150,7 @@ def test_records_twice_and_names_of_none(boards):
 def test_the_commands(ddbench, boards, tmp_path):
     folder = ["--leaderboards", boards]
     [record] = read(boards)
-    assert "1 records, none invalid." in ddbench("leaderboard", "--check", *folder).out
+    assert "1 record, none invalid." in ddbench("leaderboard", "--check", *folder).out
     done = ddbench("verify", record.run_id, *folder)
     assert (done.code, "reproduced exactly" in done.out) == (0, True)
     assert ddbench("verify", "--all", *folder, "--json").json()["rows"][record.run_id]["holds"]
