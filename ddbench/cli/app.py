@@ -1,6 +1,7 @@
 """The `ddbench` application: its commands, and those that plugins add."""
 
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -70,6 +71,8 @@ def ddbench(
     130 interrupted.
     """
     ctx.obj = verbose
+    # A notice to the user, not to the author of a line of code.
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
 
 
 for module in (run, evaluate, pretrain, listing, boards, authors, installation):

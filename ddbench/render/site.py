@@ -116,32 +116,38 @@ def _card(method: str, catalog: "Catalog") -> dict[str, Any] | None:
     return {"help": component.help, "source": component.distribution, "options": options}
 
 
-def _command(spec: Settings, source: str, catalog: "Catalog") -> str:
+def _command(settings: Settings, source: str, catalog: "Catalog") -> str:
     """Return the command that runs settings again, without what is as by default."""
     path, at, _ = source.rpartition("@")
-    parts = ["ddbench run", *([f"--plugin {shlex.quote(path)}"] if at else [])]
+    words = ["ddbench run", *([f"--plugin {shlex.quote(path)}"] if at else [])]
     for name, flag in FLAGS.items():
         value, usual = (
-            v.name if isinstance(v, Choice) else v for v in (getattr(spec, name), RunSpec.model_fields[name].default)
+            v.name if isinstance(v, Choice) else v
+            for v in (getattr(settings, name), RunSpec.model_fields[name].default)
         )
-        from_target = spec.target is not None and name in ("network", "init")
-        if value in (None, usual) or from_target or (name == "eval_init" and spec.eval_init == spec.init):
-            continue
-        parts.append(f"--{flag} {_quoted(value)}")
-    own = {"method": "", **{part: f"{part}." for part in PARTS if part != "method"}}
-    for part, prefix in own.items():
-        choice, bound = getattr(spec, part), spec.target is not None and part == "init"
-        if choice is None or bound or (part == "eval_init" and spec.eval_init == spec.init):
+        if value not in (None, usual) and not _implied(name, settings):
+            words.append(f"--{flag} {_quoted(value)}")
+    for part in PARTS:
+        choice = getattr(settings, part)
+        if choice is None or (_implied(part, settings) and part != "network"):
             continue
         known = next((c for c in catalog.components(part.removeprefix("eval_")) if c.name == choice.name), None)
         defaults = known.validated({}) if known is not None else {}
         changed = {k: v for k, v in choice.options.items() if k not in defaults or defaults[k] != v}
-        parts += [f"--set {prefix}{key}={_quoted(value)}" for key, value in changed.items()]
+        prefix = "" if part == "method" else f"{part}."
+        words += [f"--set {prefix}{key}={_quoted(value)}" for key, value in changed.items()]
     for name in ("validation", "sample_shape"):
-        value, usual = getattr(spec, name), RunSpec.model_fields[name].default
-        if value != usual and not (name == "sample_shape" and spec.target is not None):
-            parts.append(f"--set {name}={_quoted(value)}")
-    return " ".join(parts)
+        value, usual = getattr(settings, name), RunSpec.model_fields[name].default
+        if value != usual and not (name == "sample_shape" and settings.target is not None):
+            words.append(f"--set {name}={_quoted(value)}")
+    return " ".join(words)
+
+
+def _implied(name: str, settings: Settings) -> bool:
+    """Return whether other settings imply this one: a target sets network and init, scoring uses them too."""
+    if name.startswith("eval_") and (part := name.removeprefix("eval_")) in PARTS:
+        return bool(getattr(settings, name) == getattr(settings, part))
+    return settings.target is not None and name in ("network", "init")
 
 
 def _quoted(value: Any) -> str:
