@@ -211,7 +211,7 @@ def test_interrupted_and_resumed_ends_in_the_same_row(tmp_path: Path, methods: C
     fresh = tmp_path / "fresh"
     (fresh / "runs" / folder.name).mkdir(parents=True)
     (fresh / "runs" / folder.name / "resumed").touch()
-    RunFolder(fresh / "runs" / folder.name).write_spec(resumed.spec)
+    RunFolder(fresh / "runs" / folder.name).write_spec(resumed.settings)
     whole = runner.resume(fresh / "runs" / folder.name, catalog=methods, leaderboards=fresh / "boards")
     assert resumed.artifact.sha256 == whole.artifact.sha256
     assert resumed.score == whole.score
