@@ -106,8 +106,8 @@ def test_json_is_one_document_on_stdout(ddbench):
     done = ddbench("run", "-m", "random_subset", "--network", "linear", "--eval-networks", 3, "--json")
     document = done.json()
     wanted = {
-        "status", "run_id", "run_dir", "spec", "primary", "score", "scores", "before", "companions", "row", "artifact",
-        "seconds", "peak_memory_mb", "environment",
+        "version", "status", "run_id", "run_dir", "asked", "settings", "primary", "score", "scores", "before",
+        "companions", "artifact", "seconds", "peak_memory_mb", "environment",
     }  # fmt: skip
     assert wanted <= document.keys()
     assert document["status"] == "ok"

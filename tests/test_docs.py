@@ -173,7 +173,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path):
 
 def test_the_site_builds_without_leaderboards(tmp_path: Path):
     build_site(tmp_path, "-b", "dummy")
-    assert "There are no rows" in (tmp_path / "docs/reference/results.md").read_text()
+    assert "There are no records" in (tmp_path / "docs/reference/results.md").read_text()
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def story(folder, most_deaths):
     [row] = read(folder / "boards")
     result = RunFolder(run).read_result()
     vary = ("created", "run_id", "seconds_distill", "seconds_evaluate", "peak_memory_mb")
-kept = {column.name: column.cell(row) for column in COLUMNS if column.name not in vary}
+    kept = {column.name: column.cell(row) for column in COLUMNS if column.name not in vary}
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     scores = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
     for line in log + scores:

@@ -126,7 +126,8 @@ def test_a_diverging_set_still_has_an_accuracy_but_no_loss(make_prepared):
     prepared = make_prepared(images_per_class=2, steps=2, network="mlp")
     evaluation = REPLAY.evaluate([learned(prepared, 1e30)], prepared.setting, 2, Silent())
     assert set(evaluation.scores) == {"accuracy"}
-    objective = dataclasses.replace(prepared.setting.objective, primary="loss", higher_is_better=False)
+    objective = dataclasses.replace(prepared.setting.objective, metrics=prepared.setting.objective.metrics[::-1])
+    assert objective.primary == "loss"
     with pytest.raises(DdbenchError, match="loss is not finite"):
         REPLAY.evaluate(
             [learned(prepared, 1e30)], dataclasses.replace(prepared.setting, objective=objective), 2, Silent()
