@@ -79,6 +79,7 @@ def write_images(folder: Path) -> None:
             Image.fromarray((image * 15).astype("uint8")).save(place)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_the_instructions_of_a_page_work(
@@ -154,6 +155,7 @@ def build_site(folder: Path, *options: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path):
     (tmp_path / "leaderboards").symlink_to(DOCS.parent / "leaderboards")
     build_site(tmp_path)
@@ -171,6 +173,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path):
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', page.read_text()), page
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_leaderboards(tmp_path: Path):
     build_site(tmp_path, "-b", "dummy")
     assert "There are no records" in (tmp_path / "docs/reference/results.md").read_text()

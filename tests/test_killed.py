@@ -104,6 +104,7 @@ print(json.dumps(stories, default=str))
 """
 
 
+@pytest.mark.slow
 def test_killed_at_many_moments_and_resumed_equals_never_interrupted(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -150,6 +151,7 @@ class Terminating(Silent):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_sigterm_while_scoring_keeps_the_scores_and_a_method_without_a_loop_is_not_called_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

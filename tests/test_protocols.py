@@ -264,6 +264,7 @@ def test_training_is_the_same_on_any_number_of_workers(make_prepared):
     assert len(set(results[0].scores["loss"])) == 3
 
 
+@pytest.mark.slow
 def test_students_learn_what_their_teachers_say_of_the_images(make_prepared):
     """One teacher sees classes rightly, the other each as the next; labels of the set itself are of no account."""
     from ddbench.protocols.train import TRAIN_TEACHER_V1
