@@ -215,7 +215,7 @@ def _argument(argument: ast.arg, default: ast.expr | None) -> str:
 
 
 def results() -> Iterator[str]:
-    """Yield the committed records: methods against images per class, a table for each ranking but for the budget."""
+    """Yield the committed records: methods against images per class, a table for each group."""
     yield "# Results\n"
     records = read(LEADERBOARDS) if LEADERBOARDS.is_dir() else []
     if not records:

@@ -59,7 +59,9 @@ def _command(
     sys.argv = ["ddbench", *arguments]
     # As in a new process: the folder of the script comes first, and none is there for pytest alone.
     sys.path[:] = [path for path in sys.path if path != str(Path(__file__).parent)]
-    sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", *sys.path)]
+    sys.path[1:1] = [
+        path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", *sys.path)
+    ]
     if file_limit is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))

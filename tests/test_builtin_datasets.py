@@ -22,6 +22,7 @@ def test_digits_need_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "train", "test", "shape", "partial"),
     [

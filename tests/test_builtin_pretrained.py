@@ -31,6 +31,7 @@ def test_fixed_pretrained_is_one_network_on_both_sides(make_prepared):
     assert not torch.equal(networks(make_prepared, init(1), "train", 1), train)
 
 
+@pytest.mark.slow
 def test_a_mixture_draws_from_each_part(make_prepared):
     fixed = {"name": "fixed", "options": {"seed": 3}}
     mixed = networks(make_prepared, {"name": "mixture", "options": {"of": [fixed, "random"]}}, "train", 40)
@@ -55,6 +56,7 @@ def test_mixtures_that_cannot_be_drawn_from(make_prepared, of, message):
         networks(make_prepared, {"name": "mixture", "options": {"of": of}}, "train", 40)
 
 
+@pytest.mark.slow
 def test_scored_on_another_distribution_than_it_was_made_for(catalog, tmp_path):
     fields = {
         "method": "random_subset",

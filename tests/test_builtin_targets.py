@@ -123,6 +123,7 @@ def test_a_target_goes_with_any_dataset_but_brings_its_network(catalog):
         plan_run(RunSpec.parse({"method": "random_subset", "target": "usps_to_mnist", "dataset": "svhn"}), catalog)
 
 
+@pytest.mark.slow
 def test_networks_of_one_dataset_on_another(catalog, real_data):
     """Networks come from pools of the source, images are converted, and `fixed` is one network on both sides."""
     quick = {"count": 2, "held_out": 2, "steps": 30}
@@ -141,6 +142,7 @@ def test_networks_of_one_dataset_on_another(catalog, real_data):
     assert torch.equal(single, colour.setting.networks("evaluation", torch.Generator()).sample(9)["conv1.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["resnet20", "squeezenet"])
 def test_real_weights_classify_what_they_were_trained_for(catalog, real_data, architecture):
     """The features under the replaced layer, with the file's own last layer put back, classify real test images."""

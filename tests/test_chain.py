@@ -65,6 +65,7 @@ def assert_equal_to_autograd(stated, memory: Memory = Recompute()) -> None:  # n
             assert actual.abs().sum() > 0
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(sorted(CHAINS)),

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ddbench.cli.app import app
+from ddbench.protocols import PROTOCOLS
+from ddbench.protocols.train import Train
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [
@@ -24,8 +27,8 @@ PAGES = [
 ]
 # Commands that set up the environment the tests run in.
 NOT_RUN = ("python3 -m venv", "pip install 'ddbench[")
-OUTER_STEPS = 3
-"""Outer steps of a run: these tests ask whether a command works, not how well."""
+OUTER_STEPS, EPOCHS = 3, 3
+"""Outer steps of a run and epochs of a protocol: these tests ask whether a command works, not how well."""
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
@@ -76,12 +79,16 @@ def write_images(folder: Path) -> None:
             Image.fromarray((image * 15).astype("uint8")).save(place)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_the_instructions_of_a_page_work(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ):
     monkeypatch.chdir(tmp_path)
+    for name, protocol in PROTOCOLS.items():
+        if isinstance(protocol, Train):
+            monkeypatch.setitem(PROTOCOLS, name, replace(protocol, epochs=EPOCHS))
     monkeypatch.setenv("COLUMNS", "120")
     todo = steps(page)
     if "folder:imagenette" in page.read_text():
@@ -113,8 +120,8 @@ def shortened(words: list[str]) -> list[str]:
 
 
 def type_in(line: str, where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Carry out a command line in a short form; one that takes minutes becomes a smoke run."""
-    words = shortened(shlex.split(line.replace("--time-limit 5m", "--smoke"), comments=True))
+    """Carry out a command line in a short form; one that takes minutes becomes a dry run."""
+    words = shortened(shlex.split(line.replace("--time-limit 5m", "--dry-run"), comments=True))
     words = [name for word in words for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
     if words[:3] == ["pip", "install", "-e"]:
         site = where / "site"
@@ -148,6 +155,7 @@ def build_site(folder: Path, *options: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path):
     (tmp_path / "leaderboards").symlink_to(DOCS.parent / "leaderboards")
     build_site(tmp_path)
@@ -165,9 +173,10 @@ def test_the_site_builds_without_a_warning(tmp_path: Path):
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', page.read_text()), page
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_leaderboards(tmp_path: Path):
     build_site(tmp_path, "-b", "dummy")
-    assert "There are no rows" in (tmp_path / "docs/reference/results.md").read_text()
+    assert "There are no records" in (tmp_path / "docs/reference/results.md").read_text()
 
 
 @pytest.fixture

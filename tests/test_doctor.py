@@ -12,6 +12,7 @@ def _no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDBENCH_DATA", str(tmp_path / "data"))
 
 
+@pytest.mark.slow
 def test_a_sound_installation(ddbench):
     done = ddbench("doctor")
     assert done.code == 0
@@ -21,6 +22,7 @@ def test_a_sound_installation(ddbench):
     assert "missing dataset mnist" in done.out
 
 
+@pytest.mark.slow
 def test_a_broken_plugin_and_a_file_in_the_place_of_a_folder(ddbench, tmp_path):
     (tmp_path / "broken.py").write_text("import no_such_package\n")
     (tmp_path / "file").write_text("")

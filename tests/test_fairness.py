@@ -60,6 +60,7 @@ def test_a_run_is_held_against_networks_trained_on_all_the_data(tmp_path: Path):
     assert set(fairness_of(row, [row])) == {"IOR", "HLR", "LRS"}
 
 
+@pytest.mark.slow
 def test_labels_of_a_teacher_are_a_regime_of_their_own(tmp_path: Path):
     spec = {**SPEC, "method": "random_subset", "protocol": "train-teacher/v1"}
     ddbench.run(spec, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
@@ -79,6 +80,7 @@ def test_a_protocol_without_networks_is_not(tmp_path: Path):
     assert FULL_DATA not in result.companions
 
 
+@pytest.mark.slow
 def test_the_best_coreset_is_chosen_on_the_validation_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     read_tests: list[int] = []
     once = Replay.evaluate
@@ -105,6 +107,7 @@ def _run_command(ddbench):
     return ddbench
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cold_cache")
 def test_what_would_take_long_is_left_to_be_trained_beforehand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command

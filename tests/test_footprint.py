@@ -54,6 +54,7 @@ def measured(memory: str, *steps: int) -> list[tuple[int, int]]:
     return [tuple(pair) for pair in json.loads(done.stdout)]
 
 
+@pytest.mark.slow
 def test_recompute_grows_by_the_weights_of_each_step():
     (short, _), (middle, _), (long, predicted) = measured("recompute", 3, 30, 300)
     assert long - middle == pytest.approx(270 * WEIGHTS, rel=0.25)
@@ -61,6 +62,7 @@ def test_recompute_grows_by_the_weights_of_each_step():
     assert long < predicted < 1.6 * long
 
 
+@pytest.mark.slow
 def test_checkpoint_grows_by_their_square_root():
     (middle, _), (long, predicted) = measured("checkpoint", 30, 300)
     # 300 steps keep 18 weights and up to 17 in between, 30 keep 6 and 5; all would be 270 more.
@@ -68,6 +70,7 @@ def test_checkpoint_grows_by_their_square_root():
     assert long < 1.2 * predicted
 
 
+@pytest.mark.slow
 def test_store_is_predicted():
     [(long, predicted)] = measured("store", 100)
     assert long / 1.6 < predicted < 1.6 * long

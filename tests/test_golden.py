@@ -10,7 +10,11 @@ from tests.golden.make_protocols import VALUES, score_all
 RECORDED = json.loads(VALUES.read_text())
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+# Those that train from scratch for many epochs take seconds.
+@pytest.mark.parametrize(
+    "protocol",
+    [pytest.param(name, marks=[pytest.mark.slow] if name.startswith("train") else []) for name in PROTOCOLS],
+)
 def test_a_protocol_gives_the_recorded_values(protocol: str):
     computed = score_all(protocol)
     assert computed.keys() == RECORDED[protocol].keys()

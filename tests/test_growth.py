@@ -45,6 +45,7 @@ def test_a_golden_leaderboard_is_valid_and_reproduces(golden: Path, catalog):
     assert store.read(boards) == [record]
 
 
+@pytest.mark.slow
 def test_a_golden_run_folder_is_read(golden: Path, ddbench):
     folder = RunFolder(golden / "finished")
     ended = folder.read_result()
@@ -56,6 +57,7 @@ def test_a_golden_run_folder_is_read(golden: Path, ddbench):
     assert ddbench("resume", golden / "finished").code == 0
 
 
+@pytest.mark.slow
 def test_a_golden_run_that_is_not_finished_ends_with_the_bytes_of_an_uninterrupted_one(golden: Path, tmp_path: Path):
     folder = RunFolder(golden / "unfinished")
     assert folder.read_result().status == "interrupted"
@@ -97,6 +99,7 @@ def grown(monkeypatch: pytest.MonkeyPatch) -> type[Settings]:
     return GrownSettings
 
 
+@pytest.mark.slow
 def test_a_field_and_a_column_invalidate_no_record(grown, tmp_path: Path):
     from ddbench.records.leaderboard import load_leaderboard
     from ddbench.records.ranking import groups

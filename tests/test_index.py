@@ -119,6 +119,7 @@ def test_an_index_of_code_that_is_edited_meanwhile_is_not_kept(plugin: Path):
     assert index.stored([plugin]) is None
 
 
+@pytest.mark.slow
 def test_once_there_is_an_index_no_torch_is_imported(tmp_path: Path):
     def fresh(*command: str) -> tuple[str, float]:
         code = (

@@ -89,7 +89,7 @@ class Counting(Silent):
 def test_scoring_continues_with_the_networks_that_are_missing(
     make_prepared, tmp_path: Path, monkeypatch, protocol: str
 ):
-    monkeypatch.setattr(train_module, "TOLD_FROM", 0)
+    monkeypatch.setattr(train_module, "ANNOUNCE_SECONDS", 0)
     prepared = make_prepared(protocol=protocol)
     chosen = prepared.train.random_subset(1, torch.Generator().manual_seed(0))
     sets = [DistilledSet(chosen.inputs[None], chosen.labels[None])]

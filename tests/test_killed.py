@@ -91,7 +91,7 @@ def story(folder, most_deaths):
     [row] = read(folder / "boards")
     result = RunFolder(run).read_result()
     vary = ("created", "run_id", "seconds_distill", "seconds_evaluate", "peak_memory_mb")
-kept = {column.name: column.cell(row) for column in COLUMNS if column.name not in vary}
+    kept = {column.name: column.cell(row) for column in COLUMNS if column.name not in vary}
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     scores = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
     for line in log + scores:
@@ -104,6 +104,7 @@ print(json.dumps(stories, default=str))
 """
 
 
+@pytest.mark.slow
 def test_killed_at_many_moments_and_resumed_equals_never_interrupted(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -150,6 +151,7 @@ class Terminating(Silent):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_sigterm_while_scoring_keeps_the_scores_and_a_method_without_a_loop_is_not_called_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

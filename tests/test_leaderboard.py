@@ -115,6 +115,7 @@ def _add_many(boards: Path, runs: Path, name: str) -> None:
         record(boards, finished(runs / f"{name}{i}", fingerprint=f"{name}{i}"))
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_lose_nothing(tmp_path: Path):
     boards = tmp_path / "boards"
     context = multiprocessing.get_context("spawn")

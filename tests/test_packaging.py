@@ -81,6 +81,7 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert next(c for c in commands if c.endswith("pytest")) in (ROOT / ".ci/run").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_a_third_party_package_from_new_to_the_leaderboard(tmp_path: Path, ddbench):
     """As its author types it: made, written, built and installed from its own pyproject, checked, run, compared."""
     assert ddbench("new-plugin", "class_means").code == 0

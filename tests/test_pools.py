@@ -96,6 +96,7 @@ def test_networks_with_running_statistics_are_refused(pools_of):
         pools_of(network="resnet20").open(1, 0, QUICK)
 
 
+@pytest.mark.slow
 def test_options_of_a_pool(ddbench):
     """Those of network and dataset make another pool; what would change nothing is refused."""
     made = ddbench("pretrain", "-d", "digits", "--count", 1, "--held-out", 0, "--steps", 2, "--set", "network.width=8")
@@ -106,6 +107,7 @@ def test_options_of_a_pool(ddbench):
         assert refused.code == 2 and "no part in a pool" in refused.told()
 
 
+@pytest.mark.slow
 def test_pretrain_and_list(ddbench):
     made = ddbench("pretrain", "-d", "digits", "--network", "linear", "--count", 2, "--held-out", 1, "--steps", 40)
     assert made.code == 0, made.err
@@ -119,6 +121,7 @@ def test_pretrain_and_list(ddbench):
     assert "Training" not in again.err
 
 
+@pytest.mark.slow
 def test_a_fixed_network_is_never_one_that_is_held_out(catalog):
     """Distilled for one network of a pool, scored on those held out from the same pool."""
     from ddbench.pipeline.prepare import prepare
@@ -136,6 +139,7 @@ def test_a_fixed_network_is_never_one_that_is_held_out(catalog):
     assert not any(torch.equal(made_for, weight) for weight in scored)
 
 
+@pytest.mark.slow
 def test_looking_ahead_trains_nothing(ddbench, tmp_path):
     init = ["--init", "random_pretrained", "--set", "init.steps=40", "--network", "linear"]
     planned = ddbench("run", "-m", "unrolled_gd", *init, "--dry-run")
@@ -147,6 +151,7 @@ def test_looking_ahead_trains_nothing(ddbench, tmp_path):
     assert len(list((tmp_path / "cache" / "pools").glob("*/*.safetensors"))) == 16
 
 
+@pytest.mark.slow
 def test_too_few_networks_are_told_before_anything_is_trained(ddbench, tmp_path):
     command = ["run", "-m", "unrolled_gd", "--init", "random_pretrained", "--network", "linear"]
     told = ddbench(*command, "--eval-networks", 50)

@@ -244,6 +244,7 @@ def loads_of(catalog: Catalog) -> list[int]:
     return catalog.get("dataset", "counted").function.__globals__["loads"]
 
 
+@pytest.mark.slow
 def test_a_run_with_pretrained_networks_loads_its_data_once(counting: Catalog, tmp_path: Path):
     init = {"name": "random_pretrained", "options": {"count": 2, "held_out": 2, "steps": 5}}
     spec = {"method": "random_subset", "dataset": "counted", "init": init, "eval_networks": 2, "protocol": "train/v1"}

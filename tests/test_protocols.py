@@ -126,7 +126,8 @@ def test_a_diverging_set_still_has_an_accuracy_but_no_loss(make_prepared):
     prepared = make_prepared(images_per_class=2, steps=2, network="mlp")
     evaluation = REPLAY.evaluate([learned(prepared, 1e30)], prepared.setting, 2, Silent())
     assert set(evaluation.scores) == {"accuracy"}
-    objective = dataclasses.replace(prepared.setting.objective, primary="loss", higher_is_better=False)
+    objective = dataclasses.replace(prepared.setting.objective, metrics=prepared.setting.objective.metrics[::-1])
+    assert objective.primary == "loss"
     with pytest.raises(DdbenchError, match="loss is not finite"):
         REPLAY.evaluate(
             [learned(prepared, 1e30)], dataclasses.replace(prepared.setting, objective=objective), 2, Silent()
@@ -263,6 +264,7 @@ def test_training_is_the_same_on_any_number_of_workers(make_prepared):
     assert len(set(results[0].scores["loss"])) == 3
 
 
+@pytest.mark.slow
 def test_students_learn_what_their_teachers_say_of_the_images(make_prepared):
     """One teacher sees classes rightly, the other each as the next; labels of the set itself are of no account."""
     from ddbench.protocols.train import TRAIN_TEACHER_V1

@@ -21,7 +21,9 @@ def seed(number: int, values: list[float], **changes: object):
 
 def test_only_what_compares_shares_a_ranking():
     # A row of version 2 tells one network, which scored too.
-    assert {column.name.removeprefix("eval_") if "network" in column.name else column.name for column in compared()} == COMPARED.keys()
+    assert {
+        column.name.removeprefix("eval_") if "network" in column.name else column.name for column in compared()
+    } == COMPARED.keys()
     records = [make_record(), *(make_record(**{name: cell}) for name, cell in COMPARED.items())]
     records += [make_record(method="other"), make_record(method="third")]
     sizes = [len(group) for group in groups(records)]

@@ -133,6 +133,7 @@ def test_a_run_leaves_its_evidence(tmp_path: Path):
     assert (distilled.lrs > 0).all()
 
 
+@pytest.mark.slow
 def test_the_same_spec_gives_the_same_bytes_and_no_second_row(tmp_path: Path):
     """On two threads, and whatever was drawn before."""
     torch.set_num_threads(2)

@@ -13,6 +13,7 @@ from ddbench.scaffold import new_plugin
 from ddbench.testing import conform, find
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "tracker"])
 def test_a_new_plugin_conforms_and_runs(ddbench, tmp_path, kind):
     written = new_plugin("my_own", kind, tmp_path)
@@ -25,6 +26,7 @@ def test_a_new_plugin_conforms_and_runs(ddbench, tmp_path, kind):
     assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 def test_a_package_is_extended_by_modules(ddbench, tmp_path):
     assert ddbench("new-plugin", "one").code == 0
     project = tmp_path / "ddbench-one" / "pyproject.toml"

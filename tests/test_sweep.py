@@ -29,6 +29,7 @@ def test_three_axes_are_too_many():
         parse_axes(["a=1", "b=1", "c=1"])
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_once_draws_and_leaves_rows(ddbench, tmp_path):
     command = ["run", "-m", "random_subset", "--network", "linear", "--eval-networks", 3]
     swept = ["--sweep", "images_per_class=1,4", "--sweep", "epochs=1,10"]

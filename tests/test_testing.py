@@ -259,6 +259,7 @@ def test_shipped_experiments_conform(catalog):
         assert [o for o in conform(experiment, catalog) if o.status == "failed"] == [], experiment.name
 
 
+@pytest.mark.slow
 def test_a_shipped_tracker_conforms():
     catalog = Catalog(["ddbench_trackers.tensorboard"])
     outcomes = list(conform(find("tracker", "ddbench_trackers.tensorboard", catalog), catalog))
@@ -270,6 +271,7 @@ def test_pretrained_inits_are_checked_and_not_skipped(catalog):
         assert {o.status for o in conform(catalog.get("init", name), catalog)} == {"passed"}
 
 
+@pytest.mark.slow
 def test_a_check_leaves_nothing_in_the_cache(ddbench, cold_cache):
     assert ddbench("check", "forgetting").code == 0
     assert ddbench("check", "random_pretrained").code == 0
@@ -296,7 +298,12 @@ def test_every_fault_has_its_check_and_every_check_its_fault():
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(kind, c.name) for kind in KINDS for c in Catalog().components(kind) if c.name not in ("usps", "cifar10")],
+    [
+        pytest.param(kind, component.name, marks=[pytest.mark.slow] if kind == "method" else [])
+        for kind in KINDS
+        for component in Catalog().components(kind)
+        if component.name not in ("usps", "cifar10")
+    ],
 )
 def test_what_ships_conforms(kind, name, catalog, ddbench):
     if name in ("unrolled_gd", "optimised_real"):
@@ -308,6 +315,7 @@ def test_what_ships_conforms(kind, name, catalog, ddbench):
     assert failed == []
 
 
+@pytest.mark.slow
 def test_the_command(ddbench, tmp_path):
     good = ddbench("check", "herding")
     assert (good.code, "0 failed" in good.out) == (0, True)

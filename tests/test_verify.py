@@ -169,6 +169,7 @@ def test_the_committed_records_are_valid():
     assert problems(COMMITTED) == []
 
 
+@pytest.mark.slow
 def test_committed_records_hold(catalog, real_data):
     """On the first network: the smallest set of each dataset, objective and protocol that needs no pool and is quick.
 
@@ -195,6 +196,7 @@ def test_the_first_few_networks_are_those_of_the_row(catalog, boards):
     assert verdict.score.values == record.score.values[:1] != record.score.values[1:2]
 
 
+@pytest.mark.slow
 def test_what_is_not_here_is_skipped(ddbench, boards, monkeypatch, tmp_path):
     monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path / "elsewhere"))
     pool = ["--init", "random_pretrained", "--set", "init.count=5", "--set", "init.held_out=2", "--set", "init.steps=5"]
@@ -207,6 +209,7 @@ def test_what_is_not_here_is_skipped(ddbench, boards, monkeypatch, tmp_path):
     assert "lacks networks" in done.err
 
 
+@pytest.mark.slow
 def test_two_records_are_compared_on_the_same_networks(ddbench, boards, tmp_path):
     """Random images against herded ones under three seeds; then against themselves."""
 
@@ -233,6 +236,7 @@ def test_two_records_are_compared_on_the_same_networks(ddbench, boards, tmp_path
     assert "do not share a ranking: their records say eval_network 'linear' and 'mlp'" in " ".join(refused.split())
 
 
+@pytest.mark.slow
 def test_records_that_cannot_be_verified_do_not_stop_the_others(ddbench, boards, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import torch, ddbench\n"

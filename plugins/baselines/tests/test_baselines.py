@@ -61,6 +61,7 @@ def test_k_means_finds_the_clusters(catalog, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_optimised_real_is_better_than_the_average_random_set(catalog, tmp_path):
     from ddbench.pipeline.runner import run
 

@@ -92,6 +92,7 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(tmp_path: Path, monkey
     assert [e.step for e in events(folder).Scalars("distil/loss")] == list(range(1, 7))
 
 
+@pytest.mark.slow
 def test_mlflow_has_settings_curves_scores_and_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import mlflow
 
@@ -112,6 +113,7 @@ def test_mlflow_has_settings_curves_scores_and_the_set(tmp_path: Path, monkeypat
     assert Path(kept).read_bytes() == Path(result.artifact.path).read_bytes()
 
 
+@pytest.mark.slow
 def test_wandb_offline_keeps_the_run_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -42,6 +42,7 @@ def test_learns_images_and_rates_in_the_stated_shapes(catalog, tmp_path):
     assert all(word in lines[0] for word in ("loss", "gradient_norm", "train_accuracy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["random", "fixed"])
 def test_learns_to_classify_real_digits(catalog, tmp_path, init):
     from ddbench.contract.observer import Silent
@@ -61,6 +62,7 @@ def test_memory_modes_do_not_change_the_result(catalog, tmp_path):
         torch.testing.assert_close(other, auto)
 
 
+@pytest.mark.slow
 def test_reports_the_engine_once(catalog, tmp_path):
     from ddbench.contract.observer import Silent
 
