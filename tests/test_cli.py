@@ -1,6 +1,7 @@
 import csv
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -381,6 +382,21 @@ def test_resume_loads_the_plugin_again_and_notices_other_code(ddbench, tmp_path:
     plugin.unlink()
     (folder / "result.json").unlink()
     assert "there is no method 'looping'" in ddbench("resume", folder).told()
+
+
+def test_a_failure_in_a_folder_with_a_damaged_result_is_one_document(ddbench, tmp_path: Path):
+    folder = tmp_path / "runs" / "any"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("[]")
+    failed = ddbench("resume", folder, "--json", "--plugin", "nothing.py")
+    assert (failed.json()["exit_code"], "reason" in failed.json()) == (failed.code, True)
+    assert "Traceback" not in failed.err
+
+
+def test_a_failure_holds_the_record_in_the_current_version(ddbench, tmp_path: Path):
+    folder = shutil.copytree(Path(__file__).parent / "golden" / "v2" / "finished", tmp_path / "finished")
+    document = ddbench("resume", folder, "--json", "--plugin", "nothing.py").json()
+    assert (document["version"], "spec" in document) == (3, False)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import torch
 from ddbench.contract.journal import Journal, digest
 from ddbench.contract.observer import Silent
 from ddbench.contract.sets import DistilledSet
+from ddbench.errors import DdbenchError
 from ddbench.protocols import get_protocol
 from ddbench.protocols import train as train_module
 
@@ -117,3 +118,8 @@ def test_scoring_continues_with_the_networks_that_are_missing(
     assert scoring.evaluate(sets, known, 4, Counting()) == whole
     with pytest.raises(TypeError):
         scoring.evaluate(sets, known.scoring("another"), 4, Counting())
+
+
+def test_a_journal_that_cannot_be_read_is_named(tmp_path: Path):
+    with pytest.raises(DdbenchError, match=r"cannot read .*, which holds the values scored so far: is a directory"):
+        Journal(tmp_path)

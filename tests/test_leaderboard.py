@@ -1,6 +1,7 @@
 import csv
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,22 @@ from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Silent
 from ddbench.contract.spec import RunSpec, Settings
 from ddbench.errors import DdbenchError, UnknownFields, UsageError
+from ddbench.records.audit import audit
 from ddbench.records.columns import COLUMNS
 from ddbench.records.result import Artifact, LoopRecord, RunFolder, RunResult
 from ddbench.records.stats import summarise
-from ddbench.records.store import artifact_path, check, comparison, csv_text, ensure, outdated, path_for, read, rebuild
+from ddbench.records.store import (
+    artifact_path,
+    board_of,
+    check,
+    comparison,
+    csv_text,
+    ensure,
+    outdated,
+    path_for,
+    read,
+    rebuild,
+)
 from tests.rows import add, make_record
 
 COMMITTED = Path(__file__).parents[1] / "leaderboards"
@@ -259,3 +272,117 @@ def test_a_sweep_over_finished_runs_leaves_their_records(ddbench, tmp_path: Path
     assert swept.code == 0 and "Taken from" in swept.err
     assert [record.settings.seed for record in read(tmp_path / "second")] == [0, 1]
     assert outdated(tmp_path / "second") == []
+
+
+def test_a_damaged_record_stops_a_run_before_it_starts(tmp_path: Path):
+    path = add(tmp_path, make_record())
+    csv_path = tmp_path / "classification.csv"
+    check(csv_path)
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(DdbenchError, match="it is not a record"):
+        check(csv_path)
+    check(tmp_path / "adaptation.csv")
+
+
+def test_a_csv_that_a_killed_process_left_behind_is_written(tmp_path: Path):
+    boards, said = tmp_path / "boards", []
+    add(boards, make_record(fingerprint="other"))
+    before = (boards / "classification.csv").read_text()
+    result = finished(tmp_path / "runs" / "first", fingerprint="a")
+    assert record(boards, result)
+    (boards / "classification.csv").write_text(before)
+    assert not record(boards, result, said)
+    assert outdated(boards) == []
+    assert said == [f"{boards / 'classification.csv'} was written anew: it lacked records."]
+
+
+def test_a_csv_without_records_is_settled_by_writing_it_anew(ddbench, tmp_path: Path):
+    (tmp_path / "classification.csv").write_text("schema_version,fingerprint\n3,a\n")
+    assert ddbench("leaderboard", "--check", "--leaderboards", tmp_path).code == 1
+    both = ddbench("leaderboard", "--rebuild", "--check", "--leaderboards", tmp_path)
+    assert (both.code, outdated(tmp_path)) == (0, []), both.out
+
+
+def test_csvs_of_other_columns_are_compared_by_those_that_they_have(tmp_path: Path):
+    add(tmp_path, make_record(fingerprint="a"))
+    path = tmp_path / "classification.csv"
+    header, row = csv.reader(path.read_text().splitlines())
+    for cells in ([header[:-1], row[:-1]], [[*header, "colour"], [*row, "blue"]]):
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows(cells)
+        assert outdated(tmp_path) == []
+        assert [line for line in audit(tmp_path).notices if "other columns" in line]
+        path.write_text(path.read_text().replace("accuracy", "loss"))
+        assert outdated(tmp_path) == [path]
+
+
+@pytest.mark.parametrize("name", ["published", "adaptation"])
+def test_objectives_of_reserved_names_have_boards_of_their_own(tmp_path: Path, name):
+    settings = make_record(objective=name).settings
+    assert board_of(settings) == f"{name}-objective"
+    assert board_of(make_record(objective="poisoning").settings) == "poisoning"
+
+
+def old_row(boards: Path) -> Path:
+    """Copy a leaderboard of version 2, and return the one distilled set in it."""
+    shutil.copytree(Path(__file__).parent / "golden" / "v2" / "leaderboards", boards)
+    [artifact] = (boards / "artifacts").glob("*.safetensors")
+    return artifact
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path):
+    artifact = old_row(tmp_path / "boards")
+    artifact.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(DdbenchError, match="is damaged, or a pointer of Git LFS") as raised:
+        read(tmp_path / "boards")
+    assert str(artifact) in raised.value.message
+
+
+def test_a_row_that_is_too_short_is_named(tmp_path: Path):
+    (tmp_path / "classification.csv").write_text("a,schema_version\n1\n")
+    with pytest.raises(DdbenchError, match="row 2 is not a row ddbench wrote"):
+        read(tmp_path)
+
+
+def test_fields_that_are_not_known_are_reported_once(ddbench, tmp_path: Path):
+    path = add(tmp_path, make_record())
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 4, "colour": "blue"}))
+    rebuild_and_check = ddbench("leaderboard", "--rebuild", "--check", "--leaderboards", tmp_path)
+    assert rebuild_and_check.err.count("were ignored: colour.") == 1
+    assert "UnknownFields" not in rebuild_and_check.err and ".py" not in rebuild_and_check.err
+
+
+def test_records_that_only_a_newer_version_can_read_are_named(tmp_path: Path):
+    path = add(tmp_path, make_record())
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "version": 9, "settings": [fields["settings"]]}))
+    with pytest.raises(DdbenchError, match="it is of version 9, newer than this ddbench"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[]", "result.json is damaged"),
+        ("{", "result.json is damaged"),
+        ('{"version": 9, "status": "ok"}', "of version 9, newer than this ddbench"),
+    ],
+)
+def test_results_that_cannot_be_read_are_refused(tmp_path: Path, text, reason):
+    folder = RunFolder(tmp_path)
+    assert folder.read_result() is None
+    folder.result.write_text(text)
+    with pytest.raises(UsageError, match=reason):
+        folder.read_result()
+    folder.result.unlink()
+    folder.result.mkdir()
+    with pytest.raises(UsageError, match="is a directory"):
+        folder.read_result()
+
+
+def test_a_damaged_origin_is_refused(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    assert folder.read_origin().plugins == []
+    folder.origin.write_text('{"plugins": ')
+    with pytest.raises(UsageError, match=r"origin.json is damaged"):
+        folder.read_origin()

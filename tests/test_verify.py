@@ -8,7 +8,7 @@ import pytest
 from ddbench.contract.observer import Silent
 from ddbench.contract.sets import DistilledSet
 from ddbench.discovery.catalog import Catalog
-from ddbench.errors import DdbenchError, UsageError
+from ddbench.errors import DdbenchError, UnknownFields, UsageError
 from ddbench.pipeline.runner import run
 from ddbench.pipeline.verify import verify
 from ddbench.records.audit import audit
@@ -255,3 +255,27 @@ def test_records_that_cannot_be_verified_do_not_stop_the_others(ddbench, boards,
     assert [verdict["how"] for verdict in document["rows"].values()] == ["reproduced exactly"]
     assert len(document["not_verified"]) == 1
     assert "there is no init called 'zeros'" in " ".join(done.err.split())
+
+
+def test_records_of_a_newer_version_are_a_notice(ddbench, boards, catalog):
+    changed(boards, {"version": 4})
+    checked = ddbench("leaderboard", "--check", "--leaderboards", boards, "--json")
+    assert (checked.code, checked.json()["problems"]) == (0, [])
+    [notice] = checked.json()["notices"]
+    assert "is of version 4, newer than this ddbench" in notice
+    with pytest.raises(DdbenchError, match="was not verified: it is of version 4") as raised:
+        verify(read(boards)[0], boards, catalog, Silent())
+    assert raised.value.hint == "Use a later version of ddbench."
+
+
+def test_a_setting_that_is_not_known_is_ignored_in_sets_as_in_records(boards, catalog):
+    [record] = read(boards)
+    distilled = DistilledSet.load(artifact_path(boards, record.artifact.sha256))
+    newer = json.dumps({**json.loads(distilled.metadata["spec"]), "temperature": 2})
+    digest = distilled.described(spec=newer, fingerprint="f" * 64).save(boards / "artifacts" / "newer")
+    (boards / "artifacts" / "newer").rename(artifact_path(boards, digest))
+    changed(boards, {"artifact.sha256": digest})
+    with pytest.warns(UnknownFields, match="were ignored: temperature"):
+        assert audit(boards).problems == []
+    with pytest.warns(UnknownFields, match="were ignored: temperature"):
+        assert verify(read(boards)[0], boards, catalog, Silent()).holds
