@@ -9,9 +9,9 @@ import ddbench
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Silent
 from ddbench.contract.spec import RunSpec, Settings
-from ddbench.errors import DdbenchError, UsageError
+from ddbench.errors import DdbenchError, UnknownFields, UsageError
 from ddbench.records.columns import COLUMNS
-from ddbench.records.result import Artifact, LoopRecord, RunFolder, RunResult, UnknownFields
+from ddbench.records.result import Artifact, LoopRecord, RunFolder, RunResult
 from ddbench.records.stats import summarise
 from ddbench.records.store import artifact_path, check, comparison, csv_text, ensure, outdated, path_for, read, rebuild
 from tests.rows import add, make_record

@@ -328,7 +328,11 @@ def _new_folder(runs: Path, settings: Settings, reporter: Reporter) -> RunFolder
                 if not path.is_dir():
                     raise
                 earlier = RunFolder(path)
-                result = earlier.read_result()
+                try:
+                    result = earlier.read_result()
+                except UsageError as error:
+                    reporter.say(f"An earlier run of this spec keeps its folder: {error.message}")
+                    continue
                 if earlier.checkpoint.exists() and (result is None or result.status == "interrupted"):
                     reporter.say(f"An unfinished run of this spec is in {path}: ddbench resume {path}")
                 continue
