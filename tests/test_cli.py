@@ -152,6 +152,21 @@ def test_config_file_flags_and_assignments_one_over_the_other(ddbench, tmp_path:
     assert other["method"] == {"name": "random_subset", "options": {"balanced": True}}
 
 
+@pytest.mark.parametrize(
+    ("config", "arguments", "message"),
+    [
+        ('method = ["a"]', [], "method: input should be a valid dictionary"),
+        ("method = {name = 3}", [], "method.name: input should be a valid string (not 3)"),
+        ("[network]\nname = 'mlp'\noptions = 3", ["--set", "network.width=3"], "network.options: input should be"),
+    ],
+)
+def test_a_config_file_with_an_invalid_choice(ddbench, tmp_path: Path, config, arguments, message):
+    (tmp_path / "run.toml").write_text(config)
+    method = [] if "method" in config else ["-m", "random_subset"]
+    done = ddbench("run", "--config", "run.toml", *method, *arguments, "--dry-run")
+    assert done.code == 2 and message in done.told()
+
+
 def test_a_plugin_file_reaches_list_show_and_leaderboard(ddbench, tmp_path: Path):
     (tmp_path / "mine.py").write_text(LAST_IMAGES)
     assert "some_images" in ddbench("list", "methods", "--plugin", "mine.py").out
@@ -404,3 +419,8 @@ def test_commands_of_plugins(ddbench, tmp_path: Path):
         "    @app.command()\n    def hello(name: str = 'you'):\n        print(f'hello {name}')\n"
     )
     assert ddbench("hello", "--name", "me", DDBENCH_PLUGINS="more.py").out == "hello me\n"
+
+
+def test_a_device_that_is_missing_is_not_data_to_fetch(ddbench):
+    done = ddbench("run", "-m", "random_subset", "--device", "cuda:9", "--dry-run")
+    assert done.code == 3 and "cuda:9" in done.told()
