@@ -137,6 +137,7 @@ def test_dry_run_and_smoke(ddbench, tmp_path: Path):
     assert not (tmp_path / "leaderboards").exists()
 
 
+@pytest.mark.slow
 def test_config_file_flags_and_assignments_one_over_the_other(ddbench, tmp_path: Path):
     (tmp_path / "run.toml").write_text(
         'dataset = "digits"\nepochs = 5\nseed = 4\nsteps = 2\nimages_per_class = 4\n'
@@ -150,6 +151,21 @@ def test_config_file_flags_and_assignments_one_over_the_other(ddbench, tmp_path:
     assert spec["init"]["options"] == {"scheme": "kaiming", "distribution": "uniform"}
     other = ddbench("run", "--config", "run.toml", "-m", "random_subset", "--dry-run", "--json").json()["spec"]
     assert other["method"] == {"name": "random_subset", "options": {"balanced": True}}
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "message"),
+    [
+        ('method = ["a"]', [], "method: input should be a valid dictionary"),
+        ("method = {name = 3}", [], "method.name: input should be a valid string (not 3)"),
+        ("[network]\nname = 'mlp'\noptions = 3", ["--set", "network.width=3"], "network.options: input should be"),
+    ],
+)
+def test_a_config_file_with_an_invalid_choice(ddbench, tmp_path: Path, config, arguments, message):
+    (tmp_path / "run.toml").write_text(config)
+    method = [] if "method" in config else ["-m", "random_subset"]
+    done = ddbench("run", "--config", "run.toml", *method, *arguments, "--dry-run")
+    assert done.code == 2 and message in done.told()
 
 
 def test_a_plugin_file_reaches_list_show_and_leaderboard(ddbench, tmp_path: Path):
@@ -191,7 +207,7 @@ def test_looking(ddbench):
         (["run", "-m", "unroled_gd"], 2, "no method called 'unroled_gd'. Did you mean 'unrolled_gd'?"),
         (["run", "-m", "herding", "-d", "mnits"], 2, "no dataset called 'mnits'. Did you mean 'mnist'?"),
         (["run", "-m", "herding", "--network", "lenett"], 2, "Did you mean 'lenet'?"),
-        (["run", "-m", "herding", "--network", "timm/resnet_18"], 2, "timm has no model 'resnet_18'. Did you mean 'resnet"),
+        pytest.param(["run", "-m", "herding", "--network", "timm/resnet_18"], 2, "timm has no model 'resnet_18'. Did you mean 'resnet", marks=pytest.mark.slow),
         (["run", "-m", "herding", "--protocol", "replay"], 2, "Did you mean 'replay/v1'?"),
         (["run", "-m", "unrolled_gd", "--set", "outer_step=3"], 2, "no option 'outer_step'. Did you mean 'outer_steps'?"),
         (["run", "-m", "unrolled_gd", "--set", "outer_steps=0"], 2, "greater than or equal to 1"),
@@ -245,6 +261,7 @@ def test_absent_data_names_files_and_the_offline_default(ddbench, tmp_path: Path
     assert "--dataset digits" in done.told()
 
 
+@pytest.mark.slow
 def test_faulty_plugins_through_the_command_line(ddbench, tmp_path: Path):
     (tmp_path / "broken.py").write_text("import nothing_like_it")
     # What is asked for by name must be there; what is merely found is set aside.
@@ -418,3 +435,8 @@ def test_commands_of_plugins(ddbench, tmp_path: Path):
         "    @app.command()\n    def hello(name: str = 'you'):\n        print(f'hello {name}')\n"
     )
     assert ddbench("hello", "--name", "me", DDBENCH_PLUGINS="more.py").out == "hello me\n"
+
+
+def test_a_device_that_is_missing_is_not_data_to_fetch(ddbench):
+    done = ddbench("run", "-m", "random_subset", "--device", "cuda:9", "--dry-run")
+    assert done.code == 3 and "cuda:9" in done.told()

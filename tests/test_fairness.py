@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 import ddbench
 from ddbench.contract.metric import Metric
-from ddbench.errors import UsageError
+from ddbench.contract.observer import Silent
+from ddbench.errors import Interrupted, PluginError, UsageError
 from ddbench.machine.folders import cache_dir
+from ddbench.pipeline import baselines
 from ddbench.pipeline.pools import list_pools
 from ddbench.protocols.base import FULL_NETWORKS
 from ddbench.protocols.replay import Replay
@@ -46,6 +48,7 @@ def test_robust_scores_lie_between_zero_and_one(improvement: float, recovery: fl
     assert 0 <= augmentation_robust_score(improvement, recovery) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cold_cache")
 def test_a_run_is_held_against_networks_trained_on_all_the_data(tmp_path: Path):
     result = ddbench.run(SPEC, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
@@ -145,3 +148,24 @@ def test_augmentation_is_scored_over_two_rows_of_one_set(tmp_path: Path):
     for one in (plain, augmented):
         assert fairness_of(one, [plain, augmented])["ARS"] == pytest.approx(augmentation_robust_score(0.3, 0.1))
     assert "ARS" not in fairness_of(plain, [plain, under("train-dsa/v1", 0.7, seed=1)])
+
+
+def test_a_coreset_that_raises_is_left_out(make_prepared, catalog, monkeypatch: pytest.MonkeyPatch):
+    def failing(*arguments):
+        raise ValueError("on purpose")
+
+    monkeypatch.setattr(baselines, "_distil", failing)
+    said: list[str] = []
+    prepared, reporter = make_prepared(), Silent()
+    monkeypatch.setattr(reporter, "say", said.append)
+    assert baselines._score_best_coreset(prepared, prepared.setting, catalog, reporter) == {}
+    assert "No coreset herding: ValueError: on purpose" in said
+
+
+def test_an_interruption_outlasts_the_check_of_the_training_data(make_prepared):
+    prepared = make_prepared()
+    prepared.train.inputs.zero_()
+    with pytest.raises(Interrupted), baselines._reported_failure(prepared, prepared.plan.method, "companion", Silent()):
+        raise Interrupted("stopped.")
+    with pytest.raises(PluginError), baselines._reported_failure(prepared, prepared.plan.method, "companion", Silent()):
+        pass

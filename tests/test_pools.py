@@ -3,7 +3,9 @@ import shutil
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from ddbench.cli.app import app
 from ddbench.contract.spec import RunSpec
 from ddbench.engine.fit import Recipe
 from ddbench.errors import DdbenchError, UsageError
@@ -94,6 +96,19 @@ def test_a_damaged_network_is_named(pools_of):
 def test_networks_with_running_statistics_are_refused(pools_of):
     with pytest.raises(UsageError, match="keeps running statistics"):
         pools_of(network="resnet20").open(1, 0, QUICK)
+
+
+def test_a_pool_keeps_the_other_options_of_the_usual_network(monkeypatch: pytest.MonkeyPatch):
+    trained = {}
+
+    def train_pool(fields, **_):
+        trained.update(fields)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("ddbench.pipeline.pretrain.pretrain", train_pool)
+    arguments = ["pretrain", "-d", "svhn", "--count", "1", "--set", "network.norm=instance"]
+    CliRunner().invoke(app, arguments)
+    assert trained["network"] == {"name": "convnet", "options": {"width": 32, "norm": "instance"}}
 
 
 @pytest.mark.slow

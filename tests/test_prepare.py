@@ -56,6 +56,19 @@ def no_splits(root, download):
 def ones(network, info, n, generator, side):
     return {k: torch.ones(1, *p.shape) for k, p in network.named_parameters()}
 
+def broken_measure(logits, labels):
+    raise KeyError("on purpose")
+
+def objective(name, **changes):
+    declared = {"loss": None, "measure": lambda logits, labels: {"error": 0.5}, "metrics": (ddbench.Metric("error"),)}
+
+    def build(info):
+        """An objective."""
+        return Objective(**{**declared, **changes})
+
+    build.__name__ = name
+    return ddbench.objective(build)
+
 @ddbench.target
 def from_ones():
     """A pretrained network of ones, adapted to digits."""
@@ -72,6 +85,15 @@ def ddbench_inits():
 @ddbench.hookimpl
 def ddbench_datasets():
     return [crashing_data, no_splits]
+
+@ddbench.hookimpl
+def ddbench_objectives():
+    return [
+        objective("raising", measure=broken_measure),
+        objective("misnaming", measure=lambda logits, labels: {"accuracy": 0.5}),
+        objective("wording", measure=lambda logits, labels: {"error": "low"}),
+        objective("unranked", metrics=()),
+    ]
 
 @ddbench.hookimpl
 def ddbench_targets():
@@ -150,6 +172,10 @@ def test_targets_bring_dataset_network_and_weights(faulty: Catalog):
         ({"network": "not_a_module"}, "'not_a_module' .* returned int, not an nn.Module"),
         ({"network": "wrong_outputs"}, r".* gives outputs \[3\] for 10 classes"),
         ({"dataset": "crashing_data"}, "'crashing_data' .* raised KeyError: 'on purpose'"),
+        ({"objective": "raising"}, "'raising' .* raised KeyError: 'on purpose'"),
+        ({"objective": "misnaming"}, "'misnaming' .* declares error and measures accuracy"),
+        ({"objective": "wording"}, "'wording' .* raised ValueError: could not convert string"),
+        ({"objective": "unranked"}, "'unranked' .* declares no metrics"),
         ({"dataset": "no_splits"}, "'no_splits' .* returned tuple, not ImageSplits"),
     ],
 )

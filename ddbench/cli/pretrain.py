@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ddbench.cli.output import explained_failures, print_json
-from ddbench.cli.shared import Json, Plugins, merged, named, warn_of_plugins
+from ddbench.cli.shared import Json, Plugins, merged, named, warn_of_plugins, with_usual_network
 from ddbench.errors import UsageError
 
 
@@ -39,7 +39,6 @@ def pretrain(
         from ddbench.contract.component import parse_assignments
         from ddbench.discovery.catalog import Catalog
         from ddbench.engine.fit import Recipe
-        from ddbench.pipeline.plan import usual_network
         from ddbench.pipeline.pretrain import pretrain as train_pool
         from ddbench.render.live import live
         from ddbench.render.pools import pool_summary
@@ -51,9 +50,8 @@ def pretrain(
         for key in settings:
             if key.partition(".")[0] not in ("network", "dataset"):
                 raise UsageError(f"--set {key} has no part in a pool.", "Set network.KEY or dataset.KEY.")
-        if network is None and any(key.startswith("network.") for key in settings):
-            flags["network"] = usual_network(catalog.get("dataset", dataset)).name
-        fields = merged({}, flags, settings, set()).model_dump(exclude_unset=True, exclude={"method"})
+        spec = merged(with_usual_network({}, flags, settings, catalog), flags, settings, set())
+        fields = spec.model_dump(exclude_unset=True, exclude={"method"})
         with live() as reporter:
             pool = train_pool(
                 fields,

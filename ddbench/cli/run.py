@@ -11,7 +11,17 @@ import typer
 
 from ddbench.cli import completion
 from ddbench.cli.output import explained_failures, print_json
-from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, Sets, merged, named, warn_of_plugins
+from ddbench.cli.shared import (
+    DEFAULT_LEADERBOARDS,
+    Json,
+    Leaderboards,
+    Plugins,
+    Sets,
+    merged,
+    named,
+    warn_of_plugins,
+    with_usual_network,
+)
 from ddbench.contract.component import parse_assignments
 from ddbench.errors import Interrupted, UsageError
 
@@ -121,8 +131,8 @@ def run(
         catalog = Catalog(plugin or [])
         warn_of_plugins(catalog, plugin)
         settings = [*([f"target.weights={weights}"] if weights else []), *(assignments or [])]
-        given = {*(key for key, value in flags.items() if value is not None), *parse_assignments(settings)}
-        swept = _sweep(catalog, sweep or [], plot, experiment, given)
+        fixed = {*(key for key, value in flags.items() if value is not None), *parse_assignments(settings)}
+        swept = _sweep(catalog, sweep or [], plot, experiment, fixed)
         if swept is not None:
             with _resumable(leaderboards):
                 _run_sweep(
@@ -190,37 +200,33 @@ def _spec(
     swept: dict[str, Any] | None = None,
 ) -> "RunSpec":
     """Return the spec of a run: an experiment, a config file, flags, then `--set`; later ones replace earlier ones."""
+    from ddbench.contract.spec import parse_choice
+
     fields: dict[str, Any] = {}
     if experiment is not None:
         fields.update(catalog.experiment(experiment).spec)
     if config is not None:
         fields.update(_toml(config))
-    name = flags["method"] or fields.get("method")
-    if name is None:
+    method = flags["method"] or fields.get("method")
+    if method is None:
         known_methods = ", ".join(c.name for c in catalog.components("method"))
         raise UsageError("no method was named.", f"Name one with --method: {known_methods}.")
-    name = name.get("name", "") if isinstance(name, dict) else name
-    given = parse_assignments(assignments)
-    _check_keys(name, set(catalog.get("method", name).options.model_fields), flags, given, swept or {})
-    settings = {**given, **(swept or {})}
-    if any(key.startswith("network.") for key in settings) and not any(
-        flags[part] or fields.get(part) for part in ("network", "target")
-    ):
-        from ddbench.pipeline.plan import usual_network
-
-        dataset = merged(fields, flags, {}, set()).dataset
-        fields["network"] = usual_network(catalog.get("dataset", dataset.name)).model_dump()
-    spec = merged(fields, flags, settings, set(catalog.get("method", name).options.model_fields))
+    name = parse_choice("method", method).name
+    options = set(catalog.get("method", name).options.model_fields)
+    assigned = parse_assignments(assignments)
+    _check_keys(name, options, flags, assigned, swept or {})
+    settings = {**assigned, **(swept or {})}
+    spec = merged(with_usual_network(fields, flags, settings, catalog), flags, settings, options)
     return spec.model_copy(update={"experiment": experiment or ""})
 
 
 def _check_keys(
-    method: str, options: set[str], flags: dict[str, Any], given: dict[str, Any], swept: dict[str, Any]
+    method: str, options: set[str], flags: dict[str, Any], assigned: dict[str, Any], swept: dict[str, Any]
 ) -> None:
     """Raise `UsageError` for a key that has two meanings."""
     from ddbench.contract.spec import FLAGS
 
-    for key, value in given.items():
+    for key, value in assigned.items():
         if key in flags and key not in options:
             flag = f"--{FLAGS.get(key, key.replace('_', '-'))}" + ("" if isinstance(value, bool) else f" {value}")
             raise UsageError(f"{method} has no option {key!r}; the run has.", f"Write {flag}.")
@@ -231,15 +237,15 @@ def _check_keys(
         )
 
 
-def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | None, given: set[str]) -> "Sweep | None":
-    """Return the sweep of the flags, or that of the experiment unless its swept fields were `given` one value."""
+def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | None, fixed: set[str]) -> "Sweep | None":
+    """Return the sweep of the flags, or that of the experiment unless `fixed` names one of its swept fields."""
     from ddbench.contract.spec import Sweep
     from ddbench.pipeline.sweep import parse_axes
 
     if texts:
         return Sweep(axes=parse_axes(texts), plot=plot)
     swept = catalog.experiment(experiment).sweep if experiment is not None else None
-    if swept is not None and any(key in given for axis in swept.axes for key in axis.keys):
+    if swept is not None and any(key in fixed for axis in swept.axes for key in axis.keys):
         swept = None
     if swept is None and plot:
         raise UsageError("--plot is for a sweep.", "Name what is swept: --sweep epochs=1,3,5")

@@ -53,6 +53,22 @@ def merged(
     return RunSpec.parse(place_assignments(merged, assignments, method_options))
 
 
+def with_usual_network(
+    fields: dict[str, Any], flags: dict[str, Any], assignments: dict[str, Any], catalog: "Catalog"
+) -> dict[str, Any]:
+    """Return the fields; with the dataset's usual network where `assignments` set options of a network not named.
+
+    So the usual network keeps the options that are not assigned.
+    """
+    from ddbench.pipeline.plan import usual_network
+
+    unnamed = not any(flags.get(part) or fields.get(part) for part in ("network", "target"))
+    if not unnamed or not any(key.startswith("network.") for key in assignments):
+        return fields
+    dataset = merged(fields, flags, {}, set()).dataset
+    return {**fields, "network": usual_network(catalog.get("dataset", dataset.name)).model_dump()}
+
+
 def warn_of_plugins(catalog: "Catalog", wanted: Sequence[Path] | None = None) -> None:
     """Print a warning for each plugin that is broken or slow.
 

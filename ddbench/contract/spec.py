@@ -37,6 +37,28 @@ class Choice(_Frozen):
         return cls.model_validate(_from_name(value))
 
 
+def parse_choice(part: str, value: object) -> Choice:
+    """Return the choice of a plain value: a name, or a mapping of the fields.
+
+    Raises `UsageError` naming the first invalid field of `part`.
+    """
+    try:
+        return Choice.from_name(value)
+    except pydantic.ValidationError as error:
+        raise _refusal(error, part) from error
+
+
+def _refusal(error: pydantic.ValidationError, *parents: str) -> UsageError:
+    """Return the error for the first invalid field; `parents` are the names of the fields it stands in."""
+    first = error.errors()[0]
+    where = ".".join(map(str, (*parents, *first["loc"])))
+    if first["type"] == "missing":
+        return UsageError(f"no {where} was given.", "See what there is: ddbench list")
+    value = "" if isinstance(first["input"], dict) else f" (not {first['input']!r})"
+    message = first["msg"].removeprefix("Value error, ")
+    return UsageError(f"{where}: {message[:1].lower()}{message[1:]}{value}.", "See: ddbench run --help")
+
+
 def _from_name(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
@@ -116,15 +138,7 @@ class RunSpec(_Fields):
         try:
             return cls.model_validate(fields)
         except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            if first["type"] == "missing":
-                raise UsageError(f"no {where} was given.", "See what there is: ddbench list") from error
-            given = "" if isinstance(first["input"], dict) else f" (not {first['input']!r})"
-            message = first["msg"].removeprefix("Value error, ")
-            raise UsageError(
-                f"{where}: {message[:1].lower()}{message[1:]}{given}.", "See: ddbench run --help"
-            ) from error
+            raise _refusal(error) from error
 
 
 @with_fields
@@ -266,12 +280,8 @@ def place_assignments(fields: dict[str, Any], assignments: dict[str, Any], metho
                 placed[key] = value
                 continue
             part, option = "method", key
-        current = _from_name(placed.get(part) or _default_choice(part))
-        if isinstance(current, Choice):
-            current = current.model_dump()
-        if not isinstance(current, dict):
-            raise UsageError(f"{part} must be a name or a table with name and options, not {current!r}.")
-        placed[part] = {**current, "options": {**current.get("options", {}), option: value}}
+        choice = parse_choice(part, placed.get(part) or _default_choice(part))
+        placed[part] = {"name": choice.name, "options": {**choice.options, option: value}}
     return placed
 
 

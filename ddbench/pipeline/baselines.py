@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,16 +46,10 @@ def score_companions(prepared: Prepared, setting: Setting, catalog: Catalog, rep
             scores[method.name] = Score.model_validate_json(path.read_text())
             continue
         reporter.stage(f"Scoring the companion {method.name}")
-        try:
+        with _reported_failure(prepared, method, "companion", reporter):
             scores[method.name] = _score(prepared, setting, method, reporter)
-        except Interrupted:
-            raise
-        except Exception as error:
-            why = error.message if isinstance(error, DdbenchError) else f"{type(error).__name__}: {error}"
-            reporter.say(f"No companion {method.name}: {why}")
+        if method.name not in scores:
             continue
-        finally:
-            prepared.check_untouched(method)
         # A cache that cannot be written costs time, not the run.
         with contextlib.suppress(DdbenchError):
             atomic_write(path, scores[method.name].model_dump_json())
@@ -84,26 +79,36 @@ def _score_best_coreset(prepared: Prepared, setting: Setting, catalog: Catalog, 
         if not method.facts.get("coreset") or method.name == prepared.settings.method.name:
             continue
         reporter.stage(f"Trying the coreset {method.name}")
-        try:
+        with _reported_failure(prepared, method, "coreset", reporter):
             coreset = _distil(prepared, method, derive_seed("companion", 0))
             choosing = on_validation.scoring(f"coreset {method.name} on validation")
             evaluation = protocol.evaluate([coreset], choosing, min(networks, CHOOSING_NETWORKS), reporter)
-        except Interrupted:
-            raise
-        except DdbenchError as error:
-            reporter.say(f"No coreset {method.name}: {error.message}")
-            continue
-        finally:
-            prepared.check_untouched(method)
-        values = evaluation.scores[objective.primary]
-        value = math.fsum(values) / len(values)
-        if better(objective, value, math.nan if best is None else best[2]):
-            best = method.name, coreset, value
+            values = evaluation.scores[objective.primary]
+            value = math.fsum(values) / len(values)
+            if better(objective, value, math.nan if best is None else best[2]):
+                best = method.name, coreset, value
     if best is None:
         return {}
     reporter.stage(f"Scoring the best coreset, {best[0]}")
     evaluation = protocol.evaluate([best[1]], setting.scoring(f"coreset {best[0]}"), networks, reporter)
     return {f"{BEST_CORESET} ({best[0]})": summarise(evaluation.scores[objective.primary])}
+
+
+@contextlib.contextmanager
+def _reported_failure(prepared: Prepared, method: Component, role: str, reporter: Reporter) -> Iterator[None]:
+    """Report a failure within a `with` block instead of raising it; an interruption passes.
+
+    Raises `PluginError` where the method has written into the training data.
+    """
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        reason = error.message if isinstance(error, DdbenchError) else f"{type(error).__name__}: {error}"
+        reporter.say(f"No {role} {method.name}: {reason}")
+    # An interruption is not replaced by this check.
+    prepared.check_untouched(method)
 
 
 def _score_full_data(setting: Setting) -> Score:
@@ -142,7 +147,7 @@ def _key(prepared: Prepared, method: Component) -> str:
     choice = Choice(name=method.name, options=method.validated({}))
     changes = {"method": choice, "seed": 0, "time_limit": None, "eval_networks": networks}
     settings = plan.settings.model_copy(update=changes)
-    parts = (plan.dataset, plan.network, plan.eval_network, plan.objective, plan.init, plan.eval_init)
+    parts = (component for component in plan.components if component.kind != "method")
     sources = [method.distribution, *(f"{part.kind} {part.name} {part.distribution}" for part in parts)]
     origin = json.dumps(prepared.provenance(), sort_keys=True)
     machine = json.dumps(describe(prepared.device))

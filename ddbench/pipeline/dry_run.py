@@ -1,4 +1,4 @@
-"""Say what a run would do, without doing it."""
+"""Describe a run without carrying it out."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +9,7 @@ import pydantic
 from ddbench.contract.spec import RunSpec, Settings
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import MissingPrerequisite
+from ddbench.machine.environment import resolve_device
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import prepare
 from ddbench.pipeline.runner import as_spec
@@ -17,15 +18,17 @@ from ddbench.records.result import DatasetRecord
 
 
 class DryRun(pydantic.BaseModel):
-    """What a run would do.
+    """The description of a run that was not carried out.
 
-    settings, fingerprint: the complete spec and its hash.
-    run_dir: the folder that the run would make.
-    leaderboard: the file that its row would go to; None for a smoke run.
-    dataset: the facts about the data; None where they are not here yet.
-    peak_memory: bytes that the method says it will take; None where it does not say or nobody can know yet.
-    memory_mode: how it would use the memory; empty where `peak_memory` is None.
-    missing: a sentence for each thing that the run would have to fetch or train first.
+    Attributes:
+        settings: the complete spec.
+        fingerprint: the hash of the settings.
+        run_dir: the folder that the run would make.
+        leaderboard: the file that its row would go to; None for a smoke run.
+        dataset: the facts about the data; None if they are not on this machine yet.
+        peak_memory: the bytes that the method predicts; None if it predicts none or the data are missing.
+        memory_mode: how the method would use the memory; empty if `peak_memory` is None.
+        missing: a sentence for each thing that the run would have to fetch or train first.
     """
 
     model_config = pydantic.ConfigDict(frozen=True)
@@ -47,13 +50,15 @@ def dry_run(
     runs: Path = Path("runs"),
     leaderboards: Path = Path("leaderboards"),
 ) -> DryRun:
-    """Return what `run` would do with the same arguments; nothing is written, fetched or trained.
+    """Describe the run that `run` would carry out with the same arguments; nothing is written, fetched or trained.
 
-    Raises `DdbenchError` where the run could not begin for another reason than missing data or networks.
+    Raises `DdbenchError` if the run could not begin for another reason than missing data or networks.
     """
     catalog = catalog or Catalog()
     plan = plan_run(as_spec(spec), catalog)
     settings = plan.settings
+    # A device that does not exist is no data to fetch.
+    resolve_device(settings.device)
     dataset, predicted, missing = None, None, []
     try:
         prepared = prepare(plan, catalog, download=False)

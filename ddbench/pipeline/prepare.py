@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddbench.contract.component import Component
+from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Reporter
 from ddbench.contract.plan import EvaluationPlan
 from ddbench.contract.sets import ExampleSet
@@ -150,9 +151,7 @@ def prepare(
     if settings.eval_network != settings.network:
         eval_network = Architecture(plan.eval_network, settings.eval_network)
         eval_module = build(plan.eval_network, settings.eval_network, info).to(device)
-    objective = plan.objective.call(settings.objective.options, info)
-    if not isinstance(objective, Objective):
-        raise PluginError(f"{plan.objective.who} returned {type(objective).__name__}, not an Objective.")
+    objective = _build_objective(plan.objective, settings.objective, data.validation)
     if protocol.teacher and not objective.metric.bounded_by_full_data:
         raise UsageError(
             f"{protocol.name} has labels given by a classifier; {settings.objective.name} is another objective.",
@@ -208,6 +207,43 @@ def _build_network(plan: EvaluationPlan, data: Data) -> nn.Module:
             module = plan.adaptation.adapt(module, data.train.info)
         check_network(module, plan.init.who, data.train.info)
     return module
+
+
+@dataclass(frozen=True)
+class _CheckedMeasure:
+    """The `measure` of an objective; a failure and metrics that are not the declared ones are blamed on its plugin."""
+
+    who: str
+    objective: Objective
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        with blamed_on(self.who):
+            values = self.objective.measure(logits, labels)
+        declared = [metric.name for metric in self.objective.metrics]
+        if not isinstance(values, Mapping) or sorted(values) != sorted(declared):
+            measured = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+            raise PluginError(
+                f"{self.who} declares {', '.join(declared)} and measures {measured}.",
+                "List every metric once in Objective.metrics, the one that ranks first.",
+            )
+        with blamed_on(self.who):
+            return {name: float(value) for name, value in values.items()}
+
+
+def _build_objective(component: Component, choice: Choice, examples: ExampleSet) -> Objective:
+    """Return the objective, whose measure is checked at every call, the first time here on equal logits.
+
+    Raises `PluginError` for anything else than an `Objective` that measures the metrics it declares.
+    """
+    objective = component.call(choice.options, examples.info)
+    if not isinstance(objective, Objective):
+        raise PluginError(f"{component.who} returned {type(objective).__name__}, not an Objective.")
+    if not objective.metrics or not all(isinstance(metric, Metric) for metric in objective.metrics):
+        raise PluginError(f"{component.who} declares no metrics.", "List each ddbench.Metric in Objective.metrics.")
+    measure = _CheckedMeasure(component.who, objective)
+    with torch.no_grad():
+        measure(torch.zeros(len(examples), len(examples.info.classes), device=examples.labels.device), examples.labels)
+    return replace(objective, measure=measure)
 
 
 def _weights_read(adaptation: AdaptationTarget | None) -> dict[str, dict[str, Any]]:
