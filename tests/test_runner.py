@@ -8,7 +8,7 @@ import ddbench
 from ddbench.contract.observer import Silent
 from ddbench.contract.sets import DistilledSet
 from ddbench.discovery.catalog import Catalog
-from ddbench.errors import DdbenchError, Interrupted, PluginError
+from ddbench.errors import DdbenchError, Interrupted, PluginError, UsageError
 from ddbench.pipeline import runner
 from ddbench.pipeline.evaluate import evaluate
 from ddbench.records.result import RunFolder
@@ -218,8 +218,21 @@ def test_interrupted_and_resumed_ends_in_the_same_row(tmp_path: Path, methods: C
     assert resumed.score == whole.score
     [record] = read(tmp_path / "boards")
     assert record.score == whole.score
-    # A run that has ended is told, not run again.
+    # A run that has ended is not run again.
     assert runner.resume(folder, catalog=methods, leaderboards=tmp_path / "boards") == resumed
+
+
+def test_a_result_that_cannot_be_read_is_never_overwritten(tmp_path: Path, methods: Catalog):
+    with pytest.raises(Interrupted):
+        start(tmp_path, methods, method={"name": "slow", "options": {"stop_at": 12}})
+    [folder] = (tmp_path / "runs").iterdir()
+    RunFolder(folder).result.write_text('{"version": 9, "status": "ok"}')
+    with pytest.raises(UsageError, match="of version 9, newer than this ddbench"):
+        runner.resume(folder, catalog=methods, leaderboards=tmp_path / "boards")
+    # Nor does it prevent another run of the same spec.
+    with pytest.raises(Interrupted):
+        start(tmp_path, methods, method={"name": "slow", "options": {"stop_at": 12}})
+    assert RunFolder(folder).result.read_text() == '{"version": 9, "status": "ok"}'
 
 
 def test_a_leaderboard_spoilt_during_the_run_does_not_lose_it(tmp_path: Path, methods: Catalog):
