@@ -2,18 +2,20 @@ import csv
 import json
 import multiprocessing
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 
 import ddbench
+from ddbench.cli.output import explained_failures
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Silent
 from ddbench.contract.spec import RunSpec, Settings
 from ddbench.errors import DdbenchError, UnknownFields, UsageError
 from ddbench.records.audit import audit
 from ddbench.records.columns import COLUMNS
-from ddbench.records.result import Artifact, LoopRecord, RunFolder, RunResult
+from ddbench.records.result import Artifact, LoopRecord, RunFolder, RunResult, notice_unknown
 from ddbench.records.stats import summarise
 from ddbench.records.store import (
     artifact_path,
@@ -351,6 +353,15 @@ def test_fields_that_are_not_known_are_reported_once(ddbench, tmp_path: Path):
     rebuild_and_check = ddbench("leaderboard", "--rebuild", "--check", "--leaderboards", tmp_path)
     assert rebuild_and_check.err.count("were ignored: colour.") == 1
     assert "UnknownFields" not in rebuild_and_check.err and ".py" not in rebuild_and_check.err
+
+
+def test_a_warning_is_one_sentence_also_where_other_code_resets_filters(capsys: pytest.CaptureFixture[str]):
+    with explained_failures():
+        for _ in range(2):
+            notice_unknown("file", ["colour"])
+            warnings.simplefilter("ignore", ImportWarning)
+    said = "Warning: file holds fields that this version of ddbench does not know; they were ignored: colour.\n"
+    assert capsys.readouterr().err == said
 
 
 def test_records_that_only_a_newer_version_can_read_are_named(tmp_path: Path):
