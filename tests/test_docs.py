@@ -1,5 +1,6 @@
 """The documentation builds without a warning, and every command and Python block on its pages works."""
 
+import ast
 import importlib
 import os
 import re
@@ -209,6 +210,24 @@ def test_an_outdated_walk_fails_the_build(
     monkeypatch.setattr(architecture, "WALK", types[-2:])
     with pytest.raises(LookupError, match=message):
         architecture.walk()
+
+
+def test_docstrings_of_sub_packages_state_their_imports(architecture: Any):
+    names = {band.removeprefix("ddbench.") for band in architecture.bands()} - {architecture.PLUGINS}
+    pairs = [tuple(band.removeprefix("ddbench.") for band in pair) for pair in architecture.imports()]
+    layers = [[band.removeprefix("ddbench.") for band in layer] for layer in architecture.layers()]
+    for path in (DOCS.parent / "ddbench").glob("*/__init__.py"):
+        package = path.parent.name
+        text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
+        lines = re.search(r"May import: ([^.]+)\. Imported by: ([^.;]+)[.;]", text)
+        assert lines is not None, package
+        if package == "builtin":
+            continue
+        allowed, importers = (names & set(re.findall(r"\w+", line)) for line in lines.groups())
+        assert {imported for importer, imported in pairs if importer == package} <= allowed, package
+        [height] = [number for number, layer in enumerate(layers) if package in layer]
+        assert allowed <= {"ddbench", *(name for layer in layers[height + 1 :] for name in layer)}, package
+        assert {importer for importer, imported in pairs if imported == package} & names == importers, package
 
 
 def test_imports_between_sub_packages_are_counted(architecture: Any):

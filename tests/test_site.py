@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import ddbench
 from ddbench.discovery.catalog import Catalog
 from ddbench.pipeline.runner import run
 from ddbench.records.leaderboard import published
@@ -204,3 +205,9 @@ def test_the_command_writes_it(ddbench, site):
     boards = site.parents[1] / "boards"
     done = ddbench("leaderboard", "--html", "page", "--leaderboards", boards)
     assert done.out.strip() == "Wrote page/index.html"
+
+
+def test_the_page_names_no_method(catalog: Catalog):
+    page = (Path(ddbench.__file__).parent / "render/site.html.jinja").read_text()
+    for method in catalog.components("method"):
+        assert not re.search(rf"\b{method.name}\b", page), method.name
