@@ -17,6 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ddbench.cli.app import app
+from ddbench.pipeline.dry_run import DryRun
+from ddbench.pipeline.prepare import Prepared
 from ddbench.protocols import PROTOCOLS
 from ddbench.protocols.train import Train
 
@@ -228,6 +230,14 @@ def test_docstrings_of_sub_packages_state_their_imports(architecture: Any):
         [height] = [number for number, layer in enumerate(layers) if package in layer]
         assert allowed <= {"ddbench", *(name for layer in layers[height + 1 :] for name in layer)}, package
         assert {importer for importer, imported in pairs if imported == package} & names == importers, package
+
+
+@pytest.mark.parametrize("returned", [DryRun, Prepared])
+def test_what_public_functions_return_is_in_the_reference(returned: type, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(DOCS)
+    _, _, fields = "\n".join(importlib.import_module("reference").api()).partition(f".{returned.__name__}\n")
+    for name in returned.__annotations__.keys() - {"model_config"}:
+        assert f"\n- `{name}`: " in fields.partition("\n## ")[0], name
 
 
 def test_imports_between_sub_packages_are_counted(architecture: Any):
