@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ddbench.contract.component import BornLater as BornLater
     from ddbench.contract.component import Component as Component
     from ddbench.contract.component import component_of as component_of
     from ddbench.contract.component import dataset as dataset
@@ -62,6 +63,7 @@ _HOME_OF = {
     "Metric": "contract.metric",
     "Observer": "contract.observer",
     "Run": "contract.run",
+    "BornLater": "contract.component",
     "Component": "contract.component",
     "component_of": "contract.component",
     "dataset": "contract.component",

@@ -51,6 +51,10 @@ class Unsupported(DdbenchError):
     exit_code = 0
 
 
+class UnknownFields(UserWarning):
+    """A record holds fields that this version of ddbench does not know; they were ignored."""
+
+
 @contextmanager
 def blamed_on(who: str) -> Iterator[None]:
     """Turn an exception of a plugin into a `PluginError` that names the plugin; errors of ddbench pass unchanged."""

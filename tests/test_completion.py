@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 DDBENCH = Path(sys.executable).with_name("ddbench")
 
 

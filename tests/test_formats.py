@@ -252,8 +252,8 @@ def test_a_released_file_is_scored(ddbench, released):
     result = ddbench(*released, "--cross-network", "mlp", "--json")
     assert result.code == 0, result.err
     document = result.json()
-    assert document["spec"]["images_per_class"] == 10
-    assert [one["spec"]["network"]["name"] for one in document["others"]] == ["mlp"]
+    assert document["settings"]["images_per_class"] == 10
+    assert [one["settings"]["network"]["name"] for one in document["others"]] == ["mlp"]
     assert document["score"]["mean"] > 0.5
     assert "Name its dataset" in ddbench("evaluate", "res.pt").told()
     assert "for the 100 classes" not in result.err
@@ -262,10 +262,11 @@ def test_a_released_file_is_scored(ddbench, released):
     assert "mlp on digits, replay/v1" in shown
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_fit_leaves_the_other_scores(ddbench, released, tmp_path):
     result = ddbench(*released, "--cross-network", "linear,lenet,mlp,mlp,torchvision/vgg11", "--json")
     document = result.json()
-    assert [one["spec"]["network"]["name"] for one in document["others"]] == ["mlp"]
+    assert [one["settings"]["network"]["name"] for one in document["others"]] == ["mlp"]
     assert [one["network"] for one in document["skipped"]] == ["lenet", "torchvision/vgg11"]
     assert "at least 12x12" in document["skipped"][0]["reason"]
     assert "Skipped lenet: lenet needs images of at least 12x12" in " ".join(result.err.split())

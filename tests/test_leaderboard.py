@@ -9,9 +9,9 @@ import ddbench
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Silent
 from ddbench.contract.spec import RunSpec, Settings
-from ddbench.errors import DdbenchError, UsageError
+from ddbench.errors import DdbenchError, UnknownFields, UsageError
 from ddbench.records.columns import COLUMNS
-from ddbench.records.result import Artifact, LoopRecord, RunFolder, RunResult, UnknownFields
+from ddbench.records.result import Artifact, LoopRecord, RunFolder, RunResult
 from ddbench.records.stats import summarise
 from ddbench.records.store import artifact_path, check, comparison, csv_text, ensure, outdated, path_for, read, rebuild
 from tests.rows import add, make_record
@@ -252,6 +252,7 @@ def test_the_committed_csvs_are_what_the_records_give():
     assert csv_text([]).count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_over_finished_runs_leaves_their_records(ddbench, tmp_path: Path):
     common = ("run", "-m", "random_subset", "--network", "linear", "--ipc", 1, "--eval-networks", 2)
     assert ddbench(*common, "--seed", 0, "--leaderboards", "first").code == 0

@@ -135,3 +135,25 @@ def test_assignments():
 def test_near_misses():
     assert did_you_mean("unroled_gd", ["unrolled_gd", "coreset"]) == " Did you mean 'unrolled_gd'?"
     assert did_you_mean("xyz", ["unrolled_gd"]) == ""
+
+
+def test_an_option_that_is_born_later_moves_no_fingerprint():
+    @ddbench.method
+    def before(task: object, run: object, *, a: Annotated[int, Field(description="one")] = 1) -> None:
+        """Take one option."""
+
+    @ddbench.method
+    def after(
+        task: object,
+        run: object,
+        *,
+        a: Annotated[int, Field(description="one")] = 1,
+        b: Annotated[int, Field(description="another"), ddbench.BornLater()] = 2,
+    ) -> tuple[int, int]:
+        """Take two options."""
+        return a, b
+
+    old, new = ddbench.component_of(before, "method"), ddbench.component_of(after, "method")
+    assert new.validated({"a": 3}) == old.validated({"a": 3}) == new.validated({"a": 3, "b": 2}) == {"a": 3}
+    assert new.validated({"b": 5}) == {"a": 1, "b": 5}
+    assert new.call(new.validated({}), None, None) == (1, 2)

@@ -101,16 +101,18 @@ def _rebuild(leaderboards: Path, as_json: bool) -> None:
 
 
 def _check(leaderboards: Path, as_json: bool) -> None:
-    from ddbench.records.audit import problems
-    from ddbench.records.store import read
+    from ddbench.records.audit import audit
 
-    lines, count = problems(leaderboards), len(read(leaderboards))
+    checked = audit(leaderboards)
+    problems, count, notices = checked.problems, checked.records, checked.notices
     if as_json:
-        print_json({"status": "failed" if lines else "ok", "records": count, "problems": lines})
+        status = "failed" if problems else "ok"
+        print_json({"status": status, "records": count, "problems": problems, "notices": notices})
     else:
-        for line in lines or [f"{count} record{'s' * (count != 1)}, none invalid."]:
+        summary = f"{count} record{'s' * (count != 1)}, none invalid."
+        for line in [*(problems or [summary]), *(f"Not checked in full: {notice}." for notice in notices)]:
             typer.echo(line)
-    if lines:
+    if problems:
         raise typer.Exit(1)
 
 

@@ -1,7 +1,6 @@
 """The command that scores a distilled set of ddbench, or one that others released."""
 
 import re
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,12 +89,9 @@ def evaluate(
     }
     with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.discovery.catalog import Catalog
-        from ddbench.errors import DdbenchError, Interrupted
         from ddbench.machine.files import sha256
-        from ddbench.pipeline.evaluate import evaluate, record_elsewhere
+        from ddbench.pipeline.evaluate import evaluate_places
         from ddbench.pipeline.opened import Reading, open_set, scoring_places
-        from ddbench.records import store
-        from ddbench.records.result import RunFolder
         from ddbench.render.live import live
 
         reading = Reading(
@@ -109,35 +105,24 @@ def evaluate(
         warn_of_plugins(catalog, plugin)
         opened = open_set(file, dataset, reading, catalog)
         flags[opened.network_field] = network
-        # Networks that score are what an option of the init is about here.
-        settings = {re.sub(r"^init\.", "eval_init.", k): v for k, v in parse_assignments(assignments or []).items()}
-        spec = merged(opened.fields, flags, settings, set())
+        # Options of the init and of the network are about the networks that score.
+        scoring = {"init": "eval_init", "network": opened.network_field}
+        settings = {
+            re.sub(r"^(init|network)(?=\.)", lambda match: scoring[match[0]], key): value
+            for key, value in parse_assignments(assignments or []).items()
+        }
+        fields = dict(opened.fields)
+        if any(key.startswith("eval_network.") for key in settings):
+            fields.setdefault("eval_network", fields["network"])
+        spec = merged(fields, flags, settings, set())
         others = [{opened.network_field: name} for name in _names(cross_network)]
         others += [{"dataset": name} for name in _names(also_on)]
         places = scoring_places(opened, spec, others, catalog)
-        scored, skipped = [], []
-        folder = RunFolder(file)
-        made = folder.read_result() if cross_network else None
         with live() as reporter:
             for notice in opened.notices:
                 reporter.say(notice)
-            for place, place_spec in places:
-                started = time.monotonic()
-                try:
-                    scored.append(evaluate(opened.distilled, place_spec, catalog=catalog, reporter=reporter))
-                except Interrupted:
-                    raise
-                except DdbenchError as error:
-                    # What was scored already is not lost to a network or dataset that does not fit.
-                    if not scored:
-                        raise
-                    skipped.append({**place, "reason": error.message})
-                    reporter.say(f"Skipped {', '.join(place.values())}: {error.message}")
-                    continue
-                if made is not None:
-                    record = record_elsewhere(made, *scored[-1], time.monotonic() - started)
-                    if record is not None:
-                        store.ensure(leaderboards, folder, record, reporter)
+            to = leaderboards if cross_network and opened.network_field == "eval_network" else None
+            scored, skipped = evaluate_places(opened, places, catalog, reporter, to)
         if as_json:
             path = opened.path
             digest = sha256(path.read_bytes()) if path.is_file() else None
@@ -183,7 +168,7 @@ def _document(prepared: "Prepared", scores: "Scores") -> dict[str, Any]:
     primary = prepared.setting.objective.primary
     return {
         "status": "ok",
-        "spec": prepared.settings.model_dump(mode="json"),
+        "settings": prepared.settings.model_dump(mode="json"),
         "dataset": prepared.record.model_dump(mode="json"),
         "primary": primary,
         "score": scores.after[primary].model_dump(),

@@ -17,6 +17,13 @@ from ddbench.errors import PluginError, UsageError, blamed_on
 KINDS = ("method", "init", "objective", "target", "dataset", "network")
 
 
+class BornLater:
+    """Marks an option that is younger than records of its component: `Annotated[int, Field(...), BornLater()]`.
+
+    With its default the option enters no fingerprint, so that older runs keep theirs. Such a default never changes.
+    """
+
+
 @dataclass(frozen=True)
 class Component:
     """A function that a plugin offers, with its help, options and facts.
@@ -61,6 +68,7 @@ class Component:
     def validated(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return all options, defaults included, as JSON values.
 
+        An option marked `BornLater` is left out where it has its default: so it changes no record that is older.
         Raises `UsageError` for an option that is unknown or has an invalid value.
         """
         known = self.options.model_fields
@@ -73,7 +81,11 @@ class Component:
                     else f"{self.name} takes no options; leave {key} out.",
                 )
         try:
-            return self.options.model_validate(dict(options)).model_dump(mode="json")
+            model = self.options.model_validate(dict(options))
+            values = model.model_dump(mode="json")
+            defaults = self.options().model_dump(mode="json")
+            young = {name for name, field in known.items() if any(isinstance(m, BornLater) for m in field.metadata)}
+            return {name: value for name, value in values.items() if name not in young or value != defaults[name]}
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             option = f"{'.'.join(map(str, first['loc']))}={first['input']}"

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ddbench.contract.sets import DistilledSet
+from ddbench.errors import DdbenchError
 from ddbench.machine.files import explained_os_errors, sha256
 
 
@@ -19,7 +20,7 @@ class Journal:
 
     Without a path nothing is kept. Numbers are read back bit for bit. A line that a killed process left incomplete,
     and lines of another `identity`, are ignored; such values are computed again. Safe to use from several threads of
-    one process.
+    one process. Raises `DdbenchError` for a file that cannot be read or repaired.
 
     A key is a few names and numbers, such as `what="score", network=3`. `within(...)` returns a view of the same
     journal whose keys all hold these entries.
@@ -59,12 +60,13 @@ class _File:
         self._lock = threading.Lock()
         self._earlier_seconds = 0.0
         whole = 0
-        for raw in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        lines = _lines(path)
+        for raw in lines:
             if not raw.endswith(b"\n"):
                 break
             whole += len(raw)
             self._read(raw)
-        if path.exists():
+        if lines:
             # What follows must not be appended to half a line.
             with explained_os_errors(path), open(path, "r+b") as stream:
                 stream.truncate(whole)
@@ -89,6 +91,19 @@ class _File:
         if run == self._run:
             self.values[_text(key)] = value
             self._earlier_seconds = max(self._earlier_seconds, seconds)
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DdbenchError(
+            f"cannot read {path}, which holds the values scored so far: {reason}.",
+            "Make it a file that you may read and write, or remove it to score anew.",
+        ) from error
 
 
 def _text(key: dict[str, str | int]) -> str:

@@ -17,6 +17,8 @@ from ddbench.machine.files import sha256
 
 PARTS = ("method", "dataset", "network", "eval_network", "init", "eval_init", "objective", "target")
 DEFAULT_STEPS = 10
+HARD, STORED_SOFT, TEACHER_ONLINE = LABEL_REGIMES = ("hard", "stored soft", "teacher online")
+"""Kinds of labels that networks are scored with; records of two kinds are never ranked together."""
 
 
 class _Frozen(pydantic.BaseModel):

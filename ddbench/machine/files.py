@@ -1,6 +1,7 @@
 """Atomic writes, safe reading of tensor files, hashes and locks."""
 
 import hashlib
+import json
 import os
 import pickle
 import tempfile
@@ -76,6 +77,22 @@ def load_tensors(path: Path) -> Any:
         # A file of another kind can make the reader raise any type of exception.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UsageError(f"{path} is damaged or not a file of tensors: {reason}.", "Fetch it again.") from error
+
+
+def tensor_file_header(path: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file, read without torch. Raises `ValueError` for a file of another kind.
+
+    The format is eight bytes of header length, little-endian, then the header as JSON.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        # The first bytes of another file, such as a pointer of Git LFS, are no length.
+        if length > path.stat().st_size:
+            raise ValueError(f"{path} is cut off or not a file of tensors")
+        header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is not a file of tensors")
+    return header
 
 
 def sha256(data: bytes) -> str:

@@ -1,8 +1,11 @@
 """Score a distilled set under a protocol, beside its companions."""
 
 import datetime
-from collections.abc import Callable
+import re
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -10,13 +13,15 @@ from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.sets import DistilledSet, ExampleSet
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
-from ddbench.errors import PluginError, UsageError
+from ddbench.errors import DdbenchError, Interrupted, PluginError, UsageError
 from ddbench.machine.environment import describe, peak_memory_mb
 from ddbench.pipeline.baselines import score_companions
+from ddbench.pipeline.opened import OpenedSet
 from ddbench.pipeline.plan import plan_evaluation
 from ddbench.pipeline.prepare import Prepared, prepare
-from ddbench.protocols import Setting, label_regime
-from ddbench.records.result import NO_ADAPTATION, RunResult
+from ddbench.protocols import Setting, label_regime, protocol_hash
+from ddbench.records import store
+from ddbench.records.result import NO_ADAPTATION, ProtocolRecord, RunFolder
 from ddbench.records.stats import Score, summarise
 
 
@@ -64,34 +69,82 @@ def evaluate(
     return prepared, score(prepared, prepared.setting, distilled, catalog, reporter, companions=companions)
 
 
-def record_elsewhere(made: RunResult, prepared: Prepared, scores: Scores, seconds: float) -> RunResult | None:
-    """Return the record of a run's set scored on another network, as the run would have left it with `eval_network`.
+def evaluate_places(
+    opened: OpenedSet,
+    places: Sequence[tuple[dict[str, str], RunSpec]],
+    catalog: Catalog,
+    reporter: Reporter,
+    leaderboards: Path | None = None,
+) -> tuple[list[tuple[Prepared, Scores]], list[dict[str, str]]]:
+    """Score a set at every place of `scoring_places`, and return the scores, and the places skipped with the reason.
 
-    `made` is the record of the run, `seconds` what scoring took. None where more than the network differs from the run:
-    such a score is of another question than the run's.
+    A score of a run's set on another network is added to `leaderboards`, where they are given, as the row of a run
+    with that `eval_network`. Raises `DdbenchError` where the set cannot be scored at the first place.
     """
+    scored: list[tuple[Prepared, Scores]] = []
+    skipped: list[dict[str, str]] = []
+    for place, spec in places:
+        started = time.monotonic()
+        try:
+            prepared, scores = evaluate(opened.distilled, spec, catalog=catalog, reporter=reporter)
+        except Interrupted:
+            raise
+        except DdbenchError as error:
+            # What was scored already is not lost to a network or dataset that does not fit.
+            if not scored:
+                raise
+            skipped.append({**place, "reason": error.message})
+            reporter.say(f"Skipped {', '.join(place.values())}: {error.message}")
+            continue
+        scored.append((prepared, scores))
+        if leaderboards is not None and opened.network_field in place:
+            try:
+                _add_row(opened, prepared, scores, time.monotonic() - started, leaderboards, reporter)
+            except DdbenchError as error:
+                reporter.say(f"No row for {', '.join(place.values())}: {error.message} {error.hint}")
+    return scored, skipped
+
+
+def _add_row(
+    opened: OpenedSet, prepared: Prepared, scores: Scores, seconds: float, leaderboards: Path, reporter: Reporter
+) -> None:
+    """Add the row of a run's set on another network. Raises `DdbenchError` with the reason where there can be none."""
+    folder = RunFolder(opened.path.parent)
+    record = folder.read_result() if opened.path == folder.artifact else None
+    if record is None or record.status != "ok" or record.seconds is None or record.dataset is None:
+        raise UsageError(f"{opened.path} is not in the folder of a finished run.", "Evaluate the run folder.")
     settings = prepared.settings
-    if settings.distillation.fingerprint != made.settings.distillation.fingerprint or made.protocol is None:
-        return None
-    if settings.fingerprint == made.fingerprint or made.seconds is None:
-        return None
-    return made.model_copy(
+    if settings.fingerprint == record.fingerprint:
+        return
+    if settings.distillation.fingerprint != record.settings.distillation.fingerprint:
+        raise UsageError("more than the network differs from the run.", "Leave the other options out.")
+    if prepared.record.content_hash != record.dataset.content_hash:
+        raise UsageError("the data are not those of the run.", "Get the same copy of the dataset.")
+    network = re.sub(r"[^A-Za-z0-9]+", "_", settings.eval_network.name)
+    row = record.model_copy(
         update={
-            "run_id": f"{made.run_id}-on-{settings.eval_network.name.replace('/', '_')}",
+            "run_id": f"{record.run_id}-on-{network}-{settings.fingerprint[:4]}",
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "asked": None,
             "settings": settings.model_copy(update={"experiment": ""}),
             "fingerprint": settings.fingerprint,
-            "protocol": made.protocol.model_copy(update={"selected": scores.selected}),
+            "dataset": prepared.record,
+            "metrics": prepared.setting.objective.metrics,
+            "protocol": ProtocolRecord(
+                name=prepared.plan.protocol.name,
+                hash=protocol_hash(prepared.plan.protocol),
+                selected=scores.selected,
+            ),
             "scores": scores.after,
             "before": scores.before,
             "companions": scores.companions,
             "pretrained": prepared.provenance(),
-            "seconds": made.seconds.model_copy(update={"evaluate": round(seconds, 3)}),
+            "seconds": record.seconds.model_copy(update={"evaluate": round(seconds, 3)}),
             "peak_memory_mb": round(peak_memory_mb(), 1),
             "environment": describe(prepared.device),
         }
     )
+    store.ensure(leaderboards, folder, row, reporter)
 
 
 def score(

@@ -61,7 +61,7 @@ def resume(
     leaderboards: Path = Path("leaderboards"),
     reporter: Reporter | None = None,
 ) -> RunResult:
-    """Continue the run in folder `path`; the result of one that has ended well is returned as it is.
+    """Continue the run in folder `path`; one that has ended well gets the row that it lacks, and is returned as it is.
 
     Without a `catalog`, plugins that the run was started with are loaded again. Raises `UsageError` where the file of a
     component, or the version of its package, has changed since.
@@ -70,6 +70,7 @@ def resume(
     result = folder.read_result()
     if result is not None and result.status in ("ok", "skipped"):
         reporter.say("This run has ended already.")
+        store.ensure(leaderboards, folder, result, reporter)
         return result
     return restart(folder, catalog=catalog, leaderboards=leaderboards, reporter=reporter).carry_out()
 
@@ -99,6 +100,7 @@ def restart(folder: RunFolder, *, catalog: Catalog | None, leaderboards: Path, r
     origin = folder.read_origin()
     catalog = catalog or Catalog(map(Path, origin.plugins))
     plan = plan_run(folder.read_spec().asked(), catalog)
+    store.check(store.path_for(leaderboards, plan.settings))
     for component, source in plan.distributions.items():
         before = origin.sources.get(component, source)
         if before != source:
@@ -147,7 +149,16 @@ class StartedRun:
                 raise
             self.folder.write_result(result)
             watching.finished(result)
+            self._add_row(result)
             return result
+
+    def _add_row(self, result: RunResult) -> None:
+        """Add the record to the leaderboard. Raises `DdbenchError` where that fails; the run is kept in its folder."""
+        try:
+            store.ensure(self.leaderboards, self.folder, result, self.reporter)
+        except DdbenchError as error:
+            remedy = f"The run is complete; ddbench resume {self.folder.path} adds its row."
+            raise DdbenchError(error.message, f"{error.hint} {remedy}") from error
 
     def _ended(self, watching: Observers, status: Status, reason: str) -> RunResult:
         """Record a run that gave no score."""
@@ -196,9 +207,7 @@ class StartedRun:
         setting = replace(prepared.setting, journal=journal)
         scores = score(prepared, setting, distilled.to(prepared.device), self.catalog, self.reporter)
         seconds = Seconds(distill=round(distill_seconds, 3), evaluate=round(journal.seconds, 3))
-        result = self._result(method_run, distilled, scores, seconds)
-        store.ensure(self.leaderboards, self.folder, result, self.reporter)
-        return result
+        return self._result(method_run, distilled, scores, seconds)
 
     def _distil(self, method_run: Run) -> DistilledSet:
         """Return the set that the method makes, saved in the folder; the saved one where a run resumes after it."""
@@ -319,7 +328,11 @@ def _new_folder(runs: Path, settings: Settings, reporter: Reporter) -> RunFolder
                 if not path.is_dir():
                     raise
                 earlier = RunFolder(path)
-                result = earlier.read_result()
+                try:
+                    result = earlier.read_result()
+                except UsageError as error:
+                    reporter.say(f"An earlier run of this spec keeps its folder: {error.message}")
+                    continue
                 if earlier.checkpoint.exists() and (result is None or result.status == "interrupted"):
                     reporter.say(f"An unfinished run of this spec is in {path}: ddbench resume {path}")
                 continue

@@ -20,7 +20,7 @@ from ddbench.machine.files import atomic_write, sha256
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.runner import as_spec, run
 from ddbench.records import store
-from ddbench.records.result import RunFolder, RunResult
+from ddbench.records.result import LOG_PLACE, RunFolder, RunResult
 
 
 class Point(pydantic.BaseModel):
@@ -205,7 +205,7 @@ def _last_logged(folder: Path) -> dict[str, float]:
     log = RunFolder(folder).log
     lines = log.read_text().splitlines() if log.exists() else []
     last: dict[str, float] = json.loads(lines[-1]) if lines else {}
-    return {name: value for name, value in last.items() if name not in ("loop", "step", "seconds")}
+    return {name: value for name, value in last.items() if name not in LOG_PLACE}
 
 
 def _value(text: str) -> Any:

@@ -11,8 +11,8 @@ from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, MissingPrerequisite
 from ddbench.pipeline.evaluate import Scores, evaluate
 from ddbench.pipeline.prepare import Prepared
-from ddbench.records.audit import problems_of, settings_of
-from ddbench.records.result import RunResult
+from ddbench.records.audit import newer, problems_of, settings_of
+from ddbench.records.result import RunResult, notice_unknown
 from ddbench.records.stats import Score
 from ddbench.records.store import artifact_path
 
@@ -50,8 +50,11 @@ def verify(
     no more than `MOVED` on average (of the value itself, where that is above 1) and the mean stays within the record's
     interval. With `fetch`, missing data and pools are downloaded and trained.
 
-    Raises `DdbenchError` for an invalid record, and `MissingPrerequisite` where distilled set or data are not here.
+    Raises `DdbenchError` for an invalid record and for one of a newer version, and `MissingPrerequisite` where
+    distilled set or data are not here.
     """
+    if reason := newer(record):
+        raise DdbenchError(f"{record.run_id} was not verified: {reason}.", "Use a later version of ddbench.")
     for problem in problems_of(record, leaderboards):
         raise _invalid(record, problem)
     # A valid record has all of these.
@@ -64,7 +67,9 @@ def verify(
             "Sets over 1 MB are not committed; otherwise this copy is incomplete.",
         )
     distilled = DistilledSet.load(path)
-    settings = settings_of(distilled).model_copy(update={"eval_network": record.settings.eval_network})
+    settings, unknown = settings_of(distilled)
+    notice_unknown(path, unknown)
+    settings = settings.model_copy(update={"eval_network": record.settings.eval_network})
     count = min(networks or recorded.n, recorded.n)
     if count < recorded.n:
         settings = settings.model_copy(update={"eval_networks": count})

@@ -8,6 +8,7 @@ import json
 
 from ddbench.contract.component import did_you_mean
 from ddbench.contract.sets import DistilledSet
+from ddbench.contract.spec import HARD, STORED_SOFT, TEACHER_ONLINE
 from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
 from ddbench.protocols.base import Evaluation, Protocol, Setting
@@ -37,8 +38,8 @@ def protocol_hash(protocol: Protocol) -> str:
 def label_regime(protocol: Protocol, distilled: DistilledSet) -> str:
     """Return the kind of labels that networks are scored with: hard, stored soft or teacher online."""
     if protocol.teacher:
-        return "teacher online"
-    return "stored soft" if distilled.soft else "hard"
+        return TEACHER_ONLINE
+    return STORED_SOFT if distilled.soft else HARD
 
 
 __all__ = ["PROTOCOLS", "Evaluation", "Protocol", "Setting", "get_protocol", "label_regime", "protocol_hash"]

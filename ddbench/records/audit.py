@@ -5,28 +5,40 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ddbench.contract.sets import DistilledSet
-from ddbench.contract.spec import Settings
+from ddbench.contract.spec import LABEL_REGIMES, Settings
 from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
 from ddbench.protocols import PROTOCOLS, protocol_hash
 from ddbench.records import leaderboard, store
 from ddbench.records.columns import COLUMNS
 from ddbench.records.migrations import VERSION
-from ddbench.records.result import RunResult
+from ddbench.records.result import RunResult, notice_unknown, validated
 from ddbench.records.stats import Score, summarise
 
 _SHA256 = re.compile("[0-9a-f]{64}")
-_REGIMES = ("hard", "stored soft", "teacher online")
 
 
-def problems(leaderboards: Path) -> list[str]:
-    """Return what is invalid in all leaderboards and their distilled sets, a line each; empty where nothing is.
+@dataclass(frozen=True)
+class Audit:
+    """The outcome of an audit.
 
-    Raises `DdbenchError` for a file that is not a record at all.
+    Attributes:
+        records: number of records.
+        problems: what is invalid, a line each; empty where nothing is.
+        notices: what could not be checked in full, a line each, because another version wrote it.
     """
+
+    records: int
+    problems: list[str]
+    notices: list[str]
+
+
+def audit(leaderboards: Path) -> Audit:
+    """Check all leaderboards and their distilled sets. Raises `DdbenchError` for a file that is not a record at all."""
     records = store.read(leaderboards)
     leaderboard.published(leaderboards)
     lines = [f"{record.run_id}: {problem}" for record in records for problem in problems_of(record, leaderboards)]
@@ -39,13 +51,25 @@ def problems(leaderboards: Path) -> list[str]:
         f"{path.name}: it is not what its records give; write it anew with `ddbench leaderboard --rebuild`"
         for path in store.outdated(leaderboards)
     ]
-    return lines
+    notices = [f"{record.run_id}: {newer(record)}" for record in records if newer(record)]
+    notices += [
+        f"{path.name}: another version wrote it, with other columns; `ddbench leaderboard --rebuild` writes those of "
+        "this version"
+        for path in store.of_other_columns(leaderboards)
+    ]
+    return Audit(len(records), lines, notices)
+
+
+def newer(record: RunResult) -> str:
+    """Return why a record cannot be checked, because a newer version wrote it; empty where it can."""
+    if record.version <= VERSION:
+        return ""
+    return f"it is of version {record.version}, newer than this ddbench, which cannot check it"
 
 
 def problems_of(record: RunResult, leaderboards: Path) -> Iterator[str]:
-    """Yield what is invalid in one record and its distilled set."""
-    if record.version > VERSION:
-        yield f"it is of version {record.version}, newer than this ddbench, which cannot check it"
+    """Yield what is invalid in one record and its distilled set; nothing for a record of a newer version."""
+    if newer(record):
         return
     malformed = list(_malformed(record))
     yield from malformed
@@ -65,24 +89,33 @@ def _against(record: RunResult, path: Path) -> Iterator[str]:
         return
     try:
         distilled = DistilledSet.load(path)
-        settings = settings_of(distilled)
+        settings, unknown = settings_of(distilled)
     except (UsageError, KeyError, ValueError) as error:
         yield f"its distilled set cannot be read ({error})"
         return
+    notice_unknown(path, unknown)
     # A set that was scored on another network leads back to the run that made it.
-    runs = {record.settings.distillation.fingerprint, settings.distillation.fingerprint}
-    if len(runs) > 1 or settings.fingerprint != distilled.metadata.get("fingerprint"):
+    if record.settings.distillation.fingerprint != settings.distillation.fingerprint:
         yield "its settings are not those of its distilled set"
-    if record.fingerprint != record.settings.fingerprint:
-        yield "its fingerprint is not that of its settings"
-    if not record.run_id.startswith(settings.run_id):
-        yield f"it says run_id {record.run_id!r}, its distilled set {settings.run_id!r}"
+    # A fingerprint covers all settings, also those that this version does not know.
+    if not unknown:
+        yield from _fingerprints(record, settings, distilled.metadata.get("fingerprint"))
     for column in COLUMNS:
         if column.evidence is None:
             continue
         recorded, wanted = column.get(record), column.evidence(settings, distilled)
         if recorded != wanted:
             yield f"it says {column.name} {recorded!r}, its distilled set {wanted!r}"
+
+
+def _fingerprints(record: RunResult, settings: Settings, recorded: str | None) -> Iterator[str]:
+    """Yield where fingerprints of a record and its distilled set, which holds `settings`, are not those computed."""
+    if settings.fingerprint != recorded:
+        yield "its settings are not those of its distilled set"
+    if record.fingerprint != record.settings.fingerprint:
+        yield "its fingerprint is not that of its settings"
+    if not record.run_id.startswith(settings.run_id):
+        yield f"it says run_id {record.run_id!r}, its distilled set {settings.run_id!r}"
 
 
 def _malformed(record: RunResult) -> Iterator[str]:
@@ -94,8 +127,8 @@ def _malformed(record: RunResult) -> Iterator[str]:
     for name, value in hashes.items():
         if not _SHA256.fullmatch(value):
             yield f"its {name} is not named by a SHA-256"
-    if artifact.label_regime not in _REGIMES:
-        yield f"its label regime {artifact.label_regime!r} is not one of {', '.join(_REGIMES)}"
+    if artifact.label_regime not in LABEL_REGIMES:
+        yield f"its label regime {artifact.label_regime!r} is not one of {', '.join(LABEL_REGIMES)}"
     if protocol.name not in PROTOCOLS:
         yield f"there is no protocol {protocol.name!r}"
     elif protocol.hash != protocol_hash(PROTOCOLS[protocol.name]):
@@ -146,6 +179,9 @@ def _figures(record: RunResult) -> Iterator[str]:
             yield f"its {name} {recorded} is not that of its values, {computed}"
 
 
-def settings_of(distilled: DistilledSet) -> Settings:
-    """Return the settings that a set was made with, as its file says. Raises `KeyError` or `ValueError`."""
-    return Settings.model_validate(json.loads(distilled.metadata["spec"]))
+def settings_of(distilled: DistilledSet) -> tuple[Settings, set[str]]:
+    """Return the settings in a set's file, and the names of those that this version does not know.
+
+    Raises `KeyError` or `ValueError` where the file holds no valid settings.
+    """
+    return validated(Settings, json.loads(distilled.metadata["spec"]))

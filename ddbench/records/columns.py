@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ddbench.contract.spec import FLAGS, Choice, Settings
+from ddbench.contract.spec import FLAGS, LABEL_REGIMES, Choice, Settings
 from ddbench.records.result import RunResult
 from ddbench.records.stats import Score
 
@@ -29,8 +29,8 @@ class Column:
         compares: `ranking` where records of one ranking have the value in common; `line` where records of one line do,
             which differ in their seed alone; empty for the rest.
         shown: true where the page carries the value as it is.
-        evidence: the value that the distilled set on disk gives, from its settings and itself; None where it tells
-            nothing.
+        evidence: the value that the distilled set on disk gives, from its settings and itself; None where it does
+            not say it.
     """
 
     name: str
@@ -197,7 +197,7 @@ COLUMNS: tuple[Column, ...] = (
         "label_regime",
         str,
         lambda r: r.artifact.label_regime,
-        "hard, stored soft or teacher online; never ranked together",
+        f"{', '.join(LABEL_REGIMES[:-1])} or {LABEL_REGIMES[-1]}; never ranked together",
         "ranking",
         evidence=_regime,
     ),

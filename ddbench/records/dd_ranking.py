@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ddbench.contract.metric import Metric
+from ddbench.contract.spec import HARD
 from ddbench.records.ranking import but_seed
 from ddbench.records.result import BEST_CORESET, FULL_DATA, NO_ADAPTATION, RunResult
 
@@ -70,7 +71,7 @@ def fairness_of_line(line: Sequence[RunResult], records: Collection[RunResult]) 
 def fairness_of(record: RunResult, records: Iterable[RunResult] = ()) -> dict[str, float]:
     """Return the fairness scores of a record; ARS where `records` hold the run under both of `AUGMENTED`."""
     means = {name: score.mean for name, score in record.companions.items()}
-    hard = record.artifact is not None and record.artifact.label_regime == "hard"
+    hard = record.artifact is not None and record.artifact.label_regime == HARD
     scores = fairness(record.metric, record.scores[record.primary].mean, means, hard=hard)
     if record.settings.protocol not in AUGMENTED:
         return scores

@@ -68,8 +68,8 @@ def result_2_to_3(fields: Fields) -> Fields:
 def row_2_to_3(cells: Mapping[str, str], spec: str | None) -> Fields:
     """Carry a row of version 2 over, given its cells by column name and the spec that its artefact holds, if any.
 
-    The row tells less than the record holds: the settings are those of the artefact where it is there, else what the
-    row tells of them; of companions and of metrics that do not rank, the means remain.
+    The row holds less than the record: the settings are those of the artefact where it is there, else those that the
+    row holds; of companions and of metrics that do not rank, the means remain.
 
     Raises `ValueError` or `KeyError` for cells that no row of version 2 can have.
     """
@@ -121,10 +121,10 @@ def row_2_to_3(cells: Mapping[str, str], spec: str | None) -> Fields:
 
 
 def settings_of_row_2(cells: Mapping[str, str]) -> Settings:
-    """Return the settings that a row of version 2 tells, as far as it tells them.
+    """Return the settings of a row of version 2, as far as the row holds them.
 
-    A row tells neither the number of networks asked for, nor whether images were converted, nor the time limit. They
-    are searched for, until the fingerprint is that of the row; where it is not found, they are as by default.
+    A row lacks the number of networks asked for, the shape that images were converted to, and the time limit. They
+    are searched for, until the fingerprint is that of the row; where none gives it, they are as by default.
     """
     fields: Fields = {
         part: {"name": cells[part], "options": json.loads(cells[f"{part}_options"])} for part in PARTS_2 if cells[part]
@@ -145,7 +145,7 @@ def settings_of_row_2(cells: Mapping[str, str]) -> Settings:
 
 
 def _metrics_2(primary: str, higher_is_better: bool, names: Mapping[str, object]) -> list[Fields]:
-    """Return the metrics of a record of version 2, which told their units by their names alone."""
+    """Return the metrics of a record of version 2, whose units follow from their names alone."""
     return [
         {
             "name": name,

@@ -2,16 +2,16 @@
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pydantic
 from pydantic import ConfigDict
 
 from ddbench.contract.metric import Metric
 from ddbench.contract.spec import RunSpec, Settings
-from ddbench.errors import UsageError
+from ddbench.errors import UnknownFields, UsageError
 from ddbench.machine.files import atomic_write
 from ddbench.records.migrations import VERSION, migrate
 from ddbench.records.stats import Score
@@ -19,11 +19,16 @@ from ddbench.records.stats import Score
 FULL_DATA, NO_ADAPTATION, BEST_CORESET = "full_data", "no_adaptation", "best_coreset"
 """Companions of the harness; all others are baselines, methods declared `companion=True`."""
 
+M = TypeVar("M", bound=pydantic.BaseModel)
 Status = Literal["ok", "skipped", "failed", "interrupted"]
 
 
-class UnknownFields(UserWarning):
-    """A record holds fields that this version of ddbench does not know; they were ignored."""
+LOG_PLACE = ("loop", "step", "seconds")
+"""Fields of a line in a run's log that say where it stands; all others are logged figures."""
+
+
+class NewerRecord(ValueError):
+    """A record of a newer version that this version cannot read."""
 
 
 class _Part(pydantic.BaseModel):
@@ -188,7 +193,7 @@ class RunResult(_Part):
         return next((metric for metric in self.metrics if metric.name == name), Metric(name))
 
     def document(self) -> dict[str, Any]:
-        """Return the record as JSON values, with `primary` and `score` for whoever reads no further."""
+        """Return the record as JSON values, with `primary` and `score` beside them."""
         fields = self.model_dump(mode="json")
         return {**fields, "primary": self.primary, "score": self.score.model_dump() if self.score else None}
 
@@ -200,11 +205,27 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 def parse(fields: dict[str, Any]) -> tuple[RunResult, set[str]]:
     """Return the record that `fields` of any version hold, and the names of fields that this version does not know.
 
-    Raises `ValueError` (of which pydantic's errors are) or `KeyError` for what is not a record.
+    Raises `NewerRecord` for a record that only a newer version can read, and `ValueError` (such as pydantic's errors),
+    `KeyError`, `TypeError` or `AttributeError` for what is not a record.
     """
-    fields = json.loads(json.dumps(migrate(fields)))
+    fields = migrate(fields)
     try:
-        return RunResult.model_validate(fields), set()
+        return validated(RunResult, fields)
+    except ValueError as error:
+        if isinstance(fields.get("version"), int) and fields["version"] > VERSION:
+            reason = f"it is of version {fields['version']}, newer than this ddbench, which cannot read it"
+            raise NewerRecord(reason) from error
+        raise
+
+
+def validated(model: type[M], fields: Mapping[str, Any]) -> tuple[M, set[str]]:
+    """Return the model that `fields` hold, and the names of fields that it does not know, which are ignored.
+
+    Raises `ValueError` (such as pydantic's errors) for other fields that are invalid.
+    """
+    fields = json.loads(json.dumps(fields))
+    try:
+        return model.model_validate(fields), set()
     except pydantic.ValidationError as error:
         unknown = {entry["loc"] for entry in error.errors() if entry["type"] in _UNKNOWN}
         if not unknown:
@@ -214,7 +235,7 @@ def parse(fields: dict[str, Any]) -> tuple[RunResult, set[str]]:
             for step in parents:
                 branch = branch[step]
             del branch[name]
-        return RunResult.model_validate(fields), {".".join(map(str, path)) for path in unknown}
+        return model.model_validate(fields), {".".join(map(str, path)) for path in unknown}
 
 
 def notice_unknown(source: object, names: Iterable[str]) -> None:
@@ -289,24 +310,38 @@ class RunFolder:
         atomic_write(self.origin, origin.model_dump_json(indent=2) + "\n")
 
     def read_origin(self) -> Origin:
-        """Read origin.json; an empty one where there is none or it is damaged."""
+        """Read origin.json; an empty one where there is none. Raises `UsageError` for a damaged file.
+
+        Without it the plugins of the run, and the code that the run began with, are not known.
+        """
         try:
             return Origin.model_validate_json(self.origin.read_text())
-        except (OSError, pydantic.ValidationError, UnicodeDecodeError):
+        except FileNotFoundError:
             return Origin()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.origin} is damaged.", "Start the run anew with `ddbench run`.") from error
 
     def write_result(self, result: RunResult) -> None:
         """Write result.json."""
         atomic_write(self.result, result.model_dump_json(indent=2) + "\n")
 
     def read_result(self) -> RunResult | None:
-        """Read result.json, of any version; None where the run has not ended, or the file is damaged.
+        """Read result.json, of any version; None where there is none, because the run has not ended.
 
-        Fields that this version does not know are ignored, with a warning.
+        Fields that this version does not know are ignored, with a warning. Raises `UsageError` for a file that is
+        damaged, cannot be read, or is of a newer version that this one cannot read.
         """
         try:
             result, unknown = parse(json.loads(self.result.read_text()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        except FileNotFoundError:
             return None
+        except NewerRecord as error:
+            raise UsageError(f"{self.result} cannot be used: {error}.", "Use a later version of ddbench.") from error
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise UsageError(f"cannot read {self.result}: {reason}.", "Make it a file that you may read.") from error
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            remedy = f"Remove it, and go on with: ddbench resume {self.path}"
+            raise UsageError(f"{self.result} is damaged.", remedy) from error
         notice_unknown(self.result, unknown)
         return result.model_copy(update={"run_dir": str(self.path)})

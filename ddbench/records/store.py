@@ -13,7 +13,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pydantic
@@ -21,10 +21,10 @@ import pydantic
 from ddbench.contract.observer import Reporter
 from ddbench.contract.spec import Settings
 from ddbench.errors import DdbenchError, UsageError
-from ddbench.machine.files import atomic_write, sha256
-from ddbench.records.columns import COLUMNS
+from ddbench.machine.files import atomic_write, sha256, tensor_file_header
+from ddbench.records.columns import COLUMNS, Column
 from ddbench.records.migrations import VERSION, row_2_to_3
-from ddbench.records.result import RunFolder, RunResult, notice_unknown, parse
+from ddbench.records.result import LOG_PLACE, NewerRecord, RunFolder, RunResult, notice_unknown, parse
 from ddbench.records.stats import Score
 
 # A row holds the value of every network; the csv module's own limit is reached at some 7000 of them.
@@ -35,12 +35,20 @@ ARTIFACT_LIMIT = 1_000_000
 CURVE_POINTS = 200
 """Points of a run's curve that are kept beside its record."""
 PUBLISHED = "published.csv"
+ADAPTATION = "adaptation"
+"""The board of all runs with a target."""
 _MARKERS = ("<<<<<<<", "|||||||", "=======", ">>>>>>>")
 
 
 def board_of(settings: Settings) -> str:
-    """Return the name of the board that a run belongs to: the objective's, or `adaptation` where there is a target."""
-    return "adaptation" if settings.target else settings.objective.name
+    """Return the name of the board that a run belongs to: the objective's, or `adaptation` where there is a target.
+
+    The board of an objective whose name is that of another file here is called `<name>-objective`.
+    """
+    if settings.target:
+        return ADAPTATION
+    name = settings.objective.name
+    return f"{name}-objective" if name in (ADAPTATION, Path(PUBLISHED).stem) else name
 
 
 def path_for(leaderboards: Path, settings: Settings) -> Path:
@@ -67,8 +75,9 @@ def identity(record: RunResult) -> tuple[str, ...]:
 def ensure(leaderboards: Path, folder: RunFolder, result: RunResult, reporter: Reporter) -> bool:
     """Add the record of a finished run, unless the same spec, data and version of the method have one.
 
-    The distilled set and the curve are copied from the run's folder, and the board's CSV is written anew. Returns
-    whether a record was added; a smoke run and one that gave no score have none.
+    The distilled set and the curve are copied from the run's folder, and the board's CSV is written anew, also where
+    the record was there already and the CSV lacks it. Returns whether a record was added; a smoke run and one that
+    gave no score have none.
 
     Raises `DdbenchError` where the leaderboards cannot be written.
     """
@@ -79,13 +88,17 @@ def ensure(leaderboards: Path, folder: RunFolder, result: RunResult, reporter: R
         return False
     csv_path = path_for(leaderboards, result.settings)
     check(csv_path)
-    convert_rows(leaderboards)
+    convert_rows(leaderboards, csv_path.name)
     path = _path_of(leaderboards, result)
     existing = next(path.parent.glob(f"*-{_digest(result)}.json"), None)
     if existing is not None:
         recorded = _load(existing)[0]
         if (recorded.run_id, recorded.created) != (result.run_id, result.created):
             reporter.say(f"No second record: {existing} is of this spec already. {comparison(result, recorded)}")
+        if csv_path in outdated(leaderboards):
+            # A process that was killed after it added the record did not come to the CSV.
+            write_csv(leaderboards, path.parent.name)
+            reporter.say(f"{csv_path} was written anew: it lacked records.")
         return False
     raw = folder.artifact.read_bytes()
     if len(raw) <= ARTIFACT_LIMIT:
@@ -123,10 +136,17 @@ def read(leaderboards: Path) -> list[RunResult]:
 
 
 def check(csv_path: Path) -> None:
-    """Raise `DdbenchError` where a board's CSV could not be written anew, before any work is put into a run."""
-    if csv_path.parent.exists() and not csv_path.parent.is_dir():
-        raise UsageError(f"{csv_path.parent} is not a folder.", "Name another with --leaderboards.")
-    _read_csv(csv_path)
+    """Raise `DdbenchError` where no record can be added to a board, before any work is put into a run.
+
+    A board's CSV is written anew from all of the board's records, so a damaged one prevents it.
+    """
+    leaderboards = csv_path.parent
+    if leaderboards.exists() and not leaderboards.is_dir():
+        raise UsageError(f"{leaderboards} is not a folder.", "Name another with --leaderboards.")
+    for path in _files(leaderboards / "records" / csv_path.stem):
+        _load(path)
+    for _ in _old_rows(leaderboards, csv_path.name):
+        pass
 
 
 def rebuild(leaderboards: Path) -> list[Path]:
@@ -135,26 +155,55 @@ def rebuild(leaderboards: Path) -> list[Path]:
     Rows of version 2 become records first; those on both sides of a merge conflict, too. Raises `DdbenchError`.
     """
     convert_rows(leaderboards)
-    boards = sorted({path.parent.name for path in leaderboards.glob("records/*/*.json")})
-    return [write_csv(leaderboards, board) for board in boards]
+    return [write_csv(leaderboards, board) for board in _boards(leaderboards)]
 
 
 def outdated(leaderboards: Path) -> list[Path]:
-    """Return the CSVs that are not what their records give."""
-    boards = {path.parent for path in leaderboards.glob("records/*/*.json")}
-    expected = {leaderboards / f"{board.name}.csv": board for board in boards}
-    present = {path for path in leaderboards.glob("*.csv") if path.name != PUBLISHED}
-    return sorted(
-        path
-        for path in expected.keys() | present
-        if path not in expected or read_text(path) != csv_text(_load(file)[0] for file in _files(expected[path]))
-    )
+    """Return the CSVs that are not what their records give, in the columns that both this version and they have."""
+    return [path for path, state in _states(leaderboards) if state == "outdated"]
 
 
-def convert_rows(leaderboards: Path) -> int:
-    """Write a record for each row of version 2 in the CSVs that has none, and return their number."""
+def of_other_columns(leaderboards: Path) -> list[Path]:
+    """Return the CSVs that are what their records give, in other columns than those of this version."""
+    return [path for path, state in _states(leaderboards) if state == "other columns"]
+
+
+def _states(leaderboards: Path) -> Iterator[tuple[Path, str]]:
+    """Yield path and state of each board's CSV: `current`, `other columns` or `outdated`."""
+    for board in _boards(leaderboards):
+        path = leaderboards / f"{board}.csv"
+        records = [_load(file)[0] for file in _files(leaderboards / "records" / board)]
+        text = read_text(path)
+        if text == csv_text(records):
+            yield path, "current"
+        else:
+            yield path, "other columns" if _agrees(text, records) else "outdated"
+
+
+def _agrees(text: str, records: Iterable[RunResult]) -> bool:
+    """Return whether a CSV of other columns than this version's holds the records in the columns that both have."""
+    try:
+        rows = list(csv.reader(io.StringIO(text), strict=True))
+    except csv.Error:
+        return False
+    if not rows or {len(row) for row in rows} != {len(rows[0])} or set(rows[0]) == {c.name for c in COLUMNS}:
+        return False
+    columns = [column for column in COLUMNS if column.name in rows[0]]
+    places = [rows[0].index(column.name) for column in columns]
+    cells = [[row[place] for place in places] for row in rows]
+    return cells == list(csv.reader(io.StringIO(csv_text(records, columns))))
+
+
+def _boards(leaderboards: Path) -> list[str]:
+    """Return the names of all boards that have a record or a CSV."""
+    csvs = {path.stem for path in leaderboards.glob("*.csv") if path.name != PUBLISHED}
+    return sorted(csvs | {path.parent.name for path in leaderboards.glob("records/*/*.json")})
+
+
+def convert_rows(leaderboards: Path, name: str = "*.csv") -> int:
+    """Write a record for each row of version 2 in the CSVs (of that name) that has none, and return their number."""
     count = 0
-    for record in _old_rows(leaderboards):
+    for record in _old_rows(leaderboards, name):
         path = _path_of(leaderboards, record)
         if not path.exists():
             _write(path, record)
@@ -173,13 +222,14 @@ def write_csv(leaderboards: Path, board: str) -> Path:
     return path
 
 
-def csv_text(records: Iterable[RunResult]) -> str:
+def csv_text(records: Iterable[RunResult], columns: Sequence[Column] | None = None) -> str:
     """Return the CSV of a board's records: one row each, by the time they were written, with raw values."""
     text = io.StringIO()
+    columns = COLUMNS if columns is None else columns
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([column.name for column in COLUMNS])
+    writer.writerow([column.name for column in columns])
     for record in sorted(records, key=lambda record: (record.created, record.run_id)):
-        cells = [column.cell(record) for column in COLUMNS]
+        cells = [column.cell(record) for column in columns]
         writer.writerow(["" if cell is None else cell for cell in cells])
     return text.getvalue()
 
@@ -207,7 +257,7 @@ def thinned(log: Path) -> list[dict[str, float]]:
         means = {
             name: math.fsum(line[name] for line in part) / len(part)
             for name in part[0]
-            if name not in ("loop", "step", "seconds") and all(name in line for line in part)
+            if name not in LOG_PLACE and all(name in line for line in part)
         }
         figures = {name: float(f"{value:.5g}") for name, value in means.items()}
         points.append({"step": part[-1]["step"] + 1, "seconds": round(part[-1]["seconds"], 1), **figures})
@@ -278,21 +328,23 @@ def _load(path: Path) -> tuple[RunResult, set[str]]:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise foreign(path, f"{'.'.join(map(str, first['loc']))} is invalid: {first['msg']}") from error
+    except NewerRecord as error:
+        raise foreign(path, str(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise foreign(path, f"it is not a record ({error})") from error
 
 
-def _old_rows(leaderboards: Path) -> Iterator[RunResult]:
-    """Yield the rows of version 2 in the CSVs as records."""
-    for path in sorted(leaderboards.glob("*.csv")):
+def _old_rows(leaderboards: Path, name: str = "*.csv") -> Iterator[RunResult]:
+    """Yield the rows of version 2 in the CSVs, or in those of that name, as records."""
+    for path in sorted(leaderboards.glob(name)):
         if path.name == PUBLISHED:
             continue
         unknown = set[str]()
         for number, cells in _read_csv(path):
-            if not cells["schema_version"].isdigit() or int(cells["schema_version"]) >= VERSION:
-                continue
-            unknown |= {str(name) for name in cells.keys() - {column.name for column in COLUMNS}}
             try:
+                if not cells["schema_version"].isdigit() or int(cells["schema_version"]) >= VERSION:
+                    continue
+                unknown |= {str(name) for name in cells.keys() - {column.name for column in COLUMNS}}
                 spec = _spec_in(artifact_path(leaderboards, cells["artifact_sha256"]))
                 record, _ = parse(row_2_to_3(cells, spec))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -325,11 +377,15 @@ def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
 def _spec_in(artifact: Path) -> str | None:
     """Return the spec in the header of a distilled set's file, without torch; None where there is no file.
 
-    The format is eight bytes of header length, little-endian, then the header as JSON.
+    Raises `DdbenchError` for a file of another kind.
     """
     if not artifact.exists():
         return None
-    with artifact.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    spec: str = header["__metadata__"]["spec"]
-    return spec
+    try:
+        spec: str = tensor_file_header(artifact)["__metadata__"]["spec"]
+        return spec
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DdbenchError(
+            f"the distilled set {artifact} is damaged, or a pointer of Git LFS.",
+            "Get the file (`git lfs pull` where it is a pointer), or remove it: its row is read without it.",
+        ) from error

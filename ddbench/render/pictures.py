@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.contract.sets import DistilledSet
 from ddbench.machine.files import atomic_write
-from ddbench.records.result import RunFolder
+from ddbench.records.result import LOG_PLACE, RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ COLOURS = (ACCENT, "#c46a2d", "#3f8f5f", "#8a5fa8", "#b03a48")
 
 
 def draw_run(folder: RunFolder) -> None:
-    """Draw whatever the run folder has the material for."""
+    """Draw the images and the curve, as far as the run folder has them."""
     if folder.artifact.exists():
         draw_images(DistilledSet.load(folder.artifact), folder.picture)
     records = [json.loads(line) for line in folder.log.read_text().splitlines()] if folder.log.exists() else []
@@ -91,8 +91,7 @@ def draw_curve(records: list[dict[str, Any]], path: Path) -> None:
     """Draw every logged figure over the outer steps, and its running mean."""
     from matplotlib.figure import Figure
 
-    described = {"loop", "step", "seconds"}
-    names = [name for name in records[0] if name not in described and not name.startswith("gradient")]
+    names = [name for name in records[0] if name not in LOG_PLACE and not name.startswith("gradient")]
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
     axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
     for axis, name in zip(axes, names, strict=False):

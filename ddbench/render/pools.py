@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ddbench.machine.files import tensor_file_header
 from ddbench.machine.folders import cache_dir
 
 
@@ -28,7 +29,7 @@ def pool_summary(folder: Path) -> str:
 def _summary(folder: Path, network: str, dataset: str, spec: dict[str, Any]) -> str:
     try:
         train, held_out = list(_accuracies(folder, "train")), list(_accuracies(folder, "evaluation"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         return f"damaged: {error}. Remove the file; the same network is trained again when it is needed."
     both = train + held_out
     if not both:
@@ -44,18 +45,12 @@ def _summary(folder: Path, network: str, dataset: str, spec: dict[str, Any]) -> 
 def _accuracies(folder: Path, side: str) -> Iterator[float]:
     """Yield the validation accuracy of each network of a side, from the headers of the safetensors files.
 
-    A file begins with the length of its header, eight bytes, and the header, JSON. Raises `ValueError`, `KeyError` or
-    `TypeError` for a damaged file.
+    Raises `ValueError` for a damaged file.
     """
     number = 0
     while (path := folder / f"{side}-{number:05d}.safetensors").exists():
-        with open(path, "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > path.stat().st_size:
-                raise ValueError(f"{path} is cut off")
-            header = stream.read(length)
         try:
-            yield float(json.loads(header)["__metadata__"]["accuracy"])
+            yield float(tensor_file_header(path)["__metadata__"]["accuracy"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"the header of {path} is invalid") from error
         number += 1

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddbench.contract.metric import Metric
-from ddbench.contract.spec import Choice, Settings, Sweep
+from ddbench.contract.spec import HARD, Choice, Settings, Sweep
 from ddbench.records.leaderboard import PublishedRow
 from ddbench.records.ranking import Line, ranks
 from ddbench.records.result import RunFolder, RunResult
@@ -216,7 +216,7 @@ def title(record: RunResult) -> str:
     if settings.objective.name != Settings.model_fields["objective"].default.name:
         text += f", {named(settings.objective)}"
     regime = record.artifact.label_regime if record.artifact else ""
-    text += "" if regime == "hard" else f", {regime} labels"
+    text += "" if regime == HARD else f", {regime} labels"
     return text + (f", target {settings.target.name}" if settings.target else "")
 
 
