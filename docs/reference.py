@@ -23,6 +23,11 @@ from ddbench.contract.spec import FLAGS, Choice, RunSpec
 from ddbench.contract.task import Networks, Sources
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import Interrupted, PluginError
+from ddbench.pipeline.dry_run import DryRun
+from ddbench.pipeline.evaluate import Scores
+from ddbench.pipeline.pools import Pool
+from ddbench.pipeline.prepare import Prepared
+from ddbench.pipeline.sweep import SweepResult
 from ddbench.records.columns import COLUMNS
 from ddbench.records.ranking import Line, compared, groups
 from ddbench.records.result import FULL_DATA
@@ -36,11 +41,15 @@ LONG = 70
 LEADERBOARDS = Path(__file__).parent.parent / "leaderboards"
 BUDGET = ("images_per_class", "steps", "epochs", "protocol_hash")
 """Columns in which the records of one table of results may differ."""
+AUTHORS = (Networks, Sources, Score, PluginError, Interrupted, meta_gradient, MetaGradient)
+"""Names that plugin authors use beside the public ones."""
+RETURNED = (DryRun, Prepared, Pool, Scores, SweepResult)
+"""Classes that public functions return."""
 
 
 def setup(sphinx: Sphinx) -> None:
     """Write the pages before Sphinx looks for them."""
-    sphinx.connect("config-inited", lambda of, config: write(Path(of.srcdir) / "reference"))
+    sphinx.connect("config-inited", lambda site, config: write(Path(site.srcdir) / "reference"))
 
 
 def write(folder: Path) -> None:
@@ -67,8 +76,8 @@ def commands() -> Iterator[str]:
         for parameter in command.params:
             if parameter.name == "help":
                 continue
-            given = [*parameter.opts, *parameter.secondary_opts]
-            names = ", ".join(given) if parameter.param_type_name == "option" else parameter.name.upper()
+            flags = [*parameter.opts, *parameter.secondary_opts]
+            names = ", ".join(flags) if parameter.param_type_name == "option" else parameter.name.upper()
             default = parameter.default if isinstance(parameter.default, str | int | float | Path) else None
             shown = "" if default is None or default is False or default == "" else f"`{default}`"
             rows.append((f"`{names}`", parameter.help or "", shown))
@@ -119,10 +128,10 @@ def experiments() -> Iterator[str]:
     yield "# Experiments\n"
     yield "`ddbench run --experiment NAME` runs one; `ddbench show NAME` prints its spec.\n"
     rows = []
-    for found in Catalog().experiments():
-        figure = found.published
+    for experiment in Catalog().experiments():
+        figure = experiment.published
         shown = "" if figure is None else f"{figure.metric} {figure.mean:g} ({figure.source})"
-        rows.append((f"`{found.name}`", found.summary, shown))
+        rows.append((f"`{experiment.name}`", experiment.summary, shown))
     yield from _table(("experiment", "what it is", "published"), rows)
 
 
@@ -158,12 +167,12 @@ def columns() -> Iterator[str]:
 
 
 def api() -> Iterator[str]:
-    """Yield the public names, and those that plugin authors use beside them."""
+    """Yield the public names, those that plugin authors use beside them, and the classes that they return."""
     yield "# Python API\n"
     yield "`import ddbench` gives these names; importing it loads neither torch nor any plugin.\n"
     for name in sorted(ddbench.__all__, key=str.lower):
         yield from _described(f"ddbench.{name}", getattr(ddbench, name))
-    for thing in (Networks, Sources, Score, PluginError, Interrupted, meta_gradient, MetaGradient):
+    for thing in (*AUTHORS, *RETURNED):
         yield from _described(f"{thing.__module__}.{thing.__name__}", thing)
     yield from _described("ddbench.testing", testing)
     yield "\n" + ", ".join(f"`{name}`" for name in testing.__all__ if name.endswith("Tests")) + " are such classes."
@@ -181,15 +190,15 @@ def _described(name: str, thing: Any) -> Iterator[str]:
     yield _unindented(thing.__doc__ or "")
     if not inspect.isclass(thing) or issubclass(thing, Exception):
         return
-    for member, found in vars(thing).items():
-        function = getattr(found, "__func__", found)
+    for member, value in vars(thing).items():
+        function = getattr(value, "__func__", value)
         own = inspect.isfunction(function) and function.__module__ == thing.__module__
-        if member.startswith("_") or not (own or isinstance(found, property)):
+        if member.startswith("_") or not (own or isinstance(value, property)):
             continue
         yield f"\n### {thing.__name__}.{member}\n"
         if inspect.isfunction(function):
             yield f"```python\n{member}{_signature(function)}\n```\n"
-        yield _unindented(found.__doc__ or "")
+        yield _unindented(value.__doc__ or "")
 
 
 def _signature(thing: Any) -> str:

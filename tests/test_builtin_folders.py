@@ -72,6 +72,8 @@ def test_sizes_that_differ(catalog: Catalog, flat: Path):
 
 
 def test_folders_that_hold_no_dataset(catalog: Catalog, tmp_path: Path, flat: Path):
+    with pytest.raises(UsageError, match="names no folder"):
+        catalog.get("dataset", "folder:")
     with pytest.raises(UsageError, match="there is no folder"):
         load(catalog, tmp_path / "nothing")
     (tmp_path / "empty").mkdir()

@@ -1,5 +1,6 @@
 """The documentation builds without a warning, and every command and Python block on its pages works."""
 
+import ast
 import importlib
 import os
 import re
@@ -16,6 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ddbench.cli.app import app
+from ddbench.pipeline.dry_run import DryRun
+from ddbench.pipeline.prepare import Prepared
 from ddbench.protocols import PROTOCOLS
 from ddbench.protocols.train import Train
 
@@ -209,6 +212,32 @@ def test_an_outdated_walk_fails_the_build(
     monkeypatch.setattr(architecture, "WALK", types[-2:])
     with pytest.raises(LookupError, match=message):
         architecture.walk()
+
+
+def test_docstrings_of_sub_packages_state_their_imports(architecture: Any):
+    names = {band.removeprefix("ddbench.") for band in architecture.bands()} - {architecture.PLUGINS}
+    pairs = [tuple(band.removeprefix("ddbench.") for band in pair) for pair in architecture.imports()]
+    layers = [[band.removeprefix("ddbench.") for band in layer] for layer in architecture.layers()]
+    for path in (DOCS.parent / "ddbench").glob("*/__init__.py"):
+        package = path.parent.name
+        text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
+        lines = re.search(r"May import: ([^.]+)\. Imported by: ([^.;]+)[.;]", text)
+        assert lines is not None, package
+        if package == "builtin":
+            continue
+        allowed, importers = (names & set(re.findall(r"\w+", line)) for line in lines.groups())
+        assert {imported for importer, imported in pairs if importer == package} <= allowed, package
+        [height] = [number for number, layer in enumerate(layers) if package in layer]
+        assert allowed <= {"ddbench", *(name for layer in layers[height + 1 :] for name in layer)}, package
+        assert {importer for importer, imported in pairs if imported == package} & names == importers, package
+
+
+@pytest.mark.parametrize("returned", [DryRun, Prepared])
+def test_what_public_functions_return_is_in_the_reference(returned: type, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(DOCS)
+    _, _, fields = "\n".join(importlib.import_module("reference").api()).partition(f".{returned.__name__}\n")
+    for name in returned.__annotations__.keys() - {"model_config"}:
+        assert f"\n- `{name}`: " in fields.partition("\n## ")[0], name
 
 
 def test_imports_between_sub_packages_are_counted(architecture: Any):

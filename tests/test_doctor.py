@@ -41,6 +41,14 @@ def test_a_folder_that_may_not_be_written_to(catalog: Catalog, tmp_path: Path):
     assert found["runs"].status == found["leaderboards"].status == "fault"
 
 
+def test_little_memory_is_answered_without_an_option_of_a_method(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ddbench.pipeline.doctor.LITTLE_MEMORY", float("inf"))
+    [memory] = [finding for finding in examine(catalog, tmp_path, tmp_path) if finding.about == "memory"]
+    assert memory.status == "fault" and memory.fix and "--set" not in memory.fix
+
+
 def test_libraries_that_do_not_go_together(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import torchvision.ops
 

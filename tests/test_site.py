@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import ddbench
 from ddbench.discovery.catalog import Catalog
 from ddbench.pipeline.runner import run
 from ddbench.records.leaderboard import published
@@ -108,8 +109,8 @@ def test_a_row_opens_to_pictures_curve_and_command(page):
     assert "distilled images" in picture.get_attribute("alt")
     assert row.locator("figure svg polyline").count() >= 2
     command = row.locator("pre").text_content()
-    assert command.startswith("ddbench run --method unrolled_gd --network linear --ipc 1 --steps 1")
-    assert "--set outer_steps=40" in command
+    flags = "--method unrolled_gd --eval-networks 3 --network linear --ipc 1 --steps 1 --set outer_steps=40"
+    assert command == f"ddbench run {flags}"
     row.get_by_role("button", name="Copy").click()
     row.get_by_role("button", name="Copied").wait_for(timeout=5000)
 
@@ -203,3 +204,9 @@ def test_the_command_writes_it(ddbench, site):
     boards = site.parents[1] / "boards"
     done = ddbench("leaderboard", "--html", "page", "--leaderboards", boards)
     assert done.out.strip() == "Wrote page/index.html"
+
+
+def test_the_page_names_no_method(catalog: Catalog):
+    page = (Path(ddbench.__file__).parent / "render/site.html.jinja").read_text()
+    for method in catalog.components("method"):
+        assert not re.search(rf"\b{method.name}\b", page), method.name

@@ -1,1 +1,5 @@
-"""What ships with ddbench besides methods: plugins like anyone's, declared as entry points."""
+"""Plugins that ship with ddbench besides methods, declared as entry points like those of others.
+
+May import: networks, and `ddbench` itself as every plugin does.
+Imported by: nothing; plugins are loaded through entry points.
+"""

@@ -139,7 +139,7 @@ def _idx(which: str, root: Path, download: bool) -> ImageSplits:
     checksums = {archive.removesuffix(".gz"): md5 for archive, md5 in source.resources}
 
     def read() -> ImageSplits:
-        # The dataset class is not used: it prefers older files in `processed/` that nobody can verify.
+        # The dataset class is not used: it prefers older files in `processed/`, which cannot be verified.
         try:
             train_images, train_labels, test_images, test_labels = (
                 read_sn3_pascalvincent_tensor(folder / f) for f in checksums

@@ -30,7 +30,10 @@ Listing = Mapping[str, list[Path]]
 def ddbench_find_dataset(name: str) -> Component | None:
     if not name.startswith("folder:"):
         return None
-    path = Path(name.removeprefix("folder:")).expanduser()
+    text = name.removeprefix("folder:")
+    if not text:
+        raise UsageError("folder: names no folder.", "Give the path of one: --dataset folder:PATH")
+    path = Path(text).expanduser()
     train, test = _listings(path)
     classes = tuple(train)
     with _open(next(iter(train.values()))[0]) as first:

@@ -1,4 +1,8 @@
-"""The command line. Nothing heavy is imported before a command needs it."""
+"""The command line. Nothing heavy is imported before a command needs it.
+
+May import: testing, scaffold, render, pipeline, records, protocols, discovery, engine, contract, machine and errors.
+Imported by: nothing.
+"""
 
 from ddbench.cli.app import app, main
 

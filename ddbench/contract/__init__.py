@@ -1,5 +1,6 @@
 """The contract with plugins: hooks, components, tasks, sets, runs.
 
-May import: `ddbench.machine` and `ddbench.errors`.
-Imported by: every other part of ddbench; plugins reach it through `ddbench`.
+May import: machine and errors.
+Imported by: cli, testing, scaffold, render, pipeline, formats, records, protocols, discovery, modalities, networks
+and engine; plugins reach it through `ddbench`.
 """

@@ -80,7 +80,7 @@ def parse_duration(value: object) -> object:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def _a_device(value: str) -> str:
+def _check_device(value: str) -> str:
     if not re.fullmatch(r"auto|[a-z]+(:\d+)?", value):
         raise ValueError("must be a device such as auto, cpu, cuda or cuda:1")
     return value
@@ -106,14 +106,16 @@ class _Fields(_Frozen):
         None, gt=0, description="seconds of distillation after which the method stops with what it has"
     )
     smoke: bool = Field(False, description="a few steps on little data, to see that everything works; no row")
-    device: Annotated[str, AfterValidator(_a_device)] = Field("auto", description="device that the run takes place on")
+    device: Annotated[str, AfterValidator(_check_device)] = Field(
+        "auto", description="device that the run takes place on"
+    )
     experiment: str = Field("", description="named experiment that the run carries out")
     best_coreset: bool = Field(False, description="compare the score with that of the best coreset too")
 
 
 @with_fields
 class RunSpec(_Fields):
-    """The run that is asked for: what is left out is decided by `ddbench.plan`.
+    """The run that is asked for; `ddbench.plan` decides the fields that are left out.
 
     The dataset suggests `network` and `images_per_class`. `steps` is the largest divisor of `images_per_class` up to
     10, so that each step has the same number of images per class. `eval_network` is the same as `network`, and

@@ -1,4 +1,4 @@
-"""What a method is given: training data, an objective, networks to distil for, and a budget."""
+"""The task of a method: training data, an objective, networks to distil for, and a budget."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,8 +66,8 @@ class Objective:
     """An aim that distilled data are made for.
 
     Attributes:
-        loss: `loss(logits [batch, classes], labels [batch])`, a differentiable scalar to distil against; None if there
-            is none.
+        loss: `loss(logits [batch, classes], labels [batch])`, a differentiable scalar to distil against; None for
+            an objective that only measures.
         measure: `measure(logits, labels)`, the metrics by name as plain numbers; NaN for a metric without an example
             to measure it on.
         metrics: the metrics that `measure` gives, with unit and direction. The first one ranks.
@@ -118,7 +118,7 @@ class InitSampler(Protocol):
 
 @runtime_checkable
 class Sources(Protocol):
-    """What an init distribution may draw on besides random numbers: networks trained before, other distributions."""
+    """Sources that an init distribution may draw on: networks trained before, other distributions."""
 
     def pool(
         self,
@@ -133,7 +133,7 @@ class Sources(Protocol):
         dataset: str | None = None,
         sample_shape: tuple[int, int, int] | None = None,
     ) -> dict[str, Tensor]:
-        """`n` networks of the run's architecture that were trained on `dataset` (None: the run's own), stacked.
+        """Return `n` networks of the run's architecture, trained on `dataset` (None: the run's own), stacked.
 
         The pool has `count` networks to draw from and `held_out` others to score on; what is missing of it is trained
         first, by `steps` of Adam at rate `lr`. Raises `UsageError` where it has fewer than `n`.
@@ -143,7 +143,7 @@ class Sources(Protocol):
     def draw(
         self, init: object, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side
     ) -> dict[str, Tensor]:
-        """Weights from another init distribution: a name, or a mapping of `name` and `options`."""
+        """Return weights from another init distribution: a name, or a mapping of `name` and `options`."""
         ...
 
 

@@ -49,7 +49,7 @@ class BrokenPlugin:
 
     @property
     def fix(self) -> str:
-        """What the user can do about it."""
+        """The remedy, in one sentence."""
         return "Fix the plugin, or leave out its name." if self.path else FIX.format(name=self.name)
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ class Plugin:
 
 
 class Catalog:
-    """What the plugins on this machine offer.
+    """The components and experiments of the plugins on this machine.
 
     `paths` are plugin files, package folders or names of modules to load besides the installed plugins. They are added
     to those in `DDBENCH_PLUGINS` (separated like `PATH`) and in the `plugins` list of `./ddbench.toml`. Plugins named

@@ -73,7 +73,7 @@ class IndexedFailure(pydantic.BaseModel):
 
 
 class Index(pydantic.BaseModel):
-    """What a catalog holds, as data.
+    """The content of a catalog, as data.
 
     Attributes:
         entries: components, protocols and experiments.

@@ -1,5 +1,5 @@
 """Differentiable training, ordinary training, and how networks share a machine.
 
 May import: contract, machine and errors.
-Imported by: protocols, pipeline and testing; plugins reach it through `ddbench.unroll` and `ddbench.networks`.
+Imported by: cli, testing, pipeline, protocols, unroll and networks; plugins reach it through the last two.
 """

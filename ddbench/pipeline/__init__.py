@@ -1,5 +1,5 @@
 """From a spec to a record: plan, prepare, distil, score, verify.
 
-May import: formats, records, protocols, discovery, engine, contract and machine.
-Imported by: cli, render, testing and scaffold.
+May import: formats, records, protocols, discovery, modalities, engine, contract, machine and errors.
+Imported by: cli and testing.
 """

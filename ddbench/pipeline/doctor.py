@@ -85,7 +85,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding("device", "ok", f"{device}, {torch.get_num_threads()} threads")
     free = free_memory(device)
     low = free < LITTLE_MEMORY
-    fix = "Close other programs, or use --set memory=checkpoint and smaller batches." if low else ""
+    fix = "Close other programs, or choose a smaller network or fewer images per class." if low else ""
     yield Finding("memory", "fault" if low else "ok", f"{free / 1e9:.1f} GB free", fix)
 
 

@@ -19,10 +19,12 @@ from ddbench.pipeline.plan import plan_evaluation
 class Reading:
     """How to read a file that others released; None and False leave it to what the file is.
 
-    repetition: which set of a file that holds several.
-    mean, std: per channel, what its images were normalised by.
-    whitened: its images are ZCA-whitened by the training images.
-    logits: its soft labels are logits, not probabilities.
+    Attributes:
+        repetition: the number of the set in a file that holds several.
+        mean: the mean of each channel that the images were normalised by.
+        std: the standard deviation of each channel that the images were normalised by.
+        whitened: its images are ZCA-whitened by the training images.
+        logits: its soft labels are logits, not probabilities.
     """
 
     repetition: int | None = None
@@ -36,8 +38,8 @@ class Reading:
             raise UsageError("--file-zca goes without --file-mean and --file-std.", "Whitened images have neither.")
 
     @property
-    def given(self) -> list[str]:
-        """The options that were given."""
+    def flags(self) -> list[str]:
+        """The flags of the fields that are set."""
         options = {
             "--repetition": self.repetition is not None,
             "--file-mean": self.mean is not None,
@@ -45,16 +47,18 @@ class Reading:
             "--file-zca": self.whitened,
             "--file-labels": self.logits is not None,
         }
-        return [option for option, given in options.items() if given]
+        return [flag for flag, is_set in options.items() if is_set]
 
 
 @dataclass(frozen=True)
 class OpenedSet:
     """A distilled set from a file.
 
-    distilled: the set, or a function that makes it of all training examples of its dataset.
-    fields: the fields of the spec that it was made for.
-    notices: sentences about what in the file was not taken as it stands.
+    Attributes:
+        path: the file.
+        distilled: the set, or a function that makes it of all training examples of its dataset.
+        fields: the fields of the spec that it was made for.
+        notices: a sentence for each part of the file that was not taken as it stands.
     """
 
     path: Path
@@ -101,7 +105,7 @@ def open_set(file: Path, dataset: str | None, reading: Reading, catalog: Catalog
 
 
 def _open_own(path: Path, reading: Reading) -> OpenedSet:
-    for option in reading.given:
+    for option in reading.flags:
         raise UsageError(f"{option} is about files that others made; {path} is ddbench's own.", f"Leave out {option}.")
     distilled = DistilledSet.load(path)
     try:

@@ -12,7 +12,7 @@ from ddbench.pipeline.data import info_from_facts
 from ddbench.protocols import get_protocol
 
 USUAL_IMAGES_PER_CLASS = 10
-"""Images per class where neither the spec nor the dataset says how many."""
+"""Images per class if neither the spec nor the dataset sets the number."""
 _EXTENT = {"seed", "time_limit", "eval_networks", "smoke", "device", "experiment", "best_coreset"}
 """Fields that may differ between an experiment and a run that carries it out."""
 _POOL_OPTIONS = ("count", "held_out", "steps", "lr")
@@ -116,7 +116,7 @@ def _without_wrong_experiment(settings: Settings, catalog: Catalog) -> Settings:
 
 
 def _carries_out(settings: Settings, catalog: Catalog) -> bool:
-    """Tell whether complete settings are of the task of the experiment that they name.
+    """Return True if complete settings are of the task of the experiment that they name.
 
     Only options of the method, the seed, the extent, the size of pools and swept fields may differ.
     """

@@ -73,7 +73,12 @@ class PoolSpec(pydantic.BaseModel):
 
 
 class Pool:
-    """A pool on disk: one safetensors file a network, `train-00000` and so on, and `pool.json`."""
+    """A pool on disk: one safetensors file a network, `train-00000` and so on, and `pool.json`.
+
+    Attributes:
+        folder: the folder of the files.
+        spec: the data, network and training that the weights follow from.
+    """
 
     def __init__(self, folder: Path, spec: PoolSpec) -> None:
         self.folder, self.spec = folder, spec

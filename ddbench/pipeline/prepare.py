@@ -1,4 +1,4 @@
-"""From a plan to what a run works with: data loaded once and split, network built, pools opened."""
+"""Prepare a plan: load and split the data once, build the network, open the pools."""
 
 import copy
 import math
@@ -39,14 +39,17 @@ SMOKE_NETWORKS = 2
 class Prepared:
     """Everything that a run works with, on its device.
 
-    plan: the plan that was prepared.
-    train: the examples that methods see; the validation slice and the test split are in `setting` alone.
-    checksum: of `train` as it was loaded, so that a method which writes into it is noticed.
-    setting: everything a protocol needs besides the set; its network is the one that scores.
-    module, init: the network to distil for, and the sampler of its weights.
-    pools: pools of pretrained networks that init distributions draw on.
-    weights: files of pretrained weights that were read, `{name: {"sha256": ...}}`.
-    record: the facts about the data that the record holds.
+    Attributes:
+        plan: the plan that was prepared.
+        train: the examples that methods see; the validation slice and the test split are in `setting` alone.
+        checksum: the checksum of `train` as it was loaded, so that a method which writes into it is noticed.
+        setting: everything a protocol needs besides the set; its network is the one that scores.
+        module: the network to distil for.
+        init: the sampler of the weights of `module`.
+        pools: pools of pretrained networks that init distributions draw on.
+        weights: files of pretrained weights that were read, `{name: {"sha256": ...}}`.
+        record: the facts about the data that the record holds.
+        device: the device that data and networks are on.
     """
 
     plan: EvaluationPlan
@@ -67,7 +70,7 @@ class Prepared:
 
     @property
     def most_steps(self) -> int | None:
-        """The limit on outer steps of a smoke run; None where there is none."""
+        """The limit on outer steps of a smoke run; None for any other run."""
         return SMOKE_STEPS if self.settings.smoke else None
 
     @property

@@ -1,7 +1,7 @@
 """Ways of scoring a distilled set. They are versioned, not pluggable: every number names the one it came from.
 
-May import: discovery, engine, contract, machine and errors.
-Imported by: records, pipeline, render, cli and testing.
+May import: engine, contract, machine and errors.
+Imported by: cli, testing, pipeline and records.
 """
 
 import json

@@ -19,7 +19,7 @@ from ddbench.errors import DdbenchError
 from ddbench.machine.seeds import derive_seed
 
 FULL_NETWORKS = 5
-"""Networks trained on the full data that scores are held against, or that give labels."""
+"""Networks trained on the full data that scores are compared with, or that give labels."""
 
 
 @dataclass(frozen=True)

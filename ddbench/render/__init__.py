@@ -1,1 +1,5 @@
-"""What people look at: progress, tables, pictures."""
+"""Progress, tables, pictures and pages for people.
+
+May import: records, contract and machine.
+Imported by: cli.
+"""

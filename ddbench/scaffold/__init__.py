@@ -1,4 +1,8 @@
-"""New plugins: packages that install, pass their tests and run at once, or further modules of a package."""
+"""New plugins: packages that install, pass their tests and run at once, or further modules of a package.
+
+May import: discovery, contract, machine and errors.
+Imported by: cli.
+"""
 
 import keyword
 import re

@@ -1,5 +1,9 @@
 """The conformance kit: what the harness expects of each kind of plugin, as tests of an author's own package.
 
+May import: `ddbench` itself, pipeline, records, protocols, discovery, modalities, engine, contract, machine and
+errors.
+Imported by: cli; plugins in their own tests.
+
     from ddbench.testing import MethodTests
 
     class TestMine(MethodTests):

@@ -32,7 +32,7 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked, and where.
+    """The subject of a check, and the folders it may use.
 
     Attributes:
         thing: the component, the experiment, or the plugin that offers a tracker.
