@@ -136,6 +136,7 @@ def test_dry_run_and_smoke(ddbench, tmp_path: Path):
     assert not (tmp_path / "leaderboards").exists()
 
 
+@pytest.mark.slow
 def test_config_file_flags_and_assignments_one_over_the_other(ddbench, tmp_path: Path):
     (tmp_path / "run.toml").write_text(
         'dataset = "digits"\nepochs = 5\nseed = 4\nsteps = 2\nimages_per_class = 4\n'
@@ -190,7 +191,7 @@ def test_looking(ddbench):
         (["run", "-m", "unroled_gd"], 2, "no method called 'unroled_gd'. Did you mean 'unrolled_gd'?"),
         (["run", "-m", "herding", "-d", "mnits"], 2, "no dataset called 'mnits'. Did you mean 'mnist'?"),
         (["run", "-m", "herding", "--network", "lenett"], 2, "Did you mean 'lenet'?"),
-        (["run", "-m", "herding", "--network", "timm/resnet_18"], 2, "timm has no model 'resnet_18'. Did you mean 'resnet"),
+        pytest.param(["run", "-m", "herding", "--network", "timm/resnet_18"], 2, "timm has no model 'resnet_18'. Did you mean 'resnet", marks=pytest.mark.slow),
         (["run", "-m", "herding", "--protocol", "replay"], 2, "Did you mean 'replay/v1'?"),
         (["run", "-m", "unrolled_gd", "--set", "outer_step=3"], 2, "no option 'outer_step'. Did you mean 'outer_steps'?"),
         (["run", "-m", "unrolled_gd", "--set", "outer_steps=0"], 2, "greater than or equal to 1"),
@@ -244,6 +245,7 @@ def test_absent_data_names_files_and_the_offline_default(ddbench, tmp_path: Path
     assert "--dataset digits" in done.told()
 
 
+@pytest.mark.slow
 def test_faulty_plugins_through_the_command_line(ddbench, tmp_path: Path):
     (tmp_path / "broken.py").write_text("import nothing_like_it")
     # What is asked for by name must be there; what is merely found is set aside.

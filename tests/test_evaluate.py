@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 RUN = ("run", "-m", "random_subset", "--network", "linear", "--eval-networks", 2)
@@ -13,6 +14,7 @@ def rows(folder: Path) -> dict[str, dict]:
     return {record["run_id"]: record for record in records}
 
 
+@pytest.mark.slow
 def test_scores_on_other_networks_leave_the_rows_of_runs(ddbench, tmp_path: Path):
     made = ddbench(*RUN, "--json").json()
     scored = ddbench("evaluate", made["run_dir"], "--cross-network", "mlp,linear", "--json")

@@ -46,6 +46,7 @@ def test_robust_scores_lie_between_zero_and_one(improvement: float, recovery: fl
     assert 0 <= augmentation_robust_score(improvement, recovery) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cold_cache")
 def test_a_run_is_held_against_networks_trained_on_all_the_data(tmp_path: Path):
     result = ddbench.run(SPEC, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")

@@ -252,6 +252,7 @@ def test_the_committed_csvs_are_what_the_records_give():
     assert csv_text([]).count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_over_finished_runs_leaves_their_records(ddbench, tmp_path: Path):
     common = ("run", "-m", "random_subset", "--network", "linear", "--ipc", 1, "--eval-networks", 2)
     assert ddbench(*common, "--seed", 0, "--leaderboards", "first").code == 0

@@ -15,6 +15,7 @@ from ddbench.records.leaderboard import published
 from ddbench.records.store import read
 from ddbench.render.site import write_site
 
+pytestmark = pytest.mark.slow
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
@@ -146,7 +147,6 @@ def test_everything_has_a_name(page):
     assert page.get_attribute("html", "lang") == "en"
 
 
-@pytest.mark.slow
 def test_seeds_share_a_line(ddbench, tmp_path):
     for seed in (0, 1):
         ddbench("run", "-m", "herding", "--network", "linear", "--eval-networks", 3, "--seed", seed)
@@ -159,7 +159,6 @@ def test_seeds_share_a_line(ddbench, tmp_path):
     assert line["mean"] == pytest.approx(sum(one["mean"] for one in line["seeds"]) / 2)
 
 
-@pytest.mark.slow
 def test_commands_make_the_same_spec(ddbench, site):
     rows = {row.run_id: row for row in read(site.parents[1] / "boards")}
     shown = json.loads(re.search(r'id="data">(.*?)</script>', site.read_text())[1])

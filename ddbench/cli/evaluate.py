@@ -105,9 +105,16 @@ def evaluate(
         warn_of_plugins(catalog, plugin)
         opened = open_set(file, dataset, reading, catalog)
         flags[opened.network_field] = network
-        # Networks that score are what an option of the init is about here.
-        settings = {re.sub(r"^init\.", "eval_init.", k): v for k, v in parse_assignments(assignments or []).items()}
-        spec = merged(opened.fields, flags, settings, set())
+        # Options of the init and of the network are about the networks that score.
+        scoring = {"init": "eval_init", "network": opened.network_field}
+        settings = {
+            re.sub(r"^(init|network)(?=\.)", lambda match: scoring[match[0]], key): value
+            for key, value in parse_assignments(assignments or []).items()
+        }
+        fields = dict(opened.fields)
+        if any(key.startswith("eval_network.") for key in settings):
+            fields.setdefault("eval_network", fields["network"])
+        spec = merged(fields, flags, settings, set())
         others = [{opened.network_field: name} for name in _names(cross_network)]
         others += [{"dataset": name} for name in _names(also_on)]
         places = scoring_places(opened, spec, others, catalog)
