@@ -262,6 +262,7 @@ def test_a_released_file_is_scored(ddbench, released):
     assert "mlp on digits, replay/v1" in shown
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_fit_leaves_the_other_scores(ddbench, released, tmp_path):
     result = ddbench(*released, "--cross-network", "linear,lenet,mlp,mlp,torchvision/vgg11", "--json")
     document = result.json()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 METHOD = '''
 """A plugin."""
 import ddbench
@@ -84,7 +85,6 @@ def with_all(ddbench, site: Path):
     return lambda *arguments, **environment: ddbench(*arguments, PYTHONPATH=path, **environment)
 
 
-@pytest.mark.slow
 def test_culprits_are_named_and_the_others_work(with_all):
     found = with_all("plugins", "--json").json()
     broken = {b["name"]: f"{b['distribution']}: {b['error']}" for b in found["broken"]}
@@ -110,7 +110,6 @@ def test_a_run_goes_on_beside_them_with_a_plugin_for_an_older_contract(with_all)
         assert f"Warning: plugin '{name}'" in run.err
 
 
-@pytest.mark.slow
 def test_two_that_claim_a_name_are_both_named_and_one_can_be_left_out(with_all):
     run = with_all("run", "-m", "good", "--network", "linear", "--smoke")
     assert run.code == 4

@@ -127,6 +127,7 @@ def test_wandb_offline_keeps_the_run_in_its_folder(tmp_path: Path, monkeypatch: 
     assert sorted(list(Image.open(path).convert("L").getdata()) for path in pictures) == sorted(wanted)
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_is_named_once_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
     said = Said()
