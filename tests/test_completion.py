@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 DDBENCH = Path(sys.executable).with_name("ddbench")
 
 
@@ -75,7 +76,6 @@ def test_a_key_press_imports_nothing_heavy(pressed):
     assert pressed("ddbench run --method herd", script) == ["herding"]
 
 
-@pytest.mark.slow
 def test_names_are_gathered_anew_when_plugins_change(pressed, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DDBENCH_DISABLE", "coreset")
     assert pressed("ddbench run --method herd") == []
@@ -83,7 +83,6 @@ def test_names_are_gathered_anew_when_plugins_change(pressed, monkeypatch: pytes
     assert pressed("ddbench run --method herd") == ["herding"]
 
 
-@pytest.mark.slow
 def test_plugins_of_a_folder_are_its_own(pressed, tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "import ddbench\nprint('loaded')\n\n@ddbench.method\ndef herdsman(task, run):\n    'Random images.'\n\n"
@@ -97,7 +96,6 @@ def test_plugins_of_a_folder_are_its_own(pressed, tmp_path: Path):
     assert pressed("ddbench run --method herd") == ["herding"]
 
 
-@pytest.mark.slow
 def test_a_damaged_index_is_built_again(pressed, tmp_path: Path):
     [index] = (tmp_path / "cache/index").iterdir()
     index.write_text("{")
