@@ -10,6 +10,7 @@ import typer
 from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, Sets, merged, named, warn_of_plugins
 from ddbench.contract.component import parse_assignments
+from ddbench.contract.spec import HARD, STORED_SOFT
 from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _lines(prepared: "Prepared", scores: "Scores") -> "Iterator[str]":
     metric = prepared.setting.objective.metric
     primary = metric.name
     yield from score_lines(metric, scores.after[primary], scores.before[primary], scores.companions)
-    beside = "; companions have hard labels" if scores.label_regime == "stored soft" and scores.companions else ""
+    beside = "; companions have hard labels" if scores.label_regime == STORED_SOFT and scores.companions else ""
     width = max(map(len, (primary, "before training", *scores.companions)))
     yield f"{'labels':<{width}}  {scores.label_regime}{beside}"
     yield from fairness_lines(_fairness(prepared, scores))
@@ -161,7 +162,7 @@ def _fairness(prepared: "Prepared", scores: "Scores") -> dict[str, float]:
 
     metric = prepared.setting.objective.metric
     means = {name: score.mean for name, score in scores.companions.items()}
-    return fairness(metric, scores.after[metric.name].mean, means, hard=scores.label_regime == "hard")
+    return fairness(metric, scores.after[metric.name].mean, means, hard=scores.label_regime == HARD)
 
 
 def _document(prepared: "Prepared", scores: "Scores") -> dict[str, Any]:

@@ -29,10 +29,12 @@ from ddbench.records.stats import Score, summarise
 class Scores:
     """The scores of a set under a protocol.
 
-    after, before: of each metric, with the networks trained on the set and without any step on it.
-    companions: of the primary metric, for each baseline at the same budget under the same protocol.
-    selected: the choice that the protocol made, and on which data.
-    label_regime: the kind of labels that networks were trained on.
+    Attributes:
+        after: the score in each metric, after training on the set.
+        before: the score in each metric, without any step on the set.
+        companions: the score of each baseline in the primary metric, at the same budget under the same protocol.
+        selected: the choice that the protocol made, and on which data.
+        label_regime: the kind of labels that networks were trained on.
     """
 
     after: dict[str, Score]

@@ -26,9 +26,10 @@ from ddbench.records.result import LOG_PLACE, RunFolder, RunResult
 class Point(pydantic.BaseModel):
     """One run of a sweep.
 
-    values: the swept values, one for each axis.
-    result: the result of the run.
-    logged: the last value of each figure that the method logged.
+    Attributes:
+        values: the swept values, one for each axis.
+        result: the result of the run.
+        logged: the last value of each figure that the method logged.
     """
 
     values: tuple[Any, ...]
@@ -50,7 +51,11 @@ class Point(pydantic.BaseModel):
 class SweepResult:
     """The runs of a sweep, and the folder that holds its table.
 
-    figure: the metric, or the logged figure, that the sweep is about.
+    Attributes:
+        sweep: the axes.
+        points: the runs that gave a score, in the order of the axes.
+        figure: the metric, or the logged figure, that the sweep is about.
+        folder: the folder of the table and the picture.
     """
 
     sweep: Sweep
