@@ -81,8 +81,8 @@ class Finished:
     def json(self) -> dict:
         return json.loads(self.out)
 
-    def told(self) -> str:
-        """The error a person reads; fails on a traceback."""
+    def message(self) -> str:
+        """Return the error that a person reads, on one line; fail on a traceback."""
         assert "Traceback" not in self.err, self.err
         return " ".join(self.err.split())
 

@@ -238,7 +238,7 @@ def test_looking(ddbench):
 )  # fmt: skip
 def test_wrong_input_is_told_in_a_sentence(ddbench, tmp_path: Path, arguments, code, told):
     done = ddbench(*arguments)
-    assert told in done.told()
+    assert told in done.message()
     assert done.code == code
     assert not (tmp_path / "leaderboards").exists()
 
@@ -257,8 +257,8 @@ def test_absent_data_names_files_and_the_offline_default(ddbench, tmp_path: Path
     )
     done = ddbench("run", "-m", "herding", "-d", "usps", **blocked)
     assert done.code == 3
-    assert "Put usps.bz2, usps.t.bz2 into" in done.told()
-    assert "--dataset digits" in done.told()
+    assert "Put usps.bz2, usps.t.bz2 into" in done.message()
+    assert "--dataset digits" in done.message()
 
 
 @pytest.mark.slow
@@ -268,22 +268,24 @@ def test_faulty_plugins_through_the_command_line(ddbench, tmp_path: Path):
     quick = ("run", "-m", "herding", "--network", "linear", "--smoke")
     asked = ddbench(*quick, "--plugin", "broken.py")
     assert asked.code == 4
-    assert asked.told().count("ModuleNotFoundError: No module named 'nothing_like_it' (broken.py, line 1)") == 1
+    assert asked.message().count("ModuleNotFoundError: No module named 'nothing_like_it' (broken.py, line 1)") == 1
     found = ddbench(*quick, DDBENCH_PLUGINS="broken.py")
     assert found.code == 0
-    assert found.told().count("Warning: plugin 'broken' (") == 1
+    assert found.message().count("Warning: plugin 'broken' (") == 1
     nan = LAST_IMAGES.replace("chosen.inputs[None]", "chosen.inputs[None] * float('nan')")
     (tmp_path / "nan.py").write_text(nan)
     done = ddbench("run", "--plugin", "nan.py", "-m", "some_images", "--network", "linear")
     assert done.code == 4
-    assert "inputs with NaN or infinite values" in done.told()
+    assert "inputs with NaN or infinite values" in done.message()
     (tmp_path / "taken.py").write_text(LAST_IMAGES.replace("some_images", "herding"))
     done = ddbench("run", "--plugin", "taken.py", "-m", "herding")
     assert done.code == 4
-    assert "registered by both ddbench" in done.told()
+    assert "registered by both ddbench" in done.message()
     hookless = LAST_IMAGES.split("@ddbench.hookimpl")[0]
     (tmp_path / "hookless.py").write_text(hookless)
-    assert "it has no hooks, so it offers nothing" in ddbench("show", "some_images", "--plugin", "hookless.py").told()
+    assert (
+        "it has no hooks, so it offers nothing" in ddbench("show", "some_images", "--plugin", "hookless.py").message()
+    )
     verbose = ddbench("-v", "run", "--plugin", "nan.py", "-m", "some_images", "--network", "linear")
     assert "Traceback" in verbose.err
 
@@ -294,7 +296,7 @@ def test_a_foreign_leaderboard_is_refused_before_the_work_and_kept(ddbench, tmp_
     board.write_text("method,accuracy\nmine,99.9\n")
     done = ddbench("run", "-m", "random_subset", "--network", "linear", "--eval-networks", 2)
     assert done.code == 1
-    assert "its header is not ddbench's" in done.told()
+    assert "its header is not ddbench's" in done.message()
     assert board.read_text() == "method,accuracy\nmine,99.9\n"
     assert not (tmp_path / "runs").exists()
 
@@ -303,7 +305,7 @@ def test_folders_that_cannot_be_written(ddbench, tmp_path: Path):
     (tmp_path / "file").write_text("")
     done = ddbench("run", "-m", "random_subset", "--network", "linear", "--runs", "file/runs")
     assert done.code == 1
-    assert "cannot write file/runs" in done.told()
+    assert "cannot write file/runs" in done.message()
 
 
 def test_a_full_disk_stops_with_a_message_and_keeps_the_leaderboard(ddbench, tmp_path: Path):
@@ -315,7 +317,7 @@ def test_a_full_disk_stops_with_a_message_and_keeps_the_leaderboard(ddbench, tmp
     command = ["run", "-m", "random_subset", "--network", "linear", "--eval-networks", 2, "--seed", 1]
     done = ddbench(*command, file_limit=len(before))
     assert done.code == 1
-    assert "cannot write" in done.told()
+    assert "cannot write" in done.message()
     assert board.read_bytes() == before
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -387,7 +389,7 @@ def test_resume_loads_the_plugin_again_and_notices_other_code(ddbench, tmp_path:
     plugin.write_text(LOOPING.replace("loss=step", "loss=step + 1"))
     other = ddbench("resume", folder)
     assert other.code == 2
-    assert "method 'looping' has changed since this run began: it was of" in other.told()
+    assert "method 'looping' has changed since this run began: it was of" in other.message()
     plugin.write_text(LOOPING)
     # From elsewhere, too: the plugin is known by its whole path.
     (tmp_path / "elsewhere").mkdir()
@@ -398,7 +400,7 @@ def test_resume_loads_the_plugin_again_and_notices_other_code(ddbench, tmp_path:
     assert "This run has ended already" in ddbench("resume", folder).err
     plugin.unlink()
     (folder / "result.json").unlink()
-    assert "there is no method 'looping'" in ddbench("resume", folder).told()
+    assert "there is no method 'looping'" in ddbench("resume", folder).message()
 
 
 def test_a_failure_in_a_folder_with_a_damaged_result_is_one_document(ddbench, tmp_path: Path):

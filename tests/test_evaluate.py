@@ -35,6 +35,7 @@ def test_scores_on_other_networks_leave_the_rows_of_runs(ddbench, tmp_path: Path
     assert len(rows(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_scores_on_other_data_leave_no_row(ddbench, tmp_path: Path):
     for split, count in (("train", 8), ("test", 3)):
         for label in ("a", "b"):

@@ -75,7 +75,7 @@ def test_whole_numbers_need_the_scale_of_pixels(tmp_path, chosen, released, ddbe
     images, labels, info = chosen
     pixels = (info.pixels(images) * 255).round().to(torch.uint8)
     torch.save({"data": [[pixels, labels]]}, tmp_path / "res.pt")
-    message = ddbench(*released).told()
+    message = ddbench(*released).message()
     assert "whole numbers (uint8)" in message and "--file-mean 0 --file-std 0.00392157" in message
     distilled = read(tmp_path / "res.pt").to_distilled(info, mean=(0.0,), std=(0.00392157,))
     torch.testing.assert_close(distilled.flat()[0], images, atol=0.02, rtol=0)
@@ -255,7 +255,7 @@ def test_a_released_file_is_scored(ddbench, released):
     assert document["settings"]["images_per_class"] == 10
     assert [one["settings"]["network"]["name"] for one in document["others"]] == ["mlp"]
     assert document["score"]["mean"] > 0.5
-    assert "Name its dataset" in ddbench("evaluate", "res.pt").told()
+    assert "Name its dataset" in ddbench("evaluate", "res.pt").message()
     assert "for the 100 classes" not in result.err
     shown = ddbench(*released, "--cross-network", "mlp").out
     assert "linear on digits, replay/v1" in shown
@@ -271,10 +271,10 @@ def test_a_network_that_does_not_fit_leaves_the_other_scores(ddbench, released, 
     assert "at least 12x12" in document["skipped"][0]["reason"]
     assert "Skipped lenet: lenet needs images of at least 12x12" in " ".join(result.err.split())
     (tmp_path / "text.pt").write_text("hello")
-    assert "not a file of tensors" in ddbench("evaluate", "text.pt", "-d", "digits").told()
+    assert "not a file of tensors" in ddbench("evaluate", "text.pt", "-d", "digits").message()
     (tmp_path / "set" / "0").mkdir(parents=True)
     (tmp_path / "set" / "0" / "x.png").write_text("no picture")
-    assert "x.png is not a picture" in ddbench("evaluate", "set", "-d", "digits").told()
+    assert "x.png is not a picture" in ddbench("evaluate", "set", "-d", "digits").message()
 
 
 def test_the_label_regime_is_reported(ddbench, released, tmp_path, chosen, make_prepared):
@@ -289,7 +289,7 @@ def test_the_label_regime_is_reported(ddbench, released, tmp_path, chosen, make_
     assert document["fairness"]["IOR"] == pytest.approx(gain) and "LRS" in document["fairness"]
     images, labels, _ = chosen
     torch.save({"data": [[images, torch.nn.functional.one_hot(labels, 10) * 9.0]]}, tmp_path / "res.pt")
-    assert "--file-labels logits" in ddbench(*released).told()
+    assert "--file-labels logits" in ddbench(*released).message()
     soft = ddbench(*released, "--file-labels", "logits")
     assert "stored soft; companions have hard labels" in soft.out and "in fractions" not in soft.out
     document = ddbench(*released, "--file-labels", "logits", "--json").json()
@@ -299,7 +299,7 @@ def test_the_label_regime_is_reported(ddbench, released, tmp_path, chosen, make_
 def test_unknown_names_are_reported_before_scoring(ddbench, released):
     for flag, kind in (("--cross-network", "network"), ("--also-on", "dataset")):
         result = ddbench(*released, flag, "nosuch")
-        assert result.code == 2 and f"there is no {kind} called 'nosuch'" in result.told()
+        assert result.code == 2 and f"there is no {kind} called 'nosuch'" in result.message()
         assert "Scoring" not in result.err
 
 
@@ -327,15 +327,16 @@ def test_a_set_of_other_classes_is_refused_before_anything_is_scored(ddbench, ar
     for flag in ("--dataset", "--also-on"):
         refused = ddbench(*own, flag, "fashion_mnist")
         assert (
-            refused.code == 2 and "label 0 is '0' in own.safetensors and 'T-shirt' in fashion_mnist" in refused.told()
+            refused.code == 2
+            and "label 0 is '0' in own.safetensors and 'T-shirt' in fashion_mnist" in refused.message()
         )
         assert "Scoring" not in refused.err
     for classes, message in (("1023456789", "label 0 is '1'"), ("012345678", "label 9 is no class")):
-        assert message in ddbench(*artefact(tuple(classes))).told()
+        assert message in ddbench(*artefact(tuple(classes))).message()
 
 
 def test_options_about_foreign_files_are_refused_for_our_own(ddbench, artefact):
     own = artefact(tuple("0123456789"))
     for option in ("--repetition 0", "--file-mean 0.5", "--file-std 1", "--file-zca", "--file-labels logits"):
         refused = ddbench(*own, *option.split())
-        assert refused.code == 2 and f"{option.split()[0]} is about files that others made" in refused.told()
+        assert refused.code == 2 and f"{option.split()[0]} is about files that others made" in refused.message()

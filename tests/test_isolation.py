@@ -115,7 +115,7 @@ def test_two_that_claim_a_name_are_both_named_and_one_can_be_left_out(with_all):
     assert run.code == 4
     assert (
         "'good' is registered by both ddbench-claims 0.6 and ddbench-good 0.4. Uninstall or rename one of them"
-        in run.told()
+        in run.message()
     )
     out = "claims, ddbench_slow,raises,lacks,misspelt"
     run = with_all("run", "-m", "good", "--network", "linear", "--smoke", DDBENCH_DISABLE=out)
@@ -123,7 +123,7 @@ def test_two_that_claim_a_name_are_both_named_and_one_can_be_left_out(with_all):
     assert not [name for name in PACKAGES if f"Warning: plugin '{name}'" in run.err]
     gone = with_all("run", "-m", "slow", DDBENCH_DISABLE=out)
     assert gone.code == 2
-    assert "DDBENCH_DISABLE disables: claims, lacks, misspelt, raises, slow." in gone.told()
+    assert "DDBENCH_DISABLE disables: claims, lacks, misspelt, raises, slow." in gone.message()
     nobody = with_all("plugins", DDBENCH_DISABLE="slwo")
     assert "DDBENCH_DISABLE names 'slwo', but there is no such plugin." in nobody.out
 

@@ -119,7 +119,7 @@ def test_options_of_a_pool(ddbench):
     assert "mlp on digits, 1 networks" in made.out
     for setting in ("init.scheme=kaiming", "outer_steps=3"):
         refused = ddbench("pretrain", "-d", "digits", "--count", 1, "--set", setting)
-        assert refused.code == 2 and "no part in a pool" in refused.told()
+        assert refused.code == 2 and "no part in a pool" in refused.message()
 
 
 @pytest.mark.slow
@@ -171,9 +171,9 @@ def test_too_few_networks_are_told_before_anything_is_trained(ddbench, tmp_path)
     command = ["run", "-m", "unrolled_gd", "--init", "random_pretrained", "--network", "linear"]
     told = ddbench(*command, "--eval-networks", 50)
     assert told.code == 2
-    assert "20 networks held out, fewer than the 50" in told.told()
+    assert "20 networks held out, fewer than the 50" in told.message()
     few = ddbench(*command, "--set", "init.count=4", "--set", "init.steps=20", "--set", "init.held_out=20")
-    assert "4 networks to train on, fewer than the 5" in few.told()
+    assert "4 networks to train on, fewer than the 5" in few.message()
     assert "Distilling" not in few.err
 
 

@@ -51,7 +51,7 @@ def test_a_package_is_extended_by_modules(ddbench, tmp_path):
     ).out
     assert "one " in listed and "two " in listed
     again = ddbench("new-plugin", "two", "--into", "ddbench-one")
-    assert again.code == 2 and "two.py exists already" in again.told()
+    assert again.code == 2 and "two.py exists already" in again.message()
 
 
 def test_a_folder_that_is_not_a_plugin_package_gets_a_new_one(tmp_path):
@@ -78,6 +78,6 @@ def test_nothing_is_overwritten(ddbench, tmp_path):
     assert [Path(file).exists() or (tmp_path / file).exists() for file in first.json()["files"]] == [True] * 5
     (tmp_path / "ddbench-mine" / "README.md").write_text("my own words")
     again = ddbench("new-plugin", "mine")
-    assert again.code == 2 and "exists already" in again.told()
+    assert again.code == 2 and "exists already" in again.message()
     assert (tmp_path / "ddbench-mine" / "README.md").read_text() == "my own words"
     assert ddbench("new-plugin", "mine", "--kind", "thing").code == 2

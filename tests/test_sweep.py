@@ -51,6 +51,6 @@ def test_a_sweep_runs_once_draws_and_leaves_rows(ddbench, tmp_path):
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == before
     assert again.json()["plot"] == "loss"
     assert len(again.json()["points"]) == 4
-    assert "no figure 'lost' to plot" in ddbench(*command, *swept, "--plot", "lost").told()
+    assert "no figure 'lost' to plot" in ddbench(*command, *swept, "--plot", "lost").message()
     planned = ddbench(*command, *swept, "--dry-run", "--json").json()
     assert [line["run"] for line in planned["runs"]] == [row["run_dir"].split("/")[1] for row in rows]

@@ -158,7 +158,7 @@ def test_the_commands(ddbench, boards, tmp_path):
     bad = ddbench("leaderboard", "--check", *folder)
     assert bad.code == 1
     assert "mean 0.99" in bad.out
-    assert "is invalid" in ddbench("verify", record.run_id, *folder).told()
+    assert "is invalid" in ddbench("verify", record.run_id, *folder).message()
 
 
 COMMITTED = Path(__file__).parents[1] / "leaderboards"
@@ -231,7 +231,7 @@ def test_two_records_are_compared_on_the_same_networks(ddbench, boards, tmp_path
     assert "no difference shown" in same.out
     ddbench("run", "-m", "herding", "--network", "mlp", "--eval-networks", 4, "--leaderboards", boards)
     other = next(r.run_id for r in read(boards) if r.settings.network.name == "mlp")
-    refused = ddbench("compare", random.run_id, other, "--leaderboards", boards).told()
+    refused = ddbench("compare", random.run_id, other, "--leaderboards", boards).message()
     assert "do not share a ranking: their records say eval_network 'linear' and 'mlp'" in " ".join(refused.split())
 
 
