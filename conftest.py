@@ -43,7 +43,7 @@ def cold_cache(_isolated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def without_shape_checks() -> Iterator[None]:
-    """What a user meets: the shape checks that pytest adds are off."""
+    """Turn off the shape checks that pytest adds, as for a user."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

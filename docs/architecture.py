@@ -44,7 +44,7 @@ class Function:
 
     @property
     def private(self) -> bool:
-        """Whether the function is an internal one."""
+        """True for an internal function."""
         return any(part.startswith("_") for part in self.name.split("."))
 
 

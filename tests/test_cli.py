@@ -100,7 +100,7 @@ def test_the_main_job(ddbench, tmp_path: Path):
 def test_an_option_of_the_usual_network_needs_no_name(ddbench):
     """The dataset's own network, and the target's refusal where it brings one."""
     plan = ddbench("run", "-m", "random_subset", "--set", "network.width=16", "--dry-run", "--json").json()
-    assert plan["spec"]["network"] == {"name": "mlp", "options": {"depth": 2, "width": 16}}
+    assert plan["settings"]["network"] == {"name": "mlp", "options": {"depth": 2, "width": 16}}
 
 
 def test_json_is_one_document_on_stdout(ddbench):
@@ -122,7 +122,7 @@ def test_json_is_one_document_on_stdout(ddbench):
 def test_dry_run_and_smoke(ddbench, tmp_path: Path):
     plan = ddbench("run", "-m", "unrolled_gd", "-d", "svhn", "--dry-run", "--json", DDBENCH_DATA=str(tmp_path)).json()
     assert plan["status"] == "planned"
-    assert plan["spec"]["images_per_class"] == 10
+    assert plan["settings"]["images_per_class"] == 10
     assert plan["data"] == "not here yet"
     assert "svhn" in plan["missing"][0]
     assert plan["peak_memory_mb"] is None
@@ -144,12 +144,12 @@ def test_config_file_flags_and_assignments_one_over_the_other(ddbench, tmp_path:
         '[method]\nname = "unrolled_gd"\noptions.outer_lr = 0.5\n[init]\nname = "random"\noptions.scheme = "kaiming"\n'
     )
     spec = ddbench("run", "--config", "run.toml", "--seed", 9, "--epochs", 7, "--set", "outer_steps=11",
-                   "--set", "init.distribution=uniform", "--dry-run", "--json").json()["spec"]  # fmt: skip
+                   "--set", "init.distribution=uniform", "--dry-run", "--json").json()["settings"]  # fmt: skip
     assert (spec["seed"], spec["epochs"], spec["steps"]) == (9, 7, 2)
     assert spec["method"]["options"]["outer_lr"] == 0.5
     assert spec["method"]["options"]["outer_steps"] == 11
     assert spec["init"]["options"] == {"scheme": "kaiming", "distribution": "uniform"}
-    other = ddbench("run", "--config", "run.toml", "-m", "random_subset", "--dry-run", "--json").json()["spec"]
+    other = ddbench("run", "--config", "run.toml", "-m", "random_subset", "--dry-run", "--json").json()["settings"]
     assert other["method"] == {"name": "random_subset", "options": {"balanced": True}}
 
 
@@ -165,7 +165,7 @@ def test_a_config_file_with_an_invalid_choice(ddbench, tmp_path: Path, config, a
     (tmp_path / "run.toml").write_text(config)
     method = [] if "method" in config else ["-m", "random_subset"]
     done = ddbench("run", "--config", "run.toml", *method, *arguments, "--dry-run")
-    assert done.code == 2 and message in done.told()
+    assert done.code == 2 and message in done.message()
 
 
 def test_a_plugin_file_reaches_list_show_and_leaderboard(ddbench, tmp_path: Path):
@@ -441,4 +441,4 @@ def test_commands_of_plugins(ddbench, tmp_path: Path):
 
 def test_a_device_that_is_missing_is_not_data_to_fetch(ddbench):
     done = ddbench("run", "-m", "random_subset", "--device", "cuda:9", "--dry-run")
-    assert done.code == 3 and "cuda:9" in done.told()
+    assert done.code == 3 and "cuda:9" in done.message()

@@ -167,7 +167,7 @@ def test_targets_bring_dataset_network_and_weights(faulty: Catalog):
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"network": "not_a_module"}, "'not_a_module' .* returned int, not an nn.Module"),
         ({"network": "wrong_outputs"}, r".* gives outputs \[3\] for 10 classes"),
@@ -179,18 +179,18 @@ def test_targets_bring_dataset_network_and_weights(faulty: Catalog):
         ({"dataset": "no_splits"}, "'no_splits' .* returned tuple, not ImageSplits"),
     ],
 )
-def test_faulty_parts_are_named(faulty: Catalog, fields, told):
-    with pytest.raises(PluginError, match=told):
+def test_faulty_parts_are_named(faulty: Catalog, fields, message):
+    with pytest.raises(PluginError, match=message):
         prepare(plan_run(RunSpec.parse({"method": "random_subset", **fields}), faulty), faulty)
 
 
 @pytest.mark.parametrize(
-    ("init", "told"),
+    ("init", "message"),
     [("crashing", "ZeroDivisionError: on purpose"), ("nan", "NaN or infinite"), ("short", "of shape")],
 )
-def test_faulty_inits_are_told_when_they_draw(faulty: Catalog, init, told):
+def test_faulty_inits_are_reported_when_they_draw(faulty: Catalog, init, message):
     prepared = prepare(plan_run(RunSpec.parse({"method": "random_subset", "init": init}), faulty), faulty)
-    with pytest.raises(PluginError, match=told):
+    with pytest.raises(PluginError, match=message):
         prepared.task(torch.Generator()).networks.sample(2)
 
 

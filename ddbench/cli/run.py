@@ -319,7 +319,7 @@ def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path
     print_json(
         {
             "status": "planned",
-            "spec": planned.settings.model_dump(mode="json"),
+            "settings": planned.settings.model_dump(mode="json"),
             **document,
             "data": planned_data(planned),
             "peak_memory_mb": planned.peak_memory and round(planned.peak_memory / 1e6),

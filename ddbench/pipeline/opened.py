@@ -17,7 +17,7 @@ from ddbench.pipeline.plan import plan_evaluation
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read a file that others released; None and False leave it to what the file is.
+    """Options for reading a file that others released; None and False leave it to the kind of the file.
 
     Attributes:
         repetition: the number of the set in a file that holds several.

@@ -17,7 +17,7 @@ from ddbench.records.stats import Score
 from ddbench.records.store import artifact_path
 
 MOVED = 0.02
-"""How far the values of the same networks may move, on average, for another machine's arithmetic to be the cause."""
+"""Largest mean movement of the values of the same networks that another machine's arithmetic explains."""
 
 
 @dataclass(frozen=True)
