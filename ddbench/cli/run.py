@@ -315,11 +315,10 @@ def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path
         for line in plan_lines(planned):
             typer.echo(line)
         return
-    document = planned.model_dump(mode="json", exclude={"settings", "dataset", "peak_memory"})
+    document = planned.model_dump(mode="json", exclude={"dataset", "peak_memory"})
     print_json(
         {
             "status": "planned",
-            "settings": planned.settings.model_dump(mode="json"),
             **document,
             "data": planned_data(planned),
             "peak_memory_mb": planned.peak_memory and round(planned.peak_memory / 1e6),
