@@ -238,6 +238,7 @@ def test_checkpoints_take_at_most_their_share_of_the_time(tmp_path: Path, monkey
     assert written == pytest.approx([1.25, 26.5, 51.75, 77.0, 101.25])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [1, 7, 20, 29, 43])
 def test_a_checkpoint_may_be_written_at_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int):
     def method(run: Run, killed_at: int | None = None) -> torch.Tensor:

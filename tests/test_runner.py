@@ -106,6 +106,7 @@ def start(tmp_path: Path, catalog: Catalog | None = None, **fields: object):
 UNROLLED = {"method": {"name": "unrolled_gd", "options": {"outer_steps": 25, "networks": 2, "real_batch": 64}}}
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_evidence(tmp_path: Path):
     result, lines = start(tmp_path, **UNROLLED)
     assert result.status == "ok"

@@ -232,7 +232,13 @@ def caught(tmp_path: Path, kind: str, source: str, only: str = "") -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("check", "body"), [(check, body) for check, bodies in FAULTY_METHODS.items() for body in bodies]
+    ("check", "body"),
+    [
+        # A method that says nothing must take its time.
+        pytest.param(check, body, marks=[pytest.mark.slow] if check == "reports progress" else [])
+        for check, bodies in FAULTY_METHODS.items()
+        for body in bodies
+    ],
 )
 def test_a_faulty_method_is_caught(tmp_path, check, body):
     assert check in caught(tmp_path, "method", METHOD.replace("BODY", body), check)
@@ -296,6 +302,7 @@ def test_every_fault_has_its_check_and_every_check_its_fault():
     assert {pair for pair in checks if pair[1] not in harness} == {pair for pair in faults if pair[1] not in harness}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"),
     [

@@ -96,6 +96,7 @@ def test_margins_errors_and_gradients_by_their_definitions(catalog, cache, tmp_p
         torch.testing.assert_close(norms[i], torch.stack(each).mean(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scores_of_difficulty_cost_one_training_together(catalog, cache, tmp_path, monkeypatch):
     trained: list[int] = []
     train_epoch = tracing._train_epoch
