@@ -306,7 +306,7 @@ def test_every_fault_has_its_check_and_every_check_its_fault():
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        pytest.param(kind, component.name, marks=[pytest.mark.slow] if kind == "method" else [])
+        (kind, component.name)
         for kind in KINDS
         for component in Catalog().components(kind)
         if component.name not in ("usps", "cifar10")
