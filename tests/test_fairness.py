@@ -9,15 +9,14 @@ import ddbench
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Silent
 from ddbench.errors import Interrupted, PluginError, UsageError
-from ddbench.machine.folders import cache_dir
 from ddbench.pipeline import baselines
-from ddbench.pipeline.pools import list_pools
 from ddbench.protocols.base import FULL_NETWORKS
 from ddbench.protocols.replay import Replay
 from ddbench.records.dd_ranking import augmentation_robust_score, fairness, fairness_of, label_robust_score
 from ddbench.records.result import FULL_DATA, RunResult
 from ddbench.records.stats import summarise
 from ddbench.records.store import read
+from ddbench.render.pools import pools
 
 ACCURACY, ATTACK = Metric("accuracy", "share", bounded_by_full_data=True), Metric("attack_success", "share")
 SPEC = {"method": "herding", "network": "linear", "images_per_class": 1, "eval_networks": 2}
@@ -55,9 +54,9 @@ def test_a_run_is_held_against_networks_trained_on_all_the_data(tmp_path: Path):
     full = result.companions[FULL_DATA]
     # Ten images cannot do what 1 400 do.
     assert full.n == FULL_NETWORKS and full.mean > max(0.85, result.score.mean + 0.1)
-    pool = next(pool for pool in list_pools() if pool.spec.network.name == "linear")
-    assert pool.folder.parent.parent == cache_dir() and pool.count("evaluation") == FULL_NETWORKS
-    # What the run drew on stays apart from what it is held against.
+    summary = next(summary for _, summary in pools() if summary.startswith("linear"))
+    assert f"0 networks to train on and {FULL_NETWORKS} held out" in summary
+    # Networks that a score is only compared with are not among those the run drew on.
     assert result.pretrained == {}
     [row] = read(tmp_path / "boards")
     assert set(fairness_of(row, [row])) == {"IOR", "HLR", "LRS"}

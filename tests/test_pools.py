@@ -11,7 +11,8 @@ from ddbench.engine.fit import Recipe
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.pipeline.data import Data
 from ddbench.pipeline.plan import plan_run
-from ddbench.pipeline.pools import Architecture, Pools, list_pools
+from ddbench.pipeline.pools import Architecture, Pools
+from ddbench.render.pools import pools as listed
 
 pytestmark = pytest.mark.usefixtures("cold_cache")
 QUICK = Recipe(steps=60, lr=0.01)
@@ -44,7 +45,7 @@ def test_a_pool_is_trained_once_and_grows(pools_of):
     assert larger.folder == pool.folder
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert (larger.count("train"), larger.count("evaluation")) == (3, 2)
-    assert [p.folder for p in list_pools()] == [pool.folder]
+    assert [name for name, _ in listed()] == [pool.folder.name]
 
 
 def test_what_is_missing_is_trained_again_to_the_same_bytes(pools_of):
@@ -60,7 +61,7 @@ def test_what_is_missing_is_trained_again_to_the_same_bytes(pools_of):
 @pytest.mark.parametrize("other", [{"network": "mlp"}, {"validation": 0.2}, {"sample_shape": [3, 8, 8]}])
 def test_other_networks_and_data_have_other_pools(pools_of, other):
     assert pools_of().open(1, 0, QUICK).folder != pools_of(**other).open(1, 0, QUICK).folder
-    assert len(list_pools()) == 2
+    assert len(list(listed())) == 2
 
 
 def test_sides_are_apart_and_draws_follow_the_generator(pools_of):
@@ -83,7 +84,7 @@ def test_too_few_networks(pools_of):
     for side, told in (("train", "4 networks to train on, fewer than the 5"), ("evaluation", "3 networks held out")):
         with pytest.raises(UsageError, match=told):
             pools_of().pool(side, 5, torch.Generator(), count=4, held_out=3, steps=60, lr=0.01)
-    assert list_pools() == []
+    assert list(listed()) == []
 
 
 def test_a_damaged_network_is_named(pools_of):
@@ -193,4 +194,4 @@ def test_a_network_that_diverged_is_not_kept(pools_of, monkeypatch):
     monkeypatch.setattr(pools, "train_each", diverge)
     with pytest.raises(DdbenchError, match="diverged"):
         pools_of().open(1, 0, QUICK)
-    assert [pool.count("train") for pool in list_pools()] == [0]
+    assert [summary for _, summary in listed()] == ["no networks yet"]

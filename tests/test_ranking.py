@@ -20,7 +20,7 @@ def seed(number: int, values: list[float], **changes: object):
 
 
 def test_only_what_compares_shares_a_ranking():
-    # A row of version 2 tells one network, which scored too.
+    # A row of version 2 names one network, which scored too.
     assert {
         column.name.removeprefix("eval_") if "network" in column.name else column.name for column in compared()
     } == COMPARED.keys()

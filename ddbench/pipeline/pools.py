@@ -69,7 +69,7 @@ class PoolSpec(pydantic.BaseModel):
     def folder(self) -> Path:
         """The folder of the pool."""
         name = "".join(c if c.isalnum() else "_" for c in f"{self.dataset.name}-{self.network.name}"[-60:])
-        return _home() / f"{name}-{self.key[:12]}"
+        return cache_dir() / "pools" / f"{name}-{self.key[:12]}"
 
 
 class Pool:
@@ -369,16 +369,3 @@ def sampler_arguments(function: Any, arguments: tuple[Any, ...], sources: object
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     taken = [p for p in inspect.signature(function).parameters.values() if p.kind in positional]
     return (*arguments, sources) if len(taken) > len(arguments) else arguments
-
-
-def list_pools() -> list[Pool]:
-    """Return the pools on this machine, by name; other folders are skipped."""
-    pools = []
-    for path in sorted(_home().glob("*/pool.json")):
-        with contextlib.suppress(OSError, ValueError):
-            pools.append(Pool(path.parent, PoolSpec.model_validate_json(path.read_text())))
-    return pools
-
-
-def _home() -> Path:
-    return cache_dir() / "pools"
