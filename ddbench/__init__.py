@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from ddbench.contract.component import network as network
     from ddbench.contract.component import objective as objective
     from ddbench.contract.component import target as target
+    from ddbench.contract.examples import DatasetInfo as DatasetInfo
+    from ddbench.contract.examples import ExampleSet as ExampleSet
+    from ddbench.contract.examples import ImageSplits as ImageSplits
     from ddbench.contract.hookspecs import hookimpl as hookimpl
     from ddbench.contract.metric import Metric as Metric
     from ddbench.contract.observer import Observer as Observer
     from ddbench.contract.plan import Plan as Plan
     from ddbench.contract.run import Run as Run
-    from ddbench.contract.sets import DatasetInfo as DatasetInfo
     from ddbench.contract.sets import DistilledSet as DistilledSet
-    from ddbench.contract.sets import ExampleSet as ExampleSet
-    from ddbench.contract.sets import ImageSplits as ImageSplits
     from ddbench.contract.spec import RunSpec as RunSpec
     from ddbench.contract.spec import Settings as Settings
     from ddbench.contract.task import AdaptationTarget as AdaptationTarget
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "Catalog": "discovery.catalog",
-    "DatasetInfo": "contract.sets",
+    "DatasetInfo": "contract.examples",
     "DistilledSet": "contract.sets",
-    "ExampleSet": "contract.sets",
-    "ImageSplits": "contract.sets",
+    "ExampleSet": "contract.examples",
+    "ImageSplits": "contract.examples",
     "data_dir": "machine.folders",
     "DdbenchError": "errors",
     "MissingPrerequisite": "errors",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddbench.contract.sets import DatasetInfo
+from ddbench.contract.examples import DatasetInfo
 from ddbench.discovery.catalog import Catalog
 
 INFO = DatasetInfo("x", ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "image", "", False)

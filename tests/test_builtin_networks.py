@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ddbench.contract.sets import DatasetInfo
+from ddbench.contract.examples import DatasetInfo
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
 

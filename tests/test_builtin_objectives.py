@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ddbench.contract.sets import DatasetInfo
+from ddbench.contract.examples import DatasetInfo
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
 from ddbench.networks import CrossEntropy

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ddbench.builtin.networks import resnet20
-from ddbench.contract.sets import DatasetInfo
+from ddbench.contract.examples import DatasetInfo
 from ddbench.contract.spec import RunSpec
 from ddbench.errors import MissingPrerequisite, UsageError
 from ddbench.pipeline.plan import plan_run

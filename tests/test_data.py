@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddbench.contract.sets import DatasetInfo, DistilledSet, ExampleSet, ImageSplits
+from ddbench.contract.examples import DatasetInfo, ExampleSet, ImageSplits
+from ddbench.contract.sets import DistilledSet
 from ddbench.contract.task import Budget, Objective, Task
 from ddbench.errors import PluginError, UsageError
 from ddbench.modalities.image import normalise

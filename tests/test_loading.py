@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import ddbench
-from ddbench.contract.sets import ImageSplits
+from ddbench.contract.examples import ImageSplits
 from ddbench.contract.spec import Choice
 from ddbench.errors import PluginError, UsageError
 from ddbench.modalities.image import conversion, converted

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import typer
 
     from ddbench.contract.component import Component
+    from ddbench.contract.examples import DatasetInfo
     from ddbench.contract.observer import Observer
     from ddbench.contract.plan import Plan
-    from ddbench.contract.sets import DatasetInfo
 
 hookimpl = pluggy.HookimplMarker("ddbench")
 _hookspec = pluggy.HookspecMarker("ddbench")

@@ -9,8 +9,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddbench.contract.examples import DatasetInfo, ExampleSet
 from ddbench.contract.metric import Metric
-from ddbench.contract.sets import DatasetInfo, ExampleSet
 from ddbench.errors import PluginError
 
 Side = Literal["train", "evaluation"]

@@ -20,7 +20,7 @@ from ddbench.discovery.plugin_sources import Source, disabled_names, named_plugi
 from ddbench.errors import DdbenchError, PluginError, UsageError
 
 if TYPE_CHECKING:
-    from ddbench.contract.sets import DatasetInfo
+    from ddbench.contract.examples import DatasetInfo
 
 __all__ = ["SLOW", "BrokenPlugin", "Catalog", "Experiment", "Plugin", "Published"]
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ddbench.contract.sets import ExampleSet
+from ddbench.contract.examples import ExampleSet
+from ddbench.contract.state import State
 from ddbench.contract.task import Loss, cross_entropy
 from ddbench.engine.cpu.operators import fast_operators
-from ddbench.engine.networks import State, inner_mode
+from ddbench.engine.networks import inner_mode
 from ddbench.engine.workers import for_each_network
 
 BATCH = 128

@@ -10,10 +10,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ddbench.contract.state import Params
 from ddbench.contract.task import CrossEntropy, Loss, cross_entropy
 from ddbench.engine.cpu import Chain
 from ddbench.engine.cpu.operators import fast_operators
-from ddbench.engine.networks import Params, inner_mode
+from ddbench.engine.networks import inner_mode
 
 Weights = list[Tensor]
 """The weights of all networks of a call, in the layout of the trainer: by parameter, or flat `[nets, parameters]`."""

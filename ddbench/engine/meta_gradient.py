@@ -20,11 +20,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ddbench.contract.state import Params, State
 from ddbench.contract.task import Loss, cross_entropy
 from ddbench.engine.cpu.operators import fast_operators
 from ddbench.engine.inner_steps import Weights, choose_engine
 from ddbench.engine.memory import InnerLoop, Memory, Recompute, Tape
-from ddbench.engine.networks import Params, State, evaluation_mode, unstack
+from ddbench.engine.networks import evaluation_mode, unstack
 from ddbench.engine.workers import for_each_network
 
 OUTER_VALUES = 100_000

@@ -1,38 +1,19 @@
 """The state of networks (weights and running statistics), their modes, and their answers on examples."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ddbench.contract.sets import ExampleSet
+from ddbench.contract.examples import ExampleSet
+from ddbench.contract.state import Params, State
 from ddbench.contract.task import Objective
-
-Params = Mapping[str, Tensor]
-"""Tensors by name: parameters of one network `{name: shape}`, or of several `{name: [nets, *shape]}`."""
 
 BATCH = 1000
 """Examples per forward pass when a network is measured."""
-
-
-@dataclass(frozen=True)
-class State:
-    """Parameters and buffers of one network, `{name: shape}`, or of a stack of them, `{name: [nets, *shape]}`.
-
-    `buffers` holds the running statistics of batch normalisation; it is empty for networks without them.
-    """
-
-    params: dict[str, Tensor]
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-
-    def network(self, index: int) -> "State":
-        """Return the state of one network of a stack."""
-        params, buffers = ({name: t[index] for name, t in part.items()} for part in (self.params, self.buffers))
-        return State(params, buffers)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from ddbench.contract.sets import DatasetInfo, DistilledSet
+from ddbench.contract.examples import DatasetInfo
+from ddbench.contract.sets import DistilledSet
 from ddbench.errors import UsageError
 
 ZCA_EPS = 0.1

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddbench.contract.sets import DatasetInfo, ExampleSet, ImageSplits
+from ddbench.contract.examples import DatasetInfo, ExampleSet, ImageSplits
 from ddbench.errors import UsageError
 
 Shape = tuple[int, int, int]

@@ -13,8 +13,9 @@ from ddbench.contract.observer import Reporter
 from ddbench.contract.run import Run
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import Choice
+from ddbench.contract.state import State
 from ddbench.discovery.catalog import Catalog
-from ddbench.engine.networks import State, measure
+from ddbench.engine.networks import measure
 from ddbench.errors import DdbenchError, Interrupted
 from ddbench.machine.environment import describe
 from ddbench.machine.files import atomic_write, sha256

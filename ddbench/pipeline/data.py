@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ddbench.contract.component import Component
-from ddbench.contract.sets import DatasetInfo, ExampleSet, ImageSplits
+from ddbench.contract.examples import DatasetInfo, ExampleSet, ImageSplits
 from ddbench.contract.spec import Choice
 from ddbench.engine.networks import evaluation_mode
 from ddbench.errors import DdbenchError, PluginError

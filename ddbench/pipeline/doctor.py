@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ddbench.contract.sets import ImageSplits
+from ddbench.contract.examples import ImageSplits
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, MissingPrerequisite
 from ddbench.machine.environment import describe, free_memory, resolve_device

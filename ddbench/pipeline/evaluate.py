@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from ddbench.contract.examples import ExampleSet
 from ddbench.contract.observer import Reporter, Silent
-from ddbench.contract.sets import DistilledSet, ExampleSet
+from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, Interrupted, PluginError, UsageError

@@ -7,7 +7,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ddbench.contract.sets import DistilledSet, ExampleSet
+from ddbench.contract.examples import ExampleSet
+from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError

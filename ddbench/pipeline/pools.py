@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ddbench.contract.component import Component
+from ddbench.contract.examples import DatasetInfo
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Pace, Reporter, Silent
-from ddbench.contract.sets import DatasetInfo
 from ddbench.contract.spec import Choice, RunSpec, Settings
+from ddbench.contract.state import State
 from ddbench.contract.task import Objective, Side
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import BATCH, Recipe, forecast, train_each
-from ddbench.engine.networks import State, measure
+from ddbench.engine.networks import measure
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
 from ddbench.machine.files import atomic_write, locked, sha256
 from ddbench.machine.folders import cache_dir

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ddbench.contract.component import Component
+from ddbench.contract.examples import ExampleSet
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Reporter
 from ddbench.contract.plan import EvaluationPlan
-from ddbench.contract.sets import ExampleSet
 from ddbench.contract.spec import Choice, Settings
 from ddbench.contract.task import AdaptationTarget, Budget, InitSampler, Networks, Objective, Side, Task
 from ddbench.discovery.catalog import Catalog

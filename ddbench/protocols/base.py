@@ -9,11 +9,13 @@ from typing import Protocol as Structural
 import torch
 from torch import Tensor, nn
 
+from ddbench.contract.examples import ExampleSet
 from ddbench.contract.journal import Journal, digest
 from ddbench.contract.observer import Pace, Reporter
-from ddbench.contract.sets import DistilledSet, ExampleSet
+from ddbench.contract.sets import DistilledSet
+from ddbench.contract.state import State
 from ddbench.contract.task import Budget, Networks, Objective, Side
-from ddbench.engine.networks import State, measure, unstack
+from ddbench.engine.networks import measure, unstack
 from ddbench.engine.workers import for_each_network
 from ddbench.errors import DdbenchError
 from ddbench.machine.seeds import derive_seed

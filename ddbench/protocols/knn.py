@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddbench.contract.examples import ExampleSet
 from ddbench.contract.observer import Pace, Reporter
-from ddbench.contract.sets import DistilledSet, ExampleSet
+from ddbench.contract.sets import DistilledSet
 from ddbench.contract.task import Side
 from ddbench.protocols.base import Evaluation, Setting, better, collect, finite
 

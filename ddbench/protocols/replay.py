@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ddbench.contract.observer import Pace, Reporter
 from ddbench.contract.sets import DistilledSet
+from ddbench.contract.state import State
 from ddbench.contract.task import Side
 from ddbench.engine.meta_gradient import train
-from ddbench.engine.networks import State, measure
+from ddbench.engine.networks import measure
 from ddbench.engine.workers import for_each_network
 from ddbench.protocols.base import Evaluation, Setting, better, draw, journal_of, score_networks
 

@@ -12,9 +12,9 @@ from torch.func import functional_call
 
 from ddbench.contract.observer import Reporter
 from ddbench.contract.sets import DistilledSet
+from ddbench.contract.state import State
 from ddbench.contract.task import Side
 from ddbench.engine.fit import Recipe, fit
-from ddbench.engine.networks import State
 from ddbench.engine.workers import for_each_network
 from ddbench.machine.seeds import derive_seed
 from ddbench.protocols.augment import AMOUNTS, siamese

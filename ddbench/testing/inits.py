@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddbench.contract.sets import DatasetInfo
+from ddbench.contract.examples import DatasetInfo
 from ddbench.contract.task import AdaptationTarget
 from ddbench.errors import MissingPrerequisite, UsageError
 from ddbench.pipeline.data import info_from_facts

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ddbench.contract.sets import DatasetInfo, ImageSplits
+from ddbench.contract.examples import DatasetInfo, ImageSplits
 from ddbench.contract.task import Objective
 from ddbench.engine.networks import evaluation_mode
 from ddbench.errors import MissingPrerequisite, Unsupported, UsageError

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ddbench.contract.sets import DatasetInfo
+from ddbench.contract.examples import DatasetInfo
 from ddbench.contract.spec import Choice
 from ddbench.contract.task import Side
 from ddbench.discovery.catalog import Catalog

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ddbench.contract.sets import ExampleSet, ImageSplits
+from ddbench.contract.examples import ExampleSet, ImageSplits
 from ddbench.contract.spec import Choice
 from ddbench.contract.task import Budget, Networks, Objective, Side, Task
 from ddbench.discovery.catalog import Catalog

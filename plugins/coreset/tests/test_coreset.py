@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 
 import ddbench
+from ddbench.contract.examples import DatasetInfo, ExampleSet
 from ddbench.contract.run import Run
-from ddbench.contract.sets import DatasetInfo, ExampleSet
 from ddbench.contract.task import Budget, Objective, Task
 from ddbench.discovery.catalog import Catalog
 

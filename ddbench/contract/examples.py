@@ -1,0 +1,220 @@
+"""Real data: what a dataset plugin loads (`ImageSplits`), facts about it, and the examples that methods are given."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from ddbench.errors import PluginError, UsageError
+from ddbench.machine.files import sha256
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Facts about a loaded dataset.
+
+    Attributes:
+        name: the registered name, such as "mnist".
+        classes: names of the classes, in the order of their labels 0, 1, ...
+        sample_shape: shape of one example, `(channels, height, width)` for images.
+        mean: mean of each channel over the training images in [0, 1].
+        std: standard deviation of each channel over the same images.
+        modality: kind of data, such as "image".
+        content_hash: SHA-256 over every image and label of both splits.
+        partial: True unless this copy is known to be the full original.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    sample_shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    modality: str
+    content_hash: str
+    partial: bool
+
+    @property
+    def label(self) -> str:
+        """Name in rows; a partial copy adds its content hash, so that it never ranks with the full dataset."""
+        return f"{self.name}@{self.content_hash[:8]}" if self.partial else self.name
+
+    def pixels(self, inputs: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
+        """Convert normalised `[..., channels, height, width]` to pixels, where real images lie in [0, 1]."""
+        shape = (-1, *[1] * (len(self.sample_shape) - 1))
+        return inputs * inputs.new_tensor(self.std).view(shape) + inputs.new_tensor(self.mean).view(shape)
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """Images of both splits as a dataset plugin loads them.
+
+    Attributes:
+        train_images: `[n, channels, height, width]` uint8, pixels from 0 to 255.
+        train_labels: `[n]` int64, class numbers from 0.
+        test_images: `[m, channels, height, width]` uint8.
+        test_labels: `[m]` int64.
+        partial: False only where the plugin verified, by checksums for example, that this copy is the full original.
+            Rows of partial copies carry their content hash.
+    """
+
+    train_images: UInt8[Tensor, "n c h w"]
+    train_labels: Int[Tensor, " n"]
+    test_images: UInt8[Tensor, "m c h w"]
+    test_labels: Int[Tensor, " m"]
+    partial: bool = True
+
+    def content_hash(self) -> str:
+        """Return the hexadecimal SHA-256 over shapes, images and labels of both splits."""
+        parts = []
+        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            parts.append(f"{tensor.dtype}{tuple(tensor.shape)}{sha256(tensor.contiguous().numpy().tobytes())}")
+        return sha256("".join(parts).encode())
+
+    def validate(self, who: str, classes: int, sample_shape: tuple[int, ...] | None = None) -> None:
+        """Check types, shapes and labels. Raises `PluginError` with the first problem.
+
+        `who` is the plugin's name in the message. `sample_shape` is the declared shape; without it the images of both
+        splits must have one shape.
+        """
+        for problem, remedy in self._problems(classes, sample_shape):
+            raise PluginError(f"{who} gives {problem}.", remedy)
+
+    def _problems(self, classes: int, sample_shape: tuple[int, ...] | None) -> Iterator[tuple[str, str]]:
+        for split, images, labels in (
+            ("training", self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
+        ):
+            if _dtype_and_dim(images) != (torch.uint8, 4):
+                remedy = "Give a uint8 tensor [n, channels, height, width], pixels from 0 to 255."
+                yield f"{split} images {_type_and_shape(images)}", remedy
+            if _dtype_and_dim(labels) != (torch.int64, 1):
+                remedy = "Give each image the number of its class: an int64 tensor [n]."
+                yield f"{split} labels {_type_and_shape(labels)}", remedy
+            if len(images) != len(labels) or not len(images):
+                remedy = "Give images in both splits, each with one label; check the files of the dataset."
+                yield f"{len(images)} {split} images and {len(labels)} labels", remedy
+            shape = tuple(images.shape[1:])
+            sample_shape = sample_shape or shape
+            if shape != sample_shape:
+                remedy = "Give all images of both splits one shape, and declare it as sample_shape."
+                yield f"{split} images of shape {list(shape)} where {list(sample_shape)} is expected", remedy
+            if not 0 <= labels.min() <= labels.max() < classes:
+                remedy = f"Number the classes from 0 as the dataset declares them; it declares {classes}."
+                yield f"{split} labels outside 0 .. {classes - 1}", remedy
+
+
+def _dtype_and_dim(value: object) -> tuple[torch.dtype, int] | None:
+    return (value.dtype, value.dim()) if isinstance(value, Tensor) else None
+
+
+def _type_and_shape(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"of type {value.dtype} and shape {list(value.shape)}"
+    return f"of type {type(value).__name__}"
+
+
+@dataclass(frozen=True)
+class ExampleSet:
+    """Real examples.
+
+    Attributes:
+        inputs: `[n, *sample_shape]` float32, normalised per channel by `info.mean` and `info.std`.
+        labels: `[n]` int64, class numbers from 0.
+        info: facts about the dataset that the examples belong to.
+    """
+
+    inputs: Float[Tensor, " n *sample"]
+    labels: Int[Tensor, " n"]
+    info: DatasetInfo
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Tensor) -> "ExampleSet":
+        indices = indices.to(self.labels.device)
+        return replace(self, inputs=self.inputs[indices], labels=self.labels[indices])
+
+    def to(self, device: torch.device) -> "ExampleSet":
+        """Return the same examples on `device`."""
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+
+    def checksum(self) -> str:
+        """Return a checksum of inputs and labels, at the speed of memory, that a write into them changes.
+
+        A change of one value always changes it, and so does a move of values between blocks of one kilobyte. A move
+        within one block changes it only where it touches one of about 65 000 sampled words, or where the set is small.
+        It finds accidents, not attacks; `info.content_hash` identifies content.
+        """
+        digest = hashlib.sha256()
+        for tensor in (self.inputs, self.labels):
+            digest.update(_block_sums(tensor))
+        return digest.hexdigest()
+
+    def of_class(self, label: int, at_least: int = 0) -> Int[Tensor, " members"]:
+        """Return the indices of the examples of one class, in order.
+
+        Raises `UsageError` where the class has fewer than `at_least`.
+        """
+        members = torch.nonzero(self.labels == label).flatten()
+        if len(members) < at_least:
+            name = self.info.classes[label]
+            if not len(members):
+                raise UsageError(
+                    f"class {name!r} of {self.info.label} is empty: it has no training images.",
+                    "Add some, or remove the class from the dataset.",
+                )
+            raise UsageError(
+                f"class {name!r} of {self.info.label} has {len(members)} training images, fewer than {at_least}.",
+                f"Ask for at most --ipc {len(members)}.",
+            )
+        return members
+
+    def minibatch(self, size: int, generator: torch.Generator) -> "ExampleSet":
+        """Draw `size` examples without replacement; where there are fewer, return all of them, shuffled."""
+        return self[torch.randperm(len(self), generator=generator)[:size]]
+
+    def in_steps(self, steps: int) -> tuple[Float[Tensor, "steps m *sample"], Int[Tensor, "steps m"]]:
+        """Spread each class evenly over the steps of a distilled set.
+
+        Inputs are `[steps, n / steps, *sample_shape]`, labels `[steps, n / steps]`. Example i of each
+        class goes to step i modulo `steps`. Where the classes do not divide evenly, all examples stay in one step.
+        """
+        places: list[list[int]] = [[] for _ in range(steps)]
+        for label in range(len(self.info.classes)):
+            for position, index in enumerate(self.of_class(label).tolist()):
+                places[position % steps].append(index)
+        if len({len(place) for place in places}) > 1 or not places[0]:
+            return self.inputs[None], self.labels[None]
+        order = torch.tensor(places, device=self.labels.device)
+        return self.inputs[order], self.labels[order]
+
+    def random_subset(self, per_class: int, generator: torch.Generator, *, balanced: bool = True) -> "ExampleSet":
+        """Draw `per_class` examples of each class without replacement, class by class.
+
+        With `balanced=False`, draw as many in all from the whole set, whatever their class.
+        Raises `UsageError` where a class has too few.
+        """
+        if not balanced:
+            return self.minibatch(per_class * len(self.info.classes), generator)
+        chosen = []
+        for label in range(len(self.info.classes)):
+            members = self.of_class(label, per_class)
+            chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class].to(members.device)])
+        return self[torch.cat(chosen)]
+
+
+def _block_sums(tensor: Tensor) -> bytes:
+    """Return the sums of all blocks of 128 words of 64 bits, the remaining bytes, and sampled words of `tensor`.
+
+    Integers add up to the same sum in any order, on any device and number of threads; floats would not.
+    """
+    raw = tensor.detach().contiguous().flatten().view(torch.uint8)
+    if raw.storage_offset() % 8:  # Words must be aligned.
+        raw = raw.clone()
+    end = len(raw) // 1024 * 1024
+    words = raw[:end].view(torch.int64)
+    sampled = words[:: max(1, len(words) // 65_536)]
+    return b"".join(part.cpu().numpy().tobytes() for part in (words.view(-1, 128).sum(1), raw[end:], sampled))
