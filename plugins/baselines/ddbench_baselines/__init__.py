@@ -12,7 +12,7 @@ from torch.func import functional_call
 import ddbench
 from ddbench import DdbenchError, DistilledSet, ExampleSet, Run, Task
 from ddbench.networks import evaluation_mode, for_each_network, unstack
-from ddbench.unroll import train
+from ddbench.unroll import SGD, train
 
 Count = Annotated[int, Field(ge=1)]
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -78,7 +78,7 @@ def optimised_real(
         start, rate, inputs, labels = trial
         steps = len(inputs)
         lrs = torch.full((task.budget.total_steps // steps, steps), rate, device=run.device)
-        state = train(module, start, inputs, labels, lrs, objective.inner_loss)
+        state = train(module, start, inputs, labels, SGD(lrs), inner_loss=objective.inner_loss)
         with torch.no_grad(), evaluation_mode(module):
             logits = functional_call(module, (state.params, state.buffers), (real.inputs,))
         return objective.measure(logits, real.labels)[objective.primary]
