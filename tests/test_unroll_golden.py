@@ -40,9 +40,7 @@ class Golden:
     def params(self, network: nn.Module, flat: Tensor) -> dict[str, Tensor]:
         """Return flat parameters, which are in the order of the network's layers, by name."""
         parts = torch.split(flat, [parameter.numel() for parameter in network.parameters()])
-        return {
-            name: part.view(p.shape) for (name, p), part in zip(network.named_parameters(), parts, strict=True)
-        }
+        return {name: part.view(p.shape) for (name, p), part in zip(network.named_parameters(), parts, strict=True)}
 
 
 def convnet(classes: int, width: int, norm: str = "group") -> nn.Module:

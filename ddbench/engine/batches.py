@@ -79,12 +79,12 @@ class Batches:
         """Return the place of the examples of step `t` along the first dimension."""
         return t % len(self.inputs) if self.rows is None else self.rows[t]
 
-    def examples(self, t: int) -> tuple[Float[Tensor, "n *sample"], Shaped[Tensor, "n *classes"]]:
+    def examples(self, t: int) -> tuple[Float[Tensor, " n *sample"], Shaped[Tensor, " n *classes"]]:
         """Return the examples of step `t` as they are stored, and their labels."""
         place = self.place(t)
         return self.inputs[place].detach(), self.labels[place].detach()
 
-    def transformed(self, inputs: Float[Tensor, "n *sample"], t: int) -> Float[Tensor, "n *view"]:
+    def transformed(self, inputs: Float[Tensor, " n *sample"], t: int) -> Float[Tensor, " n *view"]:
         """Return what the networks see of `inputs` in step `t`."""
         return inputs if self.transform is None else self.transform(inputs, t)
 
@@ -97,14 +97,14 @@ class Totals:
         self.labels = torch.zeros_like(batches.labels) if batches.soft else None
         self._inputs: Tensor | None = None
 
-    def add(self, t: int, grad_x: Float[Tensor, "n *sample"], grad_y: Float[Tensor, "n classes"] | None) -> None:
+    def add(self, t: int, grad_x: Float[Tensor, " n *sample"], grad_y: Float[Tensor, " n classes"] | None) -> None:
         """Add the gradients of step `t`."""
         if self._inputs is None:
             self._inputs = torch.zeros_like(self.batches.inputs)
         self._add(self._inputs, t, grad_x)
         self.add_labels(t, grad_y)
 
-    def add_labels(self, t: int, grad_y: Float[Tensor, "n classes"] | None) -> None:
+    def add_labels(self, t: int, grad_y: Float[Tensor, " n classes"] | None) -> None:
         """Add the gradient of step `t` by labels, which counts where they are soft."""
         if self.labels is not None and grad_y is not None:
             self._add(self.labels, t, grad_y)

@@ -9,7 +9,7 @@ moments' to `a_g`, to the hyper-parameters' derivatives, and to that part of `a_
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -142,12 +142,11 @@ class Adam(InnerOptimiser):
         a_g = (1 - b1) a_m' + 2 (1 - b2) g a_v',    a_w = a_w',    a_m = b1 a_m',    a_v = b2 a_v'
     """
 
-    moments: ClassVar[int] = 2
-
     def __init__(self, lrs: Hyperparameter, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
         if not all(0 <= beta < 1 for beta in betas) or eps < 0:
             raise ValueError(f"betas {betas} must lie in [0, 1), and eps {eps} must not be negative")
         self.hyperparameters = {"lrs": torch.as_tensor(lrs)}
+        self.moments = 2
         self._lrs, self.betas, self.eps = _Schedule(lrs), betas, eps
 
     def update(self, t: int, state: InnerState, gradient: Weights, *, differentiable: bool) -> InnerState:

@@ -238,13 +238,11 @@ class _ChainStepOnView:
 class _TotalsBehindStem(Totals):
     """Totals whose gradients by inputs are summed behind the stem, batch by batch, and taken back through it once."""
 
-    def __init__(
-        self, batches: Batches, first: Sequence[Tensor], pull: Callable[[Sequence[Tensor]], Tensor]
-    ) -> None:
+    def __init__(self, batches: Batches, first: Sequence[Tensor], pull: Callable[[Sequence[Tensor]], Tensor]) -> None:
         super().__init__(batches)
         self.sums, self.pull = [torch.zeros_like(x) for x in first], pull
 
-    def add(self, t: int, grad_x: Float[Tensor, " 1 *stem"], grad_y: Float[Tensor, "n classes"] | None) -> None:
+    def add(self, t: int, grad_x: Float[Tensor, " 1 *stem"], grad_y: Float[Tensor, " n classes"] | None) -> None:
         self.sums[t % len(self.sums)].add_(grad_x)
         self.add_labels(t, grad_y)
 

@@ -20,6 +20,7 @@ OUTER_VALUES = 100_000
 class OuterLoss(ABC):
     """A loss of a network after its last inner step."""
 
+    @abstractmethod
     def check(self, starts: Sequence[State]) -> None:
         """Raise `ValueError`, before training, where networks that begin at `starts` cannot have this loss."""
 
@@ -36,6 +37,10 @@ class _LossOn(OuterLoss):
 
     def __init__(self, loss: Loss, inputs: Tensor, labels: Tensor) -> None:
         self.loss, self.inputs, self.labels = loss, inputs, labels
+
+    def check(self, starts: Sequence[State]) -> None:
+        if len(self.inputs) != len(self.labels) or not len(self.inputs):
+            raise ValueError(f"{len(self.inputs)} real inputs have {len(self.labels)} labels")
 
     def gradient(self, network: nn.Module, state: State, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         leaves = {name: w.detach().requires_grad_() for name, w in state.params.items()}
@@ -70,7 +75,9 @@ class _DistanceTo(OuterLoss):
             return scale * _squares(differences), {name: 2 * scale * d for name, d in differences.items()}
 
 
-def loss_on(loss: Loss, real_inputs: Float[Tensor, "batch *sample"], real_labels: Shaped[Tensor, " batch"]) -> OuterLoss:
+def loss_on(
+    loss: Loss, real_inputs: Float[Tensor, " batch *sample"], real_labels: Shaped[Tensor, " batch *classes"]
+) -> OuterLoss:
     """Return the outer loss `loss(logits, real_labels)` of a network on real examples, in evaluation mode.
 
     `loss` may be called from several threads at once.
