@@ -13,6 +13,7 @@ from ddbench.contract.observer import Pace, Reporter
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.state import State
 from ddbench.contract.task import Side
+from ddbench.engine.inner_optimisers import SGD
 from ddbench.engine.meta_gradient import train
 from ddbench.engine.networks import measure
 from ddbench.engine.workers import for_each_network
@@ -105,7 +106,7 @@ def _train(
     start: State,
     setting: Setting,
 ) -> State:
-    return train(network, start, distilled.inputs, distilled.labels, lrs, setting.objective.inner_loss)
+    return train(network, start, distilled.inputs, distilled.labels, SGD(lrs), inner_loss=setting.objective.inner_loss)
 
 
 def _constant(distilled: DistilledSet, total_steps: int, rate: float) -> Float[Tensor, "epochs steps"]:

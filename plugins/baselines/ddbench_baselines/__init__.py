@@ -11,7 +11,7 @@ from torch import Tensor
 import ddbench
 from ddbench import DdbenchError, DistilledSet, ExampleSet, Run, State, Task
 from ddbench.networks import for_each_network, forward, unstack
-from ddbench.unroll import train
+from ddbench.unroll import SGD, train
 
 Count = Annotated[int, Field(ge=1)]
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -77,7 +77,7 @@ def optimised_real(
         start, rate, inputs, labels = trial
         steps = len(inputs)
         lrs = torch.full((task.budget.total_steps // steps, steps), rate, device=run.device)
-        state = train(module, start, inputs, labels, lrs, objective.inner_loss)
+        state = train(module, start, inputs, labels, SGD(lrs), inner_loss=objective.inner_loss)
         return objective.measure(forward(module, state, real.inputs), real.labels)[objective.primary]
 
     # Checkpoints name the flag `found`.

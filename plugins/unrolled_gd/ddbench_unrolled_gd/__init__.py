@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import ddbench
 from ddbench import DistilledSet, Run, Task, Unsupported
-from ddbench.unroll import MEMORIES, Memory, choose_engine, fastest_fitting, meta_gradient
+from ddbench.unroll import MEMORIES, SGD, Memory, choose_engine, fastest_fitting, loss_on, meta_gradient
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -28,7 +28,6 @@ def _fitting(task: Task, networks: int, real_batch: int, memory: str, window: in
         task.networks.module,
         networks,
         _shape(task),
-        len(task.info.classes),
         total if window is None else min(window, total),
         min(real_batch, len(task.train)),
         task.train.inputs.device,
@@ -136,10 +135,8 @@ def unrolled_gd(
             start_networks,
             images.detach(),
             labels,
-            F.softplus(raw_lrs.detach()),
-            outer_loss,
-            real.inputs,
-            real.labels,
+            SGD(F.softplus(raw_lrs.detach())),
+            loss_on(outer_loss, real.inputs, real.labels),
             memory=way,
             window=_window(window, window_at, budget.total_steps, run.generator),
             inner_loss=task.objective.inner_loss,
