@@ -114,6 +114,11 @@ class Run:
         """Seconds spent so far, over all interruptions but without the pauses."""
         return self._earlier_seconds + time.monotonic() - self._started
 
+    @property
+    def time_left(self) -> float:
+        """Seconds of the time limit that are left, never negative; infinite without a limit."""
+        return math.inf if self._time_limit is None else max(0.0, self._time_limit - self.seconds)
+
     def say(self, text: str) -> None:
         """Print one line for the user."""
         self._reporter.say(text)
