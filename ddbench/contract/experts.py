@@ -71,7 +71,7 @@ class Trajectories(Protocol):
 
     def __len__(self) -> int: ...
 
-    def trajectory(self, expert: int) -> dict[str, Float[Tensor, "states *shape"]]:
+    def trajectory(self, expert: int) -> dict[str, Float[Tensor, " states *shape"]]:
         """Return the weights of one expert after each epoch, `{name: [epochs + 1, *shape]}`, on the device of the run.
 
         Raises `UsageError` where there are fewer experts, `DdbenchError` for a file that is damaged.

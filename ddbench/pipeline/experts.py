@@ -85,7 +85,7 @@ class StoredTrajectories:
     def __len__(self) -> int:
         return self._count
 
-    def trajectory(self, expert: int) -> dict[str, Float[Tensor, "states *shape"]]:
+    def trajectory(self, expert: int) -> dict[str, Float[Tensor, " states *shape"]]:
         """See `Trajectories.trajectory`."""
         path = self._existing(expert)
         with readable(path):
