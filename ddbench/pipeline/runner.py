@@ -11,8 +11,9 @@ from typing import Any
 from ddbench.contract.journal import Journal
 from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.plan import Plan
-from ddbench.contract.run import Run, sigterm_as_ctrl_c
+from ddbench.contract.run import Run
 from ddbench.contract.sets import DistilledSet
+from ddbench.contract.signals import sigterm_as_ctrl_c
 from ddbench.contract.spec import RunSpec, Settings
 from ddbench.discovery.catalog import Catalog
 from ddbench.discovery.observers import Observers, observers
