@@ -116,9 +116,11 @@ class StoredTrajectories:
     def write(self, expert: int, trajectory: State, accuracy: float) -> None:
         """Write the file of one expert. Raises `DdbenchError` where the disk is full."""
         buffers = {_BUFFER + name: tensor for name, tensor in trajectory.buffers.items()}
-        facts = {"key": self.spec.key, "expert": str(expert), "accuracy": repr(accuracy)}
+        facts = {"accuracy": accuracy, "expert": expert, "key": self.spec.key}
         try:
-            atomic_write(self.path(expert), safetensors.torch.save({**trajectory.params, **buffers}, facts))
+            # Of several entries of metadata the order in the file would be random.
+            raw = safetensors.torch.save({**trajectory.params, **buffers}, {"facts": json.dumps(facts)})
+            atomic_write(self.path(expert), raw)
         except DdbenchError as error:
             raise DdbenchError(
                 error.message,
@@ -130,8 +132,8 @@ class StoredTrajectories:
         """Raise `DdbenchError` where the file of an expert is damaged, or holds another expert or recipe."""
         path = self.path(expert)
         with readable(path), safetensors.safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-        if (facts.get("key"), facts.get("expert")) != (self.spec.key, str(expert)):
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+        if (facts.get("key"), facts.get("expert")) != (self.spec.key, expert):
             raise DdbenchError(
                 f"{path} does not hold expert {expert} of this network, dataset and recipe.",
                 "Remove the file; the expert is trained again when it is needed.",

@@ -129,7 +129,8 @@ def _accuracies(folder: Path, side: str) -> Iterator[float]:
     number = 0
     while (path := folder / f"{side}-{number:05d}.safetensors").exists():
         try:
-            yield float(tensor_file_header(path)["__metadata__"]["accuracy"])
+            facts = tensor_file_header(path)["__metadata__"]
+            yield float((json.loads(facts["facts"]) if "facts" in facts else facts)["accuracy"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"the header of {path} is invalid") from error
         number += 1

@@ -152,6 +152,7 @@ def _teachers(catalog: Catalog, tiny: Tiny) -> Teachers:
     """Return teachers that train in a second; another network than the tiny one is not to be had."""
     train, _ = examples(tiny.channels, tiny.classes)
     module = network(tiny.channels, tiny.classes, linear=tiny.linear).eval()
+    trained: dict[tuple[int, int, float], TrainedNetworks] = {}
 
     def teachers(
         count: int = 1,
@@ -160,12 +161,13 @@ def _teachers(catalog: Catalog, tiny: Tiny) -> Teachers:
         steps: int | None = None,
         lr: float | None = None,
     ) -> TrainedNetworks:
-        states: list[State] = []
-        starts = _networks(catalog, tiny, train, "train", torch.Generator().manual_seed(0)).sample(count)
-        recipe = Recipe(min(steps or TEACHER_STEPS, TEACHER_STEPS), lr or POOL_RATE)
-        train_each(
-            module, list(unstack(module, starts)), range(count), train, recipe, lambda w: states.append(State(w))
-        )
-        return TrainedNetworks(module, tuple(states))
+        steps, lr = min(steps or TEACHER_STEPS, TEACHER_STEPS), lr or POOL_RATE
+        if (count, steps, lr) not in trained:
+            states: list[State] = []
+            starts = _networks(catalog, tiny, train, "train", torch.Generator().manual_seed(0)).sample(count)
+            several, recipe = list(unstack(module, starts)), Recipe(steps, lr)
+            train_each(module, several, range(count), train, recipe, lambda weights: states.append(State(weights)))
+            trained[count, steps, lr] = TrainedNetworks(module, tuple(states))
+        return trained[count, steps, lr]
 
     return teachers
