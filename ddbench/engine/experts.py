@@ -53,7 +53,7 @@ def train_experts(
             for kept, live in zip(_parts(trajectory), _parts(state), strict=True):
                 for name, tensor in live.items():
                     kept[name][epoch] = tensor.detach()
-            if not all(torch.isfinite(tensor).all() for part in _parts(state) for tensor in part.values()):
+            if not state.finite:
                 raise DdbenchError(
                     f"expert {number} diverged in epoch {epoch} of {recipe.epochs}.", f"Lower the rate {recipe.lr:g}."
                 )

@@ -32,16 +32,16 @@ from ddbench.pipeline.pools import (
     Architecture,
     Pools,
     alone,
+    flattened,
     folder_name,
     pretrain_command,
     readable,
+    unflattened,
     used,
 )
 
 SMOKE_EXPERTS, SMOKE_EPOCHS = 2, 4
 """Experts and epochs of a smoke run: methods match segments of up to three epochs."""
-_BUFFER = "buffer:"
-"""Prefix of the names of running statistics in a file; parameters have their own names."""
 
 
 class ExpertSpec(pydantic.BaseModel):
@@ -90,7 +90,7 @@ class StoredTrajectories:
         path = self._existing(expert)
         with readable(path):
             tensors = safetensors.torch.load(path.read_bytes())
-        return {name: t.to(self._device) for name, t in tensors.items() if not name.startswith(_BUFFER)}
+        return unflattened(tensors).to(self._device).params
 
     def start(self, expert: int, epoch: int) -> State:
         """See `Trajectories.start`."""
@@ -100,14 +100,10 @@ class StoredTrajectories:
                 f"the experts have epochs 0 to {self.epochs}; epoch {epoch} was asked for.",
                 "Choose among the `epochs` of the result of task.experts: a smoke run has few.",
             )
-        params, buffers = dict[str, Tensor](), dict[str, Tensor]()
         with readable(path), safetensors.safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  a file of safetensors is no mapping
-                # A copy: the tensors of the file are views of it.
-                tensor = file.get_slice(name)[epoch].clone().to(self._device)
-                is_buffer = name.startswith(_BUFFER)
-                (buffers if is_buffer else params)[name.removeprefix(_BUFFER)] = tensor
-        return State(params, buffers)
+            # Copies: the tensors of the file are views of it.
+            tensors = {name: file.get_slice(name)[epoch].clone() for name in file.keys()}  # noqa: SIM118  no mapping
+        return unflattened(tensors).to(self._device)
 
     def path(self, expert: int) -> Path:
         """Return the file of one expert."""
@@ -115,11 +111,10 @@ class StoredTrajectories:
 
     def write(self, expert: int, trajectory: State, accuracy: float) -> None:
         """Write the file of one expert. Raises `DdbenchError` where the disk is full."""
-        buffers = {_BUFFER + name: tensor for name, tensor in trajectory.buffers.items()}
         facts = {"accuracy": accuracy, "expert": expert, "key": self.spec.key}
         try:
             # Of several entries of metadata the order in the file would be random.
-            raw = safetensors.torch.save({**trajectory.params, **buffers}, {"facts": json.dumps(facts)})
+            raw = safetensors.torch.save(flattened(trajectory), {"facts": json.dumps(facts)})
             atomic_write(self.path(expert), raw)
         except DdbenchError as error:
             raise DdbenchError(

@@ -11,10 +11,8 @@ import torch
 from ddbench.contract.examples import DatasetInfo
 from ddbench.contract.experts import Teachers, TrainedNetworks
 from ddbench.contract.spec import Choice
-from ddbench.contract.state import State
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import POOL_RATE, POOL_STEPS, Recipe
-from ddbench.engine.networks import unstack
 from ddbench.errors import UsageError
 from ddbench.pipeline.data import build
 from ddbench.pipeline.pools import SMOKE_SIZE, SMOKE_STEPS, Architecture, Pools
@@ -78,9 +76,8 @@ class TeacherSource:
         architecture = self._architecture(network)
         module = build(architecture.component, architecture.choice, self.info).to(self.device).eval()
         pool = self._pools_of(architecture).open(count, 0, recipe, patience=time_left())
-        stacked = pool.weights("train", range(count))
-        states = unstack(module, {name: tensor.to(self.device) for name, tensor in stacked.items()})
-        return TrainedNetworks(module, tuple(State(state) for state in states))
+        stack = pool.weights("train", range(count)).to(self.device)
+        return TrainedNetworks(module, tuple(stack.network(index) for index in range(count)))
 
     def _architecture(self, network: str | Mapping[str, Any] | None) -> Architecture:
         if network is None:

@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 from ddbench.contract.examples import ExampleSet, ImageSplits
 from ddbench.contract.experts import Teachers, TrainedNetworks
+from ddbench.contract.inits import InitRequest, Side
 from ddbench.contract.observer import Silent
 from ddbench.contract.spec import Choice
 from ddbench.contract.state import State
-from ddbench.contract.task import Budget, Networks, Objective, Side, Task
+from ddbench.contract.task import Budget, Networks, Objective, Task
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import POOL_RATE, Recipe, train_each
 from ddbench.engine.networks import unstack
 from ddbench.modalities.image import normalise
 from ddbench.pipeline.experts import ExpertSource
 from ddbench.protocols.base import Setting
+from ddbench.testing.pools import TinyPools
 
 SIZE = 8
 TEACHER_STEPS = 20
@@ -120,11 +122,12 @@ def setting(catalog: Catalog, tiny: Tiny) -> Setting:
 def _networks(catalog: Catalog, tiny: Tiny, train: ExampleSet, side: Side, generator: torch.Generator) -> Networks:
     component, choice = catalog.resolve("init", Choice(name="random"))
 
-    def draw(*arguments: object) -> dict[str, Tensor]:
-        drawn: dict[str, Tensor] = component.call(choice.options, *arguments)
+    def draw(request: InitRequest) -> dict[str, Tensor]:
+        drawn: dict[str, Tensor] = component.call(choice.options, request)
         return drawn
 
-    return Networks(network(tiny.channels, tiny.classes, linear=tiny.linear), draw, train.info, generator, side)
+    module = network(tiny.channels, tiny.classes, linear=tiny.linear)
+    return Networks(module, draw, train.info, generator, side, TinyPools(catalog))
 
 
 def _experts(catalog: Catalog, tiny: Tiny) -> ExpertSource:
@@ -142,7 +145,7 @@ def _experts(catalog: Catalog, tiny: Tiny) -> ExpertSource:
     }
 
     def start(generator: torch.Generator) -> State:
-        return State(_networks(catalog, tiny, train, "train", generator).sample(1)).network(0)
+        return _networks(catalog, tiny, train, "train", generator).sample(1).network(0)
 
     module = network(tiny.channels, tiny.classes, linear=tiny.linear)
     return ExpertSource(base, module, start, train, test, Silent(), smoke=True)
@@ -166,7 +169,7 @@ def _teachers(catalog: Catalog, tiny: Tiny) -> Teachers:
             states: list[State] = []
             starts = _networks(catalog, tiny, train, "train", torch.Generator().manual_seed(0)).sample(count)
             several, recipe = list(unstack(module, starts)), Recipe(steps, lr)
-            train_each(module, several, range(count), train, recipe, lambda weights: states.append(State(weights)))
+            train_each(module, several, range(count), train, recipe, states.append)
             trained[count, steps, lr] = TrainedNetworks(module, tuple(states))
         return trained[count, steps, lr]
 
