@@ -100,7 +100,9 @@ def test_other_networks_and_data_have_other_experts(task_of, fields):
     assert task_of().experts(1, **QUICK).folder != task_of(**fields).experts(1, **QUICK).folder
 
 
-@pytest.mark.parametrize("change", [{"epochs": 2}, {"lr": 0.1}, {"batch": 128}, {"momentum": 0.5}, {"decay": 0.1}])
+@pytest.mark.parametrize(
+    "change", [{"epochs": 2}, {"lr": 0.1}, {"batch": 128}, {"momentum": 0.5}, {"decay": 0.1}, {"augment": "crop"}]
+)
 def test_other_recipes_have_other_experts(task_of, change):
     task = task_of()
     assert task.experts(1, **QUICK).folder != task.experts(1, **{**QUICK, **change}).folder
@@ -115,6 +117,7 @@ def test_other_recipes_have_other_experts(task_of, change):
         ({"batch": 0}, "batch=0"),
         ({"momentum": 1.0}, "momentum=1.0"),
         ({"epoch": 3}, "epoch=3"),
+        ({"augment": "crop_blur"}, "unknown operation 'blur'"),
     ],
 )
 def test_recipes_that_are_invalid(task_of, arguments, sentence):
@@ -225,6 +228,23 @@ def test_the_second_seed_trains_nothing(with_mtt, tmp_path, cold_cache):
     assert name == next(cold_cache.glob("experts/*")).name
     assert facts == {"experts": 2, "dataset": "digits", "epochs": 4, "lr": 0.05, "batch": 128}
     assert second.pretrained == first.pretrained
+
+
+@pytest.mark.slow
+def test_running_statistics_are_kept_with_every_epoch(make_prepared):
+    """A network with batch normalisation has them in its experts and its teachers."""
+    prepared = make_prepared(network="resnet20", smoke=True)
+    task = prepared.task(torch.Generator())
+    experts = task.experts(1, epochs=2, batch=256)
+    first, last = experts.start(0, 0), experts.start(0, 2)
+    name = next(name for name in first.buffers if name.endswith("running_mean"))
+    assert not first.buffers[name].any() and last.buffers[name].any()
+    counter = name.replace("running_mean", "num_batches_tracked")
+    steps = -(-len(prepared.train) // 256)
+    assert int(last.buffers[counter]) == 2 * steps
+    assert experts.trajectory(0).keys() == first.params.keys()
+    [teacher] = task.teachers(1, steps=3)
+    assert teacher.buffers[name].any()
 
 
 def test_a_task_made_by_hand_has_none(make_prepared):

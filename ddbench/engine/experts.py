@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ddbench.contract.examples import ExampleSet
 from ddbench.contract.experts import ExpertRecipe
 from ddbench.contract.state import State
+from ddbench.engine import augment
 from ddbench.engine.fit import Optimiser, fit
 from ddbench.engine.workers import for_each_network
-from ddbench.errors import DdbenchError, UsageError
+from ddbench.errors import DdbenchError
 from ddbench.machine.seeds import derive_seed
 
 SHORT = 0.2
@@ -125,4 +126,4 @@ def _augmented(inputs: Tensor, strategy: str, generator: torch.Generator) -> Ten
     """Return the batch under one operation of the strategy, the amount drawn for each image."""
     if not strategy:
         return inputs
-    raise UsageError(f"experts cannot be trained under {strategy!r} yet.", "Leave augment out.")
+    return augment.apply(inputs, augment.draw(strategy, generator, images=len(inputs)))
