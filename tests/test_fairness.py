@@ -54,7 +54,7 @@ def test_a_run_is_held_against_networks_trained_on_all_the_data(tmp_path: Path):
     full = result.companions[FULL_DATA]
     # Ten images cannot do what 1 400 do.
     assert full.n == FULL_NETWORKS and full.mean > max(0.85, result.score.mean + 0.1)
-    summary = next(summary for _, summary in pools() if summary.startswith("linear"))
+    summary = next(pool.summary for pool in pools() if pool.summary.startswith("linear"))
     assert f"0 networks to train on and {FULL_NETWORKS} held out" in summary
     # Networks that a score is only compared with are not among those the run drew on.
     assert result.pretrained == {}

@@ -10,8 +10,9 @@ import torch
 from ddbench.contract import run as run_module
 from ddbench.contract.checkpoints import FORMAT, MIGRATIONS, read_checkpoint
 from ddbench.contract.observer import Pace
-from ddbench.contract.run import MAX_ROLLBACKS, Run, sigterm_as_ctrl_c
+from ddbench.contract.run import MAX_ROLLBACKS, Run
 from ddbench.contract.sets import DistilledSet
+from ddbench.contract.signals import sigterm_as_ctrl_c
 from ddbench.errors import DdbenchError, Interrupted, PluginError
 
 

@@ -48,7 +48,7 @@ def test_a_pool_is_trained_once_and_grows(pools_of):
     assert larger.folder == pool.folder
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert (larger.count("train"), larger.count("evaluation")) == (3, 2)
-    assert [name for name, _ in listed()] == [pool.folder.name]
+    assert [pool.name for pool in listed()] == [pool.folder.name]
 
 
 def test_what_is_missing_is_trained_again_to_the_same_bytes(pools_of):
@@ -215,4 +215,4 @@ def test_a_network_that_diverged_is_not_kept(pools_of, monkeypatch):
     monkeypatch.setattr(pools, "train_each", diverge)
     with pytest.raises(DdbenchError, match="diverged"):
         pools_of().open(1, 0, QUICK)
-    assert [summary for _, summary in listed()] == ["no networks yet"]
+    assert [pool.summary for pool in listed()] == ["no networks yet"]

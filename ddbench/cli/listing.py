@@ -41,9 +41,11 @@ def list_(
         lists = {title: _pools() if title == "pools" else index.of_kind(LISTS[title]) for title in titles}
         if as_json:
             short = {"name", "summary", "source"}
-            print_json(
-                {"status": "ok", **{title: [e.model_dump(include=short) for e in lists[title]] for title in titles}}
-            )
+
+            def shown(entry: "Entry") -> dict[str, object]:
+                return entry.model_dump(include=short | {"facts"} if entry.kind == "pool" else short)
+
+            print_json({"status": "ok", **{title: [shown(entry) for entry in lists[title]] for title in titles}})
             return
         from ddbench.render.cards import listing
 
@@ -85,7 +87,10 @@ def _pools() -> "list[Entry]":
     from ddbench.discovery.index import Entry
     from ddbench.render.pools import pools
 
-    return [Entry(kind="pool", name=name, summary=summary, source="cache") for name, summary in pools()]
+    return [
+        Entry(kind="pool", name=pool.name, summary=f"{pool.kind}: {pool.summary}", source="cache", facts=pool.facts)
+        for pool in pools()
+    ]
 
 
 def _open_ended(name: str, plugins: Sequence[Path], every: "Sequence[Entry]") -> "list[Entry]":

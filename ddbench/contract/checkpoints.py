@@ -11,7 +11,7 @@ import torch
 from ddbench.errors import DdbenchError
 from ddbench.machine.files import atomic_write
 
-FORMAT = 2
+FORMAT = 3
 """Version of the checkpoints that this code writes; every earlier one has an entry in `MIGRATIONS`."""
 ANEW = "Remove it to start the run anew."
 
@@ -21,6 +21,8 @@ class LoopState:
     """Progress of one loop of a method, and everything needed to continue from there.
 
     `log_bytes` is the length of log.jsonl at that moment. `generators` holds the states of the random generators.
+    `scope` names the cached result that the loop is a part of, and is empty for the others. `began` is the time of the
+    run at the start of the loop, in seconds.
     """
 
     step: int = 0
@@ -28,6 +30,8 @@ class LoopState:
     state: dict[str, Any] = field(default_factory=dict)
     generators: dict[str, Any] = field(default_factory=dict)
     log_bytes: int = 0
+    scope: str = ""
+    began: float = 0.0
 
 
 @dataclass
@@ -40,6 +44,9 @@ class Checkpoint:
     loops: one entry per loop that has begun; all but the last have finished.
     rollback_point, rollback_loop: where loop number `rollback_loop` returns to when it diverges.
     artifact: SHA-256 of the file with the method's result, empty while the method is still at work.
+    empty_loops: number of loops that took no step because the time limit was over.
+    made: cached results that the run computed itself, by hash of the key: time of the run at the beginning.
+    saved: cached results that other runs computed, by hash of the key: seconds that they took.
     """
 
     identity: str
@@ -50,6 +57,9 @@ class Checkpoint:
     rollback_point: LoopState | None = None
     rollback_loop: int = -1
     artifact: str = ""
+    empty_loops: int = 0
+    made: dict[str, float] = field(default_factory=dict)
+    saved: dict[str, float] = field(default_factory=dict)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -108,4 +118,9 @@ def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
+def _from_format_2(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content as it is: the fields of format 3 have defaults."""
+    return content
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1, 2: _from_format_2}

@@ -28,6 +28,11 @@ class MethodFacts(_Facts):
     peak_memory: Callable[..., tuple[int, str]] | None = Field(
         None, description="called as (task, **options); returns the expected peak in bytes, and how it is reached"
     )
+    needs: Callable[..., object] | None = Field(
+        None,
+        description="called as (task, **options) before the clock of the run starts, to ask for what takes long to "
+        "train: task.experts(...), task.teachers(...)",
+    )
 
 
 class NamedNetwork(_Facts):

@@ -1,32 +1,31 @@
 """Run: the loop, the log and the random numbers of a method; with them it resumes, reports and stops in time."""
 
-import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
 
 from ddbench.contract.checkpoints import ANEW, Checkpoint, LoopState, read_checkpoint, write_checkpoint
+from ddbench.contract.log import Log
 from ddbench.contract.observer import Pace, Reporter, Silent
+from ddbench.contract.result_cache import ResultCache
 from ddbench.contract.sets import DistilledSet
+from ddbench.contract.signals import Interrupts
 from ddbench.contract.snapshots import (
     check_readable,
     check_state,
     copy_entry,
-    copy_tree,
     finite,
-    global_generators,
-    set_global_generators,
+    generator_states,
+    restore_entries,
+    set_generator_states,
 )
 from ddbench.errors import DdbenchError, Interrupted, PluginError
-from ddbench.machine.files import explained_os_errors, sha256
+from ddbench.machine.files import sha256
 from ddbench.machine.seeds import derive_seed, seed_everything
 
 SNAPSHOT_EVERY = 20
@@ -49,7 +48,11 @@ class Run:
         share_done: the share of the loop that is over, 0 to 1, for schedules. Under a time limit it follows the clock:
             such a run ends its schedule in time but cannot be repeated to the byte.
         seconds: time spent so far, over all interruptions but without the pauses.
+        time_left: seconds until the time limit, for work outside of loops; infinite without a limit.
+        out_of_time: True as soon as no time is left.
+        seconds_saved: seconds that results from the cache took in the runs that computed them.
         steps_done: outer steps of the loops that have finished.
+        empty_loops: number of loops that took no step because the time limit was over.
         rollbacks: how often a loop diverged and went back to its last good state.
         stopped_by: "time limit" where that ended a loop early, otherwise empty.
         artifact: SHA-256 of the file with the method's result once `keep` was called, otherwise empty.
@@ -74,6 +77,7 @@ class Run:
         self.rollbacks = 0
         self.stopped_by = ""
         self.steps_done = 0
+        self.empty_loops = 0
         self.artifact = ""
         self.share_done = 0.0
         self._folder = folder
@@ -84,14 +88,21 @@ class Run:
         self._identity = identity
         self._loops: list[LoopState] = []
         self._current = -1
+        # The cached result that is being made: its loops are numbered apart, because a later run may not need them.
+        self._scope = ""
+        self._loops_begun: dict[str, int] = {}
+        self._loop_began = 0.0
+        self._deadline = math.inf if time_limit is None else time_limit
+        self._loops_cut = 0
+        self._cache = ResultCache(self.device, lambda: self.seconds, self.say, self._apart)
         # Always at a multiple of SNAPSHOT_EVERY, wherever checkpoints were written: an interruption does not move it.
         self._rollback_point: LoopState | None = None
         self._rollback_loop = -1
         self._broken_off: LoopState | None = None
         self._values: dict[str, float] = {}
         self._diverged = False
-        self._interrupts = 0
-        self._log_bytes = 0
+        self._interrupts = Interrupts(self.say)
+        self._log = Log(self.log_path)
         self._started = time.monotonic()
         self._earlier_seconds = 0.0
         self._saved_at = self._started
@@ -114,6 +125,25 @@ class Run:
         """Seconds spent so far, over all interruptions but without the pauses."""
         return self._earlier_seconds + time.monotonic() - self._started
 
+    @property
+    def time_left(self) -> float:
+        """Seconds until the time limit, never negative; infinite without a limit.
+
+        Within a loop that has a share of the limit, seconds until that share is over. Work outside of loops counts
+        too: what takes long there asks before each of its parts, and stops with what it has.
+        """
+        return max(0.0, self._deadline - self.seconds)
+
+    @property
+    def out_of_time(self) -> bool:
+        """True as soon as no time is left."""
+        return self.time_left == 0
+
+    @property
+    def seconds_saved(self) -> float:
+        """Seconds that results from the cache took in the runs that computed them."""
+        return math.fsum(self._cache.saved.values())
+
     def say(self, text: str) -> None:
         """Print one line for the user."""
         self._reporter.say(text)
@@ -128,39 +158,42 @@ class Run:
             self._values[name] = number
             self._diverged = self._diverged or not math.isfinite(number)
 
-    def loop(self, steps: int, state: Mapping[str, object]) -> Iterator[int]:
+    def loop(self, steps: int, state: Mapping[str, object], share: float | None = None) -> Iterator[int]:
         """Yield `0 .. steps - 1`, or continue from where an interrupted run stopped.
 
         `state` names everything that changes from step to step: tensors (restored in place) and objects with
         `state_dict` and `load_state_dict`. A checkpoint is written after the first step, then whenever writing one
         costs less than 1 % of the time since the last, on Ctrl-C (which then raises `Interrupted`) and at the end.
         The loop ends early at the time limit. When a logged value or the state is not finite, the loop goes back to
-        the last good state with other random numbers; after 5 times it raises `DdbenchError`. A method may have
-        several loops, one after the other.
+        the last good state with other random numbers; after 5 times it raises `DdbenchError`.
+
+        A method may have several loops, one after the other. `share`, such as 0.4, is the part of the whole time limit
+        that this loop may take, from its start on; without it the loop takes all that is left.
         """
         check_state(state)
+        if share is not None and not 0 < share <= 1:
+            raise PluginError(f"a loop has share={share!r}.", "Give the part of the time limit it may take, above 0.")
         self.finish()
         total = steps if self._most_steps is None else min(steps, self._most_steps)
-        self._current += 1
-        if self._current == len(self._loops):
-            self._loops.append(self._snapshot(0, state))
-            check_readable(self._loops[-1].state)
-        start = self._loops[self._current]
+        start = self._enter(state)
         self._load(start, state)
         if start.finished:
+            # Whether the time limit or the method ended it is not known: it counts as cut short.
+            self._loops_cut += start.step < steps
             return
         if self._rollback_loop != self._current or self._rollback_point is None:
             self._rollback_point, self._rollback_loop = start, self._current
         step, pace = start.step, Pace()
         if step:
             self.say(f"Resumed at outer step {step} of {total}.")
-        with self._signals():
+        with self._interrupts.waiting(), self._taking(share):
             while step < total:
-                if self._time_limit is not None and self.seconds >= self._time_limit:
-                    self.stopped_by = "time limit"
+                if self.out_of_time:
+                    self._stop_for_time(step)
                     break
                 self._values, self._diverged = {}, False
-                self.share_done = max(step / total, self.seconds / self._time_limit if self._time_limit else 0.0)
+                spent = (self.seconds - self._loop_began) / (self._deadline - self._loop_began)
+                self.share_done = max(step / total, spent)
                 try:
                     yield step
                 except GeneratorExit:
@@ -177,13 +210,43 @@ class Run:
                 self._report(step, total, pace)
                 if step % SNAPSHOT_EVERY == 0:
                     self._rollback_point = self._snapshot(step, state)
-                if self._interrupts or self._checkpoint_is_cheap():
+                if self._interrupts.count or self._checkpoint_is_cheap():
                     self._checkpoint(step, state)
-                if self._interrupts:
+                if self._interrupts.count:
                     raise Interrupted(f"interrupted after outer step {step} of {total}.", "A checkpoint was kept.")
             if not finite(state):
                 step = self._roll_back(state)
+        self._loops_cut += step < steps
         self._end(self._snapshot(step, state))
+
+    def cached(self, name: str, key: object, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the tensors that `make()` returns, on `device`: from the cache where a run has computed them before.
+
+        `key` must hold everything that they depend on: text, bytes, or values that JSON holds, such as a version of
+        your own code, options, and `task.info.content_hash`. Random numbers within `make` follow from name and key
+        alone, and go on behind it as if it had not been called. It may have loops of its own.
+
+        The file is written at once or not at all. Another process that needs the same result waits for it. A result
+        that the time limit, or a smoke run, has cut short is not kept; a damaged file is computed again. The seconds
+        that the result once took go into the record of each run that reads it.
+        """
+        return self._cache.result(name, key, make)
+
+    @contextmanager
+    def _apart(self, digest: str) -> Iterator[Callable[[], bool]]:
+        """Give a cached result loops and random numbers of its own; yield what says whether no loop was cut short."""
+        self.finish()
+        before, cut, scope = generator_states(self.generator), self._loops_cut, self._scope
+        fresh = derive_seed("cached", digest)
+        self.generator.manual_seed(fresh)
+        seed_everything(fresh)
+        self._scope = digest
+        try:
+            yield lambda: self._loops_cut == cut and not self.out_of_time
+            self.finish()
+        finally:
+            self._scope = scope
+            set_generator_states(self.generator, before)
 
     def finish(self) -> None:
         """End the loop that the method broke out of, if any; the harness calls this when the method has returned."""
@@ -203,6 +266,37 @@ class Run:
         self.say("The distilled set was kept; its scoring continues.")
         return DistilledSet.load(path)
 
+    def _enter(self, state: Mapping[str, object]) -> LoopState:
+        """Make the next loop the current one, and return where it starts: a new one, or one of the checkpoint."""
+        number = self._loops_begun.get(self._scope, 0)
+        self._loops_begun[self._scope] = number + 1
+        known = [place for place, loop in enumerate(self._loops) if loop.scope == self._scope]
+        if number < len(known):
+            self._current = known[number]
+            self._loop_began = self._loops[self._current].began
+        else:
+            self._current, self._loop_began = len(self._loops), self.seconds
+            self._loops.append(self._snapshot(0, state))
+            check_readable(self._loops[-1].state)
+        return self._loops[self._current]
+
+    @contextmanager
+    def _taking(self, share: float | None) -> Iterator[None]:
+        """Let the loop end after its share of the time limit."""
+        whole = self._deadline
+        if share is not None and self._time_limit is not None:
+            self._deadline = min(whole, self._loop_began + share * self._time_limit)
+        try:
+            yield
+        finally:
+            self._deadline = whole
+
+    def _stop_for_time(self, step: int) -> None:
+        self.stopped_by = "time limit"
+        if step == 0:
+            self.empty_loops += 1
+            self.say(f"The time limit was over before loop {self._current + 1} of the method: it took no step.")
+
     def _end(self, last: LoopState) -> None:
         self.steps_done += last.step
         last.finished = True
@@ -211,30 +305,29 @@ class Run:
 
     def _report(self, step: int, total: int, pace: Pace) -> None:
         left = pace.left(total - step)
-        if left is not None and self._time_limit is not None:
-            left = min(left, max(0.0, self._time_limit - self.seconds))
+        if left is not None:
+            left = min(left, self.time_left)
         self._reporter.progress(step, total, self._values, left)
         self._on_progress(step, total, self._values)
 
     def _record(self, step: int, total: int) -> None:
-        if not self._values:
-            return
-        line = {"loop": self._current, "step": step, "seconds": round(self.seconds, 3), **self._values}
-        raw = (json.dumps(line) + "\n").encode()
-        with explained_os_errors(self.log_path), open(self.log_path, "ab") as stream:
-            stream.write(raw)
-        self._log_bytes += len(raw)
+        if self._values:
+            place = {"loop": self._current, "step": step, "seconds": round(self.seconds, 3)}
+            self._log.append({**place, **self._values})
 
     def _roll_back(self, state: Mapping[str, object]) -> int:
         self.rollbacks += 1
+        # Other random numbers than those that a cached result's key stands for.
+        self._loops_cut += 1
         if self.rollbacks > MAX_ROLLBACKS:
             raise DdbenchError(
-                f"the run diverged again after {MAX_ROLLBACKS} roll-backs and was ended.", _DIVERGENCE_ADVICE
+                f"the run diverged again after {MAX_ROLLBACKS} roll-backs and was ended.",
+                "Lower the method's learning rates, bound its gradients if it has such an option, or change the seed.",
             )
         assert self._rollback_point is not None
         point = self._rollback_point
         self._load(point, state)
-        self._truncate_log(point.log_bytes)
+        self._log.truncate(point.log_bytes)
         # The same random numbers would diverge the same way again.
         fresh = derive_seed(self.seed, "roll-back", self.rollbacks)
         self.generator.manual_seed(fresh)
@@ -243,32 +336,14 @@ class Run:
         self.say(f"Not finite ({culprit}): back to outer step {point.step} (roll-back {self.rollbacks}).")
         return point.step
 
-    def _truncate_log(self, size: int) -> None:
-        self._log_bytes = size
-        if self.log_path.exists():
-            with explained_os_errors(self.log_path), open(self.log_path, "r+b") as stream:
-                stream.truncate(min(size, self.log_path.stat().st_size))
-
     def _snapshot(self, step: int, state: Mapping[str, object]) -> LoopState:
         copies = {name: copy_entry(entry) for name, entry in state.items()}
-        generators = {"own": self.generator.get_state(), **global_generators()}
-        return LoopState(step, False, copies, generators, self._log_bytes)
+        states = generator_states(self.generator)
+        return LoopState(step, False, copies, states, self._log.bytes, self._scope, self._loop_began)
 
     def _load(self, snapshot: LoopState, state: Mapping[str, object]) -> None:
-        if state.keys() != snapshot.state.keys():
-            raise PluginError(
-                f"the checkpoint holds {sorted(snapshot.state)}, the method's state is {sorted(state)}.",
-                "The method has changed since the run was started: start it anew.",
-            )
-        for name, entry in state.items():
-            saved = snapshot.state[name]
-            if isinstance(entry, Tensor):
-                with torch.no_grad():
-                    entry.copy_(saved)
-            else:
-                entry.load_state_dict(copy_tree(saved))  # type: ignore[attr-defined]
-        self.generator.set_state(snapshot.generators["own"])
-        set_global_generators(snapshot.generators)
+        restore_entries(snapshot.state, state)
+        set_generator_states(self.generator, snapshot.generators)
 
     def _checkpoint_is_cheap(self) -> bool:
         """Return whether a checkpoint, at the cost of the last one, takes at most its share of the time since then."""
@@ -295,12 +370,15 @@ class Run:
             rollback_point=self._rollback_point,
             rollback_loop=self._rollback_loop,
             artifact=self.artifact,
+            empty_loops=self.empty_loops,
+            made=self._cache.made,
+            saved=self._cache.saved,
         )
         write_checkpoint(self.checkpoint_path, checkpoint)
 
     def _restore(self) -> None:
         if not self.checkpoint_path.exists():
-            self._truncate_log(0)
+            self._log.truncate(0)
             return
         checkpoint = read_checkpoint(self.checkpoint_path)
         if checkpoint.identity != self._identity:
@@ -311,49 +389,7 @@ class Run:
         self.rollbacks = checkpoint.rollbacks
         self.stopped_by = checkpoint.stopped_by
         self.artifact = checkpoint.artifact
+        self.empty_loops = checkpoint.empty_loops
+        self._cache.made, self._cache.saved = checkpoint.made, checkpoint.saved
         self.steps_done = sum(loop.step for loop in self._loops if loop.finished)
-        self._truncate_log(self._loops[-1].log_bytes if self._loops else 0)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let the first Ctrl-C (or SIGTERM) wait for the end of the outer step; a second one stops at once."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self._interrupts += 1
-            if self._interrupts > 1:
-                raise KeyboardInterrupt
-            self.say("Stopping after this outer step (Ctrl-C again to stop at once).")
-
-        with _handling((signal.SIGINT, signal.SIGTERM), note):
-            yield
-
-
-@contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, with which schedulers end a job, raise `KeyboardInterrupt` as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    with _handling((signal.SIGTERM,), stop):
-        yield
-
-
-@contextmanager
-def _handling(numbers: tuple[int, ...], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle signals by `handler`; does nothing outside the main thread, where Python forbids it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            # None stands for a handler that was not installed from Python.
-            signal.signal(number, earlier or signal.SIG_DFL)
-
-
-_DIVERGENCE_ADVICE = (
-    "Lower the method's learning rates, bound its gradients where it has an option for that, or change the seed."
-)
+        self._log.truncate(self._loops[-1].log_bytes if self._loops else 0)

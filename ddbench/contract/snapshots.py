@@ -57,6 +57,24 @@ def copy_tree(tree: Any) -> Any:
     return copy.deepcopy(tree)
 
 
+def restore_entries(saved: Mapping[str, Any], state: Mapping[str, object]) -> None:
+    """Restore every entry of `state` from the copies in `saved`, tensors in place.
+
+    Raises `PluginError` where they are not of the same names.
+    """
+    if state.keys() != saved.keys():
+        raise PluginError(
+            f"the checkpoint holds {sorted(saved)}, the method's state is {sorted(state)}.",
+            "The method has changed since the run was started: start it anew.",
+        )
+    for name, entry in state.items():
+        if isinstance(entry, Tensor):
+            with torch.no_grad():
+                entry.copy_(saved[name])
+        else:
+            entry.load_state_dict(copy_tree(saved[name]))  # type: ignore[attr-defined]
+
+
 def finite(state: Mapping[str, object]) -> bool:
     """Return whether every tensor of the state is finite, including those in a `state_dict`."""
     trees = [entry if isinstance(entry, Tensor) else entry.state_dict() for entry in state.values()]  # type: ignore[attr-defined]
@@ -74,10 +92,11 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def global_generators() -> dict[str, Any]:
-    """Return the states of the global generators of torch, numpy and Python."""
+def generator_states(own: torch.Generator) -> dict[str, Any]:
+    """Return the states of a run's own generator and of the global ones of torch, numpy and Python."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
+        "own": own.get_state(),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
@@ -85,8 +104,9 @@ def global_generators() -> dict[str, Any]:
     }
 
 
-def set_global_generators(saved: Mapping[str, Any]) -> None:
-    """Restore the states that `global_generators` returned."""
+def set_generator_states(own: torch.Generator, saved: Mapping[str, Any]) -> None:
+    """Restore the states that `generator_states` returned."""
+    own.set_state(saved["own"])
     torch.set_rng_state(saved["torch"])
     if saved["cuda"]:
         torch.cuda.set_rng_state_all(saved["cuda"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddbench.contract.examples import DatasetInfo, ExampleSet
+from ddbench.contract.experts import Experts, Teachers, no_experts, no_teachers
 from ddbench.contract.inits import InitDistribution, InitRequest, Supplier, checked_state
 from ddbench.contract.inits import Side as Side
 from ddbench.contract.metric import Metric
@@ -137,6 +138,10 @@ class Task:
         networks: the network and its init distribution: `networks.sample(n)` draws initial networks.
         budget: images per class, steps and epochs of the set to return.
         info: name, classes, shape, mean and standard deviation of the dataset.
+        experts: networks trained on the training data, with the weights of every epoch:
+            `task.experts(count=10, epochs=20).trajectory(0)`.
+        teachers: networks trained on the training data, to take labels, features or statistics from:
+            `task.teachers(count=1)[0]`.
     """
 
     train: ExampleSet
@@ -144,6 +149,8 @@ class Task:
     networks: Networks
     budget: Budget
     info: DatasetInfo
+    experts: Experts = no_experts
+    teachers: Teachers = no_teachers
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def fit(
     *,
     loss: Loss = cross_entropy,
     rate: Callable[[int], float] | None = None,
+    after_step: Callable[[int, State], None] | None = None,
 ) -> State:
     """Return the state after one step of `optimiser` on each of `batches`; `state` itself stays as it is.
 
@@ -50,6 +51,8 @@ def fit(
     training and in its mode (`inner_mode`: batch statistics, no dropout; running statistics go into the result).
     `optimiser(parameters)` makes the optimiser of the parameters, in the order of `state.params`, such as
     `lambda parameters: torch.optim.SGD(parameters, lr=0.01)`. `rate(step)` is the learning rate of each step.
+    `after_step(steps, state)` is called after each step with the number of steps so far; the next step changes the
+    tensors of that state.
     """
     params = {name: tensor.detach().clone().requires_grad_() for name, tensor in state.params.items()}
     buffers = {name: tensor.detach().clone() for name, tensor in buffers_of(network, state).items()}
@@ -65,6 +68,8 @@ def fit(
             for leaf, grad in zip(leaves, grads, strict=True):
                 leaf.grad = grad
             stepper.step()
+            if after_step is not None:
+                after_step(step + 1, State(params, buffers))
     return State({name: tensor.detach() for name, tensor in params.items()}, buffers)
 
 

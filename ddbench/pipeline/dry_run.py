@@ -64,6 +64,7 @@ def dry_run(
         prepared = prepare(plan, catalog, download=False)
         dataset = prepared.record
         predicted = prepared.peak_memory(plan.method, settings.method.options)
+        prepared.train_needs(plan.method, settings.method.options)
     except MissingPrerequisite as error:
         missing.append(error.message)
     peak, mode = predicted or (None, "")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ MOST_LOADED = 2**30
 """Bytes of a pool's networks that are kept in memory; the rest is read when it is drawn."""
 SMOKE_SIZE, SMOKE_STEPS = 8, 20
 """Networks of each side, and steps, that a smoke run's pool has."""
-_CLASSIFICATION = Objective(
+CLASSIFICATION = Objective(
     loss=None,
     measure=lambda logits, labels: {"accuracy": (logits.argmax(-1) == labels).float().mean().item()},
     metrics=(Metric("accuracy", "share"),),
@@ -71,8 +72,7 @@ class PoolSpec(pydantic.BaseModel):
     @property
     def folder(self) -> Path:
         """The folder of the pool."""
-        name = "".join(c if c.isalnum() else "_" for c in f"{self.dataset.name}-{self.network.name}"[-60:])
-        return cache_dir() / "pools" / f"{name}-{self.key[:12]}"
+        return cache_dir() / "pools" / folder_name(self.dataset, self.network, self.key)
 
 
 class Pool:
@@ -103,7 +103,7 @@ class Pool:
         """Return the accuracy of each network on the validation slice of the data it was trained on."""
         accuracies = []
         for index in range(self.count(side)):
-            with _readable(self.path(side, index)), safetensors.safe_open(self.path(side, index), "pt") as file:
+            with readable(self.path(side, index)), safetensors.safe_open(self.path(side, index), "pt") as file:
                 accuracies.append(float(file.metadata()["accuracy"]))
         return accuracies
 
@@ -113,33 +113,70 @@ class Pool:
 
     def write(self, side: Side, index: int, state: State, accuracy: float) -> None:
         """Write the file of one network."""
-        tensors = {**state.params, **{f"{BUFFERS}{name}": tensor for name, tensor in state.buffers.items()}}
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        atomic_write(self.path(side, index), safetensors.torch.save(plain, {"accuracy": repr(accuracy)}))
+        raw = safetensors.torch.save(flattened(state), {"accuracy": repr(accuracy)})
+        atomic_write(self.path(side, index), raw)
 
     def _read(self, path: Path) -> State:
         if path in self._loaded:
             return self._loaded[path]
-        with _readable(path):
+        with readable(path):
             tensors = safetensors.torch.load_file(path)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         # Files of networks without running statistics that were written before buffers were kept have none.
-        buffers = {name: tensors.pop(name) for name in list(tensors) if name.startswith(BUFFERS)}
-        state = State(tensors, {name.removeprefix(BUFFERS): tensor for name, tensor in buffers.items()})
+        state = unflattened(tensors)
         if self._loaded_bytes + size <= MOST_LOADED:
             self._loaded[path] = state
             self._loaded_bytes += size
         return state
 
 
+def flattened(state: State) -> dict[str, Tensor]:
+    """Return parameters and buffers as one mapping for a file, the names of buffers with a prefix."""
+    tensors = {**state.params, **{f"{BUFFERS}{name}": tensor for name, tensor in state.buffers.items()}}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def unflattened(tensors: Mapping[str, Tensor]) -> State:
+    """Return the state that `flattened` made one mapping of."""
+    params, buffers = dict[str, Tensor](), dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        (buffers if name.startswith(BUFFERS) else params)[name.removeprefix(BUFFERS)] = tensor
+    return State(params, buffers)
+
+
+def folder_name(dataset: Choice, network: Choice, key: str) -> str:
+    """Return the name of the folder of networks trained on a dataset: `mnist-convnet-` and the beginning of the key."""
+    name = "".join(c if c.isalnum() else "_" for c in f"{dataset.name}-{network.name}"[-60:])
+    return f"{name}-{key[:12]}"
+
+
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
+    """Turn a failure to read a file of a network into a `DdbenchError`."""
     try:
         yield
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise DdbenchError(
             f"{path} is damaged: {error}.", "Remove the file; the same network is trained again when it is needed."
         ) from error
+
+
+@contextlib.contextmanager
+def alone(path: Path, reporter: Reporter) -> Iterator[None]:
+    """Lock the folder of `path` for this process; wait for another one that trains in it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, timeout=1))
+        except DdbenchError:
+            reporter.say(f"Another process trains networks of {path.parent.name}; waiting for it.")
+            stack.enter_context(locked(path, timeout=24 * 3600))
+        yield
+
+
+def used(path: Path) -> None:
+    """Note the time of this use: `ddbench prune` removes what was not used for long."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
 
 
 @dataclass(frozen=True)
@@ -258,6 +295,7 @@ class Pools:
         )
         pool = Pool(spec.folder, spec)
         self._fill(pool, {"train": count, "evaluation": held_out}, source.network.component, source.data, patience)
+        used(pool.folder / "pool.json")
         facts = {
             "networks": count,
             "held_out": held_out,
@@ -296,7 +334,7 @@ class Pools:
                 f"the pool {pool.folder.name} lacks networks that would be trained first.",
                 "Train them beforehand: ddbench pretrain --help",
             )
-        with self._alone(pool):
+        with alone(pool.folder / "pool.json", self._reporter):
             missing = [
                 (side, index) for side in _SIDES for index in range(sizes[side]) if not pool.path(side, index).exists()
             ]
@@ -321,7 +359,7 @@ class Pools:
                 side, index = next(remaining)
                 if not state.finite:
                     raise DdbenchError(f"network {side}-{index} of the pool diverged.", f"Lower the rate {spec.lr:g}.")
-                accuracies.append(measure(module, state, validation, _CLASSIFICATION)["accuracy"])
+                accuracies.append(measure(module, state, validation, CLASSIFICATION)["accuracy"])
                 pool.write(side, index, state, accuracies[-1])
                 pace.tick()
                 count = len(accuracies)
@@ -336,26 +374,24 @@ class Pools:
 
     def _command(self, spec: PoolSpec, sizes: Mapping[Side, int]) -> str:
         """Return the command that trains this pool and no other."""
-        parts = [f"ddbench pretrain --dataset {spec.dataset.name} --network {spec.network.name}"]
-        parts.append(f"--count {sizes['train']} --held-out {sizes['evaluation']} --steps {spec.steps} --lr {spec.lr:g}")
-        if self._settings.sample_shape is not None:
-            parts.append(f"--sample-shape {' '.join(map(str, spec.sample_shape))}")
-        for part, choice in (("network", spec.network), ("dataset", spec.dataset)):
-            parts += [f"--set {part}.{key}={json.dumps(value)}" for key, value in choice.options.items()]
-        return " ".join(parts)
+        size = f"--count {sizes['train']} --held-out {sizes['evaluation']} --steps {spec.steps} --lr {spec.lr:g}"
+        shape = None if self._settings.sample_shape is None else spec.sample_shape
+        return pretrain_command(size, spec.dataset, spec.network, shape)
 
-    @contextlib.contextmanager
-    def _alone(self, pool: Pool) -> Iterator[None]:
-        """Lock the pool for this process; wait for another one that trains it."""
-        path = pool.folder / "pool.json"
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(locked(path, timeout=1))
-            except DdbenchError:
-                self._reporter.say(f"Another process has the pool {pool.folder.name}; waiting for it.")
-                stack.enter_context(locked(path, timeout=24 * 3600))
-            yield
+    def start(self, init: Choice, module: nn.Module, info: DatasetInfo, generator: torch.Generator) -> State:
+        """Return one network to train, drawn from the init distribution `init`, on the device of the pools."""
+        return InitRequest(module, info, 1, generator, "train", self).other(init).network(0)
 
     def _start(self, spec: PoolSpec, module: nn.Module, info: DatasetInfo, side: Side, index: int) -> State:
         generator = torch.Generator().manual_seed(derive_seed("pool", side, index, "start"))
-        return InitRequest(module, info, 1, generator, "train", self).other(spec.init).network(0)
+        return self.start(spec.init, module, info, generator)
+
+
+def pretrain_command(recipe: str, dataset: Choice, network: Choice, sample_shape: tuple[int, ...] | None) -> str:
+    """Return the command line that trains networks of these choices by `recipe`, some of its flags."""
+    parts = [f"ddbench pretrain --dataset {dataset.name} --network {network.name} {recipe}"]
+    if sample_shape is not None:
+        parts.append(f"--sample-shape {' '.join(map(str, sample_shape))}")
+    for part, choice in (("network", network), ("dataset", dataset)):
+        parts += [f"--set {part}.{key}={json.dumps(value)}" for key, value in choice.options.items()]
+    return " ".join(parts)

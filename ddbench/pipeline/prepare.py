@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ddbench.contract.component import Component
 from ddbench.contract.examples import ExampleSet
 from ddbench.contract.inits import InitDistribution, InitRequest, Side
 from ddbench.contract.metric import Metric
-from ddbench.contract.observer import Reporter
+from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.plan import EvaluationPlan
 from ddbench.contract.spec import Choice, Settings
 from ddbench.contract.state import State
@@ -26,7 +26,9 @@ from ddbench.errors import PluginError, UsageError, blamed_on
 from ddbench.machine.environment import resolve_device
 from ddbench.machine.files import sha256
 from ddbench.pipeline.data import Data, build, check_network
+from ddbench.pipeline.experts import ExpertSource, expert_source
 from ddbench.pipeline.pools import Architecture, Pools
+from ddbench.pipeline.teachers import TeacherSource
 from ddbench.protocols import Setting
 from ddbench.protocols.base import FULL_NETWORKS
 from ddbench.records.result import DatasetRecord
@@ -49,6 +51,8 @@ class Prepared:
         module: the network to distil for.
         init: the init distribution of `module`, with its options bound.
         pools: pools of pretrained networks that init distributions draw on.
+        experts: the experts that methods ask for.
+        teachers: the teachers that methods ask for.
         weights: files of pretrained weights that were read, `{name: {"sha256": ...}}`.
         record: the facts about the data that the record holds.
         device: the device that data and networks are on.
@@ -61,6 +65,8 @@ class Prepared:
     module: nn.Module
     init: InitDistribution
     pools: tuple[Pools, ...]
+    experts: ExpertSource
+    teachers: TeacherSource
     weights: Mapping[str, dict[str, Any]]
     record: DatasetRecord
     device: torch.device
@@ -94,16 +100,36 @@ class Prepared:
     def provenance(self) -> dict[str, dict[str, Any]]:
         """Return the origin of pretrained networks so far: weights files by content, and facts about pools."""
         opened = {name: facts for pools in self.pools for name, facts in pools.provenance().items()}
-        return {**self.weights, **opened}
+        return {**self.weights, **opened, **self.asked_by_method()}
 
-    def task(self, generator: torch.Generator) -> Task:
+    def asked_by_method(self) -> dict[str, dict[str, Any]]:
+        """Return the facts about experts and teachers that the method has asked for so far."""
+        return {**self.experts.provenance(), **self.teachers.provenance()}
+
+    def task(self, generator: torch.Generator, time_left: Callable[[], float] = lambda: math.inf) -> Task:
         """Return what a method is given, its networks drawn with `generator`.
 
+        What is trained for it (experts, teachers) ends where `time_left()` seconds reach zero.
         The data are those of the run, not a copy (see `check_untouched`); the network is a copy.
         """
         setting, info = self.setting, self.train.info
         networks = Networks(copy.deepcopy(self.module), self.init, info, generator, "train", self.pools[0])
-        return Task(self.train, setting.objective, networks, setting.budget, info)
+        return Task(
+            self.train,
+            setting.objective,
+            networks,
+            setting.budget,
+            info,
+            self.experts.within(time_left),
+            self.teachers.within(time_left),
+        )
+
+    def train_needs(self, method: Component, options: Mapping[str, Any]) -> None:
+        """Train the experts and teachers that the method declares to need, so that its clock does not count them."""
+        needs = method.facts.get("needs")
+        if needs is not None:
+            with blamed_on(method.who):
+                needs(self.task(torch.Generator()), **options)
 
     def check_untouched(self, method: Component) -> None:
         """Raise `PluginError` where `method` has written into the training data it was given."""
@@ -202,6 +228,8 @@ def prepare(
         module=module,
         init=init,
         pools=(pools,) if eval_pools is pools else (pools, eval_pools),
+        experts=expert_source(settings, network, data, pools, catalog, reporter or Silent(), may_train=download),
+        teachers=TeacherSource(network, info, catalog, device, open_pools, settings.smoke),
         weights=_weights_read(plan.adaptation),
         record=_record(data),
         device=device,

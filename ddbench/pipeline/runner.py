@@ -11,8 +11,9 @@ from typing import Any
 from ddbench.contract.journal import Journal
 from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.plan import Plan
-from ddbench.contract.run import Run, sigterm_as_ctrl_c
+from ddbench.contract.run import Run
 from ddbench.contract.sets import DistilledSet
+from ddbench.contract.signals import sigterm_as_ctrl_c
 from ddbench.contract.spec import RunSpec, Settings
 from ddbench.discovery.catalog import Catalog
 from ddbench.discovery.observers import Observers, observers
@@ -187,6 +188,7 @@ class StartedRun:
     def _distil_and_score(self, watching: Observers) -> RunResult:
         prepared, settings = self.prepared, self.plan.settings
         prepared.draw_once()
+        prepared.train_needs(self.plan.method, settings.method.options)
         _announce(self.plan, prepared, self.folder, self.reporter)
         origin = prepared.provenance()
         identity = settings.fingerprint + prepared.record.content_hash
@@ -231,7 +233,8 @@ class StartedRun:
             protocol=ProtocolRecord(
                 name=self.plan.protocol.name, hash=protocol_hash(self.plan.protocol), selected=scores.selected
             ),
-            pretrained=self.prepared.provenance(),
+            # A set that was kept before an interruption says itself what it was made with.
+            pretrained={**json.loads(distilled.metadata.get("made_with", "{}")), **self.prepared.provenance()},
             loop=LoopRecord(
                 steps=method_run.steps_done, stopped_by=method_run.stopped_by, rollbacks=method_run.rollbacks
             ),
@@ -250,7 +253,7 @@ class StartedRun:
 def _call_method(plan: Plan, prepared: Prepared, method_run: Run) -> DistilledSet:
     """Call the method with global random numbers seeded, and check the set and the data that it leaves."""
     seed_everything(derive_seed(plan.settings.seed, "global"))
-    task = prepared.task(method_run.generator)
+    task = prepared.task(method_run.generator, lambda: method_run.time_left)
     distilled = plan.method.call(plan.settings.method.options, task, method_run)
     method_run.finish()
     prepared.check_untouched(plan.method)
@@ -263,6 +266,9 @@ def _call_method(plan: Plan, prepared: Prepared, method_run: Run) -> DistilledSe
 def _described(distilled: DistilledSet, plan: Plan, prepared: Prepared) -> DistilledSet:
     """Return the set with the metadata that a stranger needs to use it."""
     settings, info = plan.settings, prepared.train.info
+    asked = prepared.asked_by_method()
+    if asked:
+        distilled = distilled.described(made_with=asked)
     return distilled.described(
         format="ddbench/1",
         classes=list(info.classes),

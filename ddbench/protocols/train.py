@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,16 +13,18 @@ from ddbench.contract.observer import Reporter
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.state import State
 from ddbench.contract.task import Side
+from ddbench.engine import augment
 from ddbench.engine.fit import Recipe, fit
 from ddbench.engine.networks import forward
 from ddbench.engine.workers import for_each_network
 from ddbench.machine.seeds import derive_seed
-from ddbench.protocols.augment import AMOUNTS, siamese
 from ddbench.protocols.base import FULL_NETWORKS, Evaluation, Setting, draw, journal_of, score_networks
 
 RATE, MOMENTUM, DECAY, BATCH = 0.01, 0.9, 5e-4, 256
 ANNOUNCE_SECONDS = 60
 """Announce the estimated scoring time if it exceeds this many seconds."""
+
+_AUGMENTATION = {"colour": augment.DSA, "grey": augment.DSA_DIGITS, **augment.definition()}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Train:
     name: str
     summary: str
     epochs: int
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    augmented: bool = False
     teacher: bool = False
 
     @property
@@ -49,7 +51,7 @@ class Train:
         """See `Protocol.definition`."""
         sgd = {"rate": RATE, "momentum": MOMENTUM, "decay": DECAY, "batch": BATCH, "epochs": self.epochs}
         teacher = {"networks": FULL_NETWORKS, **asdict(Recipe())} if self.teacher else None
-        return {**sgd, "augment": AMOUNTS if self.augment else None, "teacher": teacher}
+        return {**sgd, "augment": _AUGMENTATION if self.augmented else None, "teacher": teacher}
 
     def networks_needed(self, networks: int) -> dict[Side, int]:
         """See `Protocol.networks_needed`."""
@@ -113,7 +115,7 @@ class Train:
             for _ in range(self.epochs):
                 order = torch.randperm(len(labels), generator=generator).to(labels.device)
                 for batch in torch.split(order, BATCH):
-                    images = inputs[batch] if self.augment is None else self.augment(inputs[batch], generator)
+                    images = _augment(inputs[batch], generator) if self.augmented else inputs[batch]
                     if teacher is None:
                         yield images, labels[batch]
                         continue
@@ -128,8 +130,20 @@ class Train:
         return fit(network, state, batches(), optimiser, loss=setting.objective.inner_loss, rate=rate)
 
 
+def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the images under one operation, each with an amount of its own; grey images are not flipped."""
+    strategy = augment.DSA if images.shape[1] == 3 else augment.DSA_DIGITS
+    return augment.apply(images, augment.draw(strategy, generator, images=len(images)))
+
+
 TRAIN_V1 = Train("train/v1", "fresh networks from scratch on the flat set: SGD, 300 epochs", 300)
-TRAIN_DSA_V1 = Train("train-dsa/v1", "as train/v1, 1000 epochs with differentiable siamese augmentation", 1000, siamese)
+TRAIN_DSA_V1 = Train(
+    "train-dsa/v1", "as train/v1, 1000 epochs with differentiable siamese augmentation", 1000, augmented=True
+)
 TRAIN_TEACHER_V1 = Train(
-    "train-teacher/v1", "as train-dsa/v1, with labels by networks trained on the full data", 1000, siamese, teacher=True
+    "train-teacher/v1",
+    "as train-dsa/v1, with labels by networks trained on the full data",
+    1000,
+    augmented=True,
+    teacher=True,
 )

@@ -15,7 +15,7 @@ from ddbench.contract.observer import Silent
 from ddbench.contract.run import Run
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.task import Task
-from ddbench.errors import Interrupted, PluginError, Unsupported, UsageError
+from ddbench.errors import Interrupted, PluginError, Unsupported, UsageError, blamed_on
 from ddbench.machine.seeds import seed_everything
 from ddbench.protocols.replay import REPLAY_V1
 from ddbench.testing import tiny as small
@@ -36,6 +36,7 @@ class _Attempt:
     result: DistilledSet | None = None
     files: list[str] = field(default_factory=list)
     progress: list[int] = field(default_factory=list)
+    seconds: float = 0.0
     logged: bool = False
     drew: bool = False
 
@@ -69,8 +70,14 @@ def _attempt(
     before = run.generator.get_state()
     seed_everything(seed)
     # An empty working folder shows what the method writes there.
+    options = subject.component.validated({})
     with restored_globals(), contextlib.chdir(tempfile.mkdtemp(dir=subject.folder)):
-        attempt.result = subject.component.call(subject.component.validated({}), attempt.task, run)
+        if needs := subject.component.facts.get("needs"):
+            with blamed_on(subject.component.who):
+                needs(attempt.task, **options)
+        began = time.monotonic()
+        attempt.result = subject.component.call(options, attempt.task, run)
+        attempt.seconds = time.monotonic() - began
         attempt.files = sorted(path.name for path in Path().iterdir())
     run.finish()
     attempt.drew = not torch.equal(before, run.generator.get_state())
@@ -165,12 +172,10 @@ def writes_only_in_its_folder(subject: Subject) -> None:
 def reports_progress(subject: Subject) -> None:
     """Require logged figures from a method that loops, and progress from one that takes more than two seconds."""
     tiny = _supported(subject)
-    started = time.monotonic()
     attempt = _attempt(subject, tiny)
-    seconds = time.monotonic() - started
-    if seconds > LONG and not attempt.progress:
+    if attempt.seconds > LONG and not attempt.progress:
         raise Failed(
-            f"it runs for {seconds:.0f} s without progress.", "Loop with `for step in run.loop(steps, state)`."
+            f"it runs for {attempt.seconds:.0f} s without progress.", "Loop with `for step in run.loop(steps, state)`."
         )
     if attempt.progress and not attempt.logged:
         advice = "Call `run.log(loss=loss)` in each step: curves and the recovery from NaN need it."

@@ -1,20 +1,31 @@
 """Data and tasks on which a plugin runs in a second: one random pattern per class, in noise."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddbench.contract.examples import ExampleSet, ImageSplits
+from ddbench.contract.experts import Teachers, TrainedNetworks
 from ddbench.contract.inits import InitRequest, Side
+from ddbench.contract.observer import Silent
 from ddbench.contract.spec import Choice
+from ddbench.contract.state import State
 from ddbench.contract.task import Budget, Networks, Objective, Task
 from ddbench.discovery.catalog import Catalog
+from ddbench.engine.fit import POOL_RATE, Recipe, train_each
+from ddbench.engine.networks import unstack
 from ddbench.modalities.image import normalise
+from ddbench.pipeline.experts import ExpertSource
 from ddbench.protocols.base import Setting
 from ddbench.testing.pools import TinyPools
 
 SIZE = 8
+TEACHER_STEPS = 20
+"""Steps of Adam at most that a teacher of a tiny task takes."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,16 @@ def task(catalog: Catalog, tiny: Tiny, generator: torch.Generator) -> Task:
     train, _ = examples(tiny.channels, tiny.classes)
     networks = _networks(catalog, tiny, train, "train", generator)
     budget = Budget(tiny.images_per_class, tiny.steps, tiny.epochs)
-    return Task(train, objective(catalog, tiny.objective, train), networks, budget, train.info)
+    aim = objective(catalog, tiny.objective, train)
+    return Task(
+        train,
+        aim,
+        networks,
+        budget,
+        train.info,
+        _experts(catalog, tiny).within(lambda: math.inf),
+        _teachers(catalog, tiny),
+    )
 
 
 def setting(catalog: Catalog, tiny: Tiny) -> Setting:
@@ -108,3 +128,49 @@ def _networks(catalog: Catalog, tiny: Tiny, train: ExampleSet, side: Side, gener
 
     module = network(tiny.channels, tiny.classes, linear=tiny.linear)
     return Networks(module, draw, train.info, generator, side, TinyPools(catalog))
+
+
+def _experts(catalog: Catalog, tiny: Tiny) -> ExpertSource:
+    """Return experts that train in a second, a few of them for a few epochs, as in a smoke run."""
+    train, test = examples(tiny.channels, tiny.classes)
+    base = {
+        "dataset": Choice(name="tiny"),
+        "dataset_hash": train.info.content_hash,
+        "sample_shape": train.info.sample_shape,
+        "validation": 0.0,
+        "examples": len(train),
+        "network": Choice(name="tiny", options={"linear": tiny.linear}),
+        "network_source": "",
+        "init": Choice(name="random"),
+    }
+
+    def start(generator: torch.Generator) -> State:
+        return _networks(catalog, tiny, train, "train", generator).sample(1).network(0)
+
+    module = network(tiny.channels, tiny.classes, linear=tiny.linear)
+    return ExpertSource(base, module, start, train, test, Silent(), smoke=True)
+
+
+def _teachers(catalog: Catalog, tiny: Tiny) -> Teachers:
+    """Return teachers that train in a second; another network than the tiny one is not to be had."""
+    train, _ = examples(tiny.channels, tiny.classes)
+    module = network(tiny.channels, tiny.classes, linear=tiny.linear).eval()
+    trained: dict[tuple[int, int, float], TrainedNetworks] = {}
+
+    def teachers(
+        count: int = 1,
+        *,
+        network: str | Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        lr: float | None = None,
+    ) -> TrainedNetworks:
+        steps, lr = min(steps or TEACHER_STEPS, TEACHER_STEPS), lr or POOL_RATE
+        if (count, steps, lr) not in trained:
+            states: list[State] = []
+            starts = _networks(catalog, tiny, train, "train", torch.Generator().manual_seed(0)).sample(count)
+            several, recipe = list(unstack(module, starts)), Recipe(steps, lr)
+            train_each(module, several, range(count), train, recipe, states.append)
+            trained[count, steps, lr] = TrainedNetworks(module, tuple(states))
+        return trained[count, steps, lr]
+
+    return teachers
