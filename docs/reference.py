@@ -23,6 +23,7 @@ from ddbench.contract.spec import FLAGS, Choice, RunSpec
 from ddbench.contract.task import Networks
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import Interrupted, PluginError
+from ddbench.networks import features, fit, gradient, logits
 from ddbench.pipeline.dry_run import DryRun
 from ddbench.pipeline.evaluate import Scores
 from ddbench.pipeline.pools import Pool
@@ -41,7 +42,7 @@ LONG = 70
 LEADERBOARDS = Path(__file__).parent.parent / "leaderboards"
 BUDGET = ("images_per_class", "steps", "epochs", "protocol_hash")
 """Columns in which the records of one table of results may differ."""
-AUTHORS = (Networks, Score, PluginError, Interrupted, meta_gradient, MetaGradient)
+AUTHORS = (Networks, features, gradient, logits, fit, Score, PluginError, Interrupted, meta_gradient, MetaGradient)
 """Names that plugin authors use beside the public ones."""
 RETURNED = (DryRun, Prepared, Pool, Scores, SweepResult)
 """Classes that public functions return."""
