@@ -174,10 +174,10 @@ class ExampleSet:
         return members
 
     @functools.cached_property
-    def _members(self) -> tuple[Int[Tensor, " members"], ...]:
+    def _members(self) -> tuple[Tensor, ...]:
         """The indices of the examples of each class, in order."""
         counts = torch.bincount(self.labels, minlength=len(self.info.classes))
-        return torch.argsort(self.labels, stable=True).split(counts.tolist())
+        return torch.split(torch.argsort(self.labels, stable=True), counts.tolist())
 
     def minibatch(self, size: int, generator: torch.Generator, label: int | None = None) -> "ExampleSet":
         """Draw `size` examples without replacement, of the class `label` if it is given.
