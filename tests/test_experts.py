@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from ddbench.contract.experts import ExpertRecipe
 from ddbench.contract.spec import RunSpec
 from ddbench.contract.task import Task
-from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
+from ddbench.errors import DdbenchError, Interrupted, MissingPrerequisite, UsageError
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import Prepared, prepare
-from ddbench.pipeline.runner import run
+from ddbench.pipeline.runner import resume, run
 from ddbench.testing import conform
 from ddbench.testing import tiny as small
 from ddbench.testing.tiny import Tiny
@@ -230,6 +230,25 @@ def test_the_second_seed_trains_nothing(with_mtt, tmp_path, cold_cache):
     assert second.pretrained == first.pretrained
 
 
+def test_experts_of_a_set_stay_in_its_record(with_mtt, tmp_path, monkeypatch):
+    """Scoring is interrupted, and resumed without a call of the method: the record names the experts all the same."""
+    from ddbench.pipeline import runner
+
+    folders = {"leaderboards": tmp_path / "leaderboards", "catalog": with_mtt}
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "score", interrupted)
+        with pytest.raises(Interrupted):
+            run({"method": "hasty_mtt", "network": "linear", "smoke": True}, runs=tmp_path / "runs", **folders)
+    [folder] = (tmp_path / "runs").iterdir()
+    result = resume(folder, **folders)
+    [facts] = result.pretrained.values()
+    assert facts["experts"] == 2
+
+
 @pytest.mark.slow
 def test_running_statistics_are_kept_with_every_epoch(make_prepared):
     """A network with batch normalisation has them in its experts and its teachers."""
@@ -264,7 +283,7 @@ def test_teachers_know_the_training_data(make_prepared, cold_cache):
     for teacher in teachers:
         logits = functional_call(teachers.module, (teacher.params, teacher.buffers), (task.train.inputs,))
         assert (logits.argmax(1) == task.train.labels).float().mean() > 0.85
-    [(name, facts)] = prepared.provenance().items()
+    [(name, facts)] = prepared.asked_by_method().items()
     assert name.startswith("teachers/digits_linear-")
     assert facts["network"] == "linear" and facts["networks"] == 2 and facts["steps"] == 60
     times = {path: path.stat().st_mtime_ns for path in cold_cache.rglob("*.safetensors")}

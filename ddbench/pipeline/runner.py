@@ -24,7 +24,7 @@ from ddbench.machine.seeds import derive_seed, seed_everything
 from ddbench.modalities.image import conversion
 from ddbench.pipeline.evaluate import Scores, score
 from ddbench.pipeline.plan import plan_run
-from ddbench.pipeline.prepare import Prepared, prepare
+from ddbench.pipeline.prepare import Prepared, made_with, prepare
 from ddbench.protocols import label_regime, protocol_hash
 from ddbench.records import store
 from ddbench.records.result import (
@@ -233,8 +233,7 @@ class StartedRun:
             protocol=ProtocolRecord(
                 name=self.plan.protocol.name, hash=protocol_hash(self.plan.protocol), selected=scores.selected
             ),
-            # A set that was kept before an interruption says itself what it was made with.
-            pretrained={**json.loads(distilled.metadata.get("made_with", "{}")), **self.prepared.provenance()},
+            pretrained={**self.prepared.provenance(), **made_with(distilled)},
             loop=LoopRecord(
                 steps=method_run.steps_done, stopped_by=method_run.stopped_by, rollbacks=method_run.rollbacks
             ),
