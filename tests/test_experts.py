@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ddbench.contract.experts import ExpertRecipe
+from ddbench.contract.observer import Silent
 from ddbench.contract.spec import RunSpec
 from ddbench.contract.task import Task
 from ddbench.errors import DdbenchError, Interrupted, MissingPrerequisite, UsageError
@@ -183,6 +184,28 @@ def test_the_time_limit_ends_the_training_and_keeps_what_is_done(task_of, cold_c
     assert len(files(cold_cache)) == 5
 
 
+def test_an_interruption_keeps_what_is_done(task_of, monkeypatch, cold_cache):
+    def interrupt(self: Silent, done: int, *_: object) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Silent, "progress", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            task_of().experts(3, **QUICK)
+    assert list(files(cold_cache)) == ["expert-00000.safetensors"]
+    assert len(task_of().experts(3, **QUICK)) == 3
+
+
+def test_what_a_method_declares_is_trained_before_its_clock_starts(with_mtt, tmp_path):
+    """Under a limit that ends at once, its loop takes no step; without the declaration there are no experts."""
+    spec = {"network": "linear", "smoke": True, "time_limit": 0.001}
+    folders = {"runs": tmp_path / "runs", "leaderboards": tmp_path / "leaderboards", "catalog": with_mtt}
+    with pytest.raises(MissingPrerequisite, match="the time limit ended after 0 of 2 experts"):
+        run({"method": "hasty_mtt", **spec}, **folders)
+    assert run({"method": "small_mtt", **spec}, **folders).loop.steps == 0
+
+
 def test_a_full_disk_keeps_what_is_done(task_of, monkeypatch, cold_cache):
     from ddbench.pipeline import experts as module
 
@@ -303,6 +326,11 @@ def test_teachers_of_another_architecture(make_prepared):
             task.teachers(1, network=network)
     with pytest.raises(UsageError, match="0 teachers"):
         task.teachers(0)
+
+
+def test_teachers_that_would_take_longer_than_there_is_time(task_of):
+    with pytest.raises(MissingPrerequisite, match="training 2 networks would take about"):
+        task_of(lambda: 0.0).teachers(2)
 
 
 def test_the_kit_gives_experts_and_teachers(with_mtt):
