@@ -24,6 +24,7 @@ from ddbench.contract.spec import FLAGS, Choice, RunSpec
 from ddbench.contract.task import Networks
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import Interrupted, PluginError
+from ddbench.networks import features, fit, gradient, logits
 from ddbench.pipeline.dry_run import DryRun
 from ddbench.pipeline.evaluate import Scores
 from ddbench.pipeline.pools import Pool
@@ -44,6 +45,10 @@ BUDGET = ("images_per_class", "steps", "epochs", "protocol_hash")
 """Columns in which the records of one table of results may differ."""
 AUTHORS = (
     Networks,
+    features,
+    gradient,
+    logits,
+    fit,
     Experts,
     Trajectories,
     Teachers,

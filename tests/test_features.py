@@ -174,3 +174,14 @@ def test_networks_without_a_last_linear_layer_have_no_features(module):
     with pytest.raises(Unsupported, match="no last linear layer whose input") as error:
         features(module, state, torch.randn(2, 4))
     assert "method features(inputs)" in error.value.hint
+
+
+def test_features_of_a_library_network():
+    import timm
+
+    module = timm.create_model("test_resnet", num_classes=3).eval()
+    state = State({name: p.detach() for name, p in module.named_parameters()}, dict(module.named_buffers()))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        penultimate = module.forward_head(module.forward_features(x), pre_logits=True)
+    torch.testing.assert_close(features(module, state, x, batch_statistics=False), penultimate)
