@@ -38,6 +38,9 @@ from ddbench.records.result import (
     Status,
 )
 
+OVERTIME = 1.5
+"""Multiple of the time limit from which on a run says that its method did not keep it."""
+
 
 def run(
     spec: RunSpec | Settings | Mapping[str, Any],
@@ -226,6 +229,12 @@ class StartedRun:
         if kept is not None:
             return kept
         distilled = _described(_call_method(self.plan, prepared, method_run), self.plan, prepared)
+        limit = self.plan.settings.time_limit
+        if limit is not None and method_run.seconds > OVERTIME * limit:
+            self.reporter.say(
+                f"The method took {method_run.seconds:.0f} s under a time limit of {limit:g} s: "
+                "work outside of its loops ends only where it asks for run.time_left."
+            )
         method_run.keep(distilled, self.folder.artifact)
         return distilled
 
