@@ -35,6 +35,11 @@ def ddbench_methods() -> Iterable[object]:  # type: ignore[empty-body]
     `(bytes, how)`, the memory that the method is expected to need; `needs=function`, called as `(task, **options)`
     before the clock of the run starts, asks for the experts and teachers that the method will use.
 
+    `supports=function`, called as `(plan: Plan)` before any data are loaded, returns the reason why the method cannot
+    serve the plan, or None; such a run is skipped. `recipe=function`, called as `(request: RecipeRequest)`, returns
+    the published options by name where they depend on dataset and budget; its docstring names their source. `--set`
+    wins over the recipe, and the recipe over the defaults.
+
         @ddbench.method
         def first_images(task: Task, run: Run) -> DistilledSet:
             \"\"\"Return the first images of the training set, of any class.\"\"\"
