@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ddbench.contract.metric import Metric as Metric
     from ddbench.contract.observer import Observer as Observer
     from ddbench.contract.plan import Plan as Plan
+    from ddbench.contract.plan import RecipeRequest as RecipeRequest
     from ddbench.contract.run import Run as Run
     from ddbench.contract.sets import DistilledSet as DistilledSet
     from ddbench.contract.spec import RunSpec as RunSpec
@@ -85,6 +86,7 @@ _HOME_OF = {
     "run": "pipeline.runner",
     "sweep": "pipeline.sweep",
     "Plan": "contract.plan",
+    "RecipeRequest": "contract.plan",
     "RunSpec": "contract.spec",
     "Settings": "contract.spec",
     "AdaptationTarget": "contract.task",

@@ -1,5 +1,6 @@
 """Networks for authors of methods: states, passes, gradients, modes and workers; training, measuring, weights files."""
 
+from ddbench.contract.experts import Experts, Teachers, TrainedNetworks, Trajectories
 from ddbench.contract.inits import InitRequest, Side
 from ddbench.contract.state import Params, State
 from ddbench.contract.task import CrossEntropy, Loss, Networks, cross_entropy
@@ -15,6 +16,7 @@ __all__ = [
     "POOL_RATE",
     "POOL_STEPS",
     "CrossEntropy",
+    "Experts",
     "InitRequest",
     "Loss",
     "Networks",
@@ -22,6 +24,9 @@ __all__ = [
     "Params",
     "Side",
     "State",
+    "Teachers",
+    "TrainedNetworks",
+    "Trajectories",
     "cross_entropy",
     "evaluation_mode",
     "fast_operators",

@@ -19,6 +19,7 @@ from ddbench import testing
 from ddbench.cli.app import app
 from ddbench.contract import hookspecs
 from ddbench.contract.component import KINDS, Component
+from ddbench.contract.experts import Experts, Teachers, TrainedNetworks, Trajectories
 from ddbench.contract.spec import FLAGS, Choice, RunSpec
 from ddbench.contract.task import Networks
 from ddbench.discovery.catalog import Catalog
@@ -48,6 +49,10 @@ AUTHORS = (
     gradient,
     logits,
     fit,
+    Experts,
+    Trajectories,
+    Teachers,
+    TrainedNetworks,
     Score,
     PluginError,
     Interrupted,

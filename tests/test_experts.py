@@ -11,12 +11,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ddbench.contract.experts import ExpertRecipe
+from ddbench.contract.observer import Silent
 from ddbench.contract.spec import RunSpec
 from ddbench.contract.task import Task
-from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
+from ddbench.errors import DdbenchError, Interrupted, MissingPrerequisite, UsageError
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import Prepared, prepare
-from ddbench.pipeline.runner import run
+from ddbench.pipeline.runner import resume, run
 from ddbench.testing import conform
 from ddbench.testing import tiny as small
 from ddbench.testing.tiny import Tiny
@@ -183,6 +184,28 @@ def test_the_time_limit_ends_the_training_and_keeps_what_is_done(task_of, cold_c
     assert len(files(cold_cache)) == 5
 
 
+def test_an_interruption_keeps_what_is_done(task_of, monkeypatch, cold_cache):
+    def interrupt(self: Silent, done: int, *_: object) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Silent, "progress", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            task_of().experts(3, **QUICK)
+    assert list(files(cold_cache)) == ["expert-00000.safetensors"]
+    assert len(task_of().experts(3, **QUICK)) == 3
+
+
+def test_what_a_method_declares_is_trained_before_its_clock_starts(with_mtt, tmp_path):
+    """Under a limit that ends at once, its loop takes no step; without the declaration there are no experts."""
+    spec = {"network": "linear", "smoke": True, "time_limit": 0.001}
+    folders = {"runs": tmp_path / "runs", "leaderboards": tmp_path / "leaderboards", "catalog": with_mtt}
+    with pytest.raises(MissingPrerequisite, match="the time limit ended after 0 of 2 experts"):
+        run({"method": "hasty_mtt", **spec}, **folders)
+    assert run({"method": "small_mtt", **spec}, **folders).loop.steps == 0
+
+
 def test_a_full_disk_keeps_what_is_done(task_of, monkeypatch, cold_cache):
     from ddbench.pipeline import experts as module
 
@@ -230,6 +253,25 @@ def test_the_second_seed_trains_nothing(with_mtt, tmp_path, cold_cache):
     assert second.pretrained == first.pretrained
 
 
+def test_experts_of_a_set_stay_in_its_record(with_mtt, tmp_path, monkeypatch):
+    """Scoring is interrupted, and resumed without a call of the method: the record names the experts all the same."""
+    from ddbench.pipeline import runner
+
+    folders = {"leaderboards": tmp_path / "leaderboards", "catalog": with_mtt}
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "score", interrupted)
+        with pytest.raises(Interrupted):
+            run({"method": "hasty_mtt", "network": "linear", "smoke": True}, runs=tmp_path / "runs", **folders)
+    [folder] = (tmp_path / "runs").iterdir()
+    result = resume(folder, **folders)
+    [facts] = result.pretrained.values()
+    assert facts["experts"] == 2
+
+
 @pytest.mark.slow
 def test_running_statistics_are_kept_with_every_epoch(make_prepared):
     """A network with batch normalisation has them in its experts and its teachers."""
@@ -264,7 +306,7 @@ def test_teachers_know_the_training_data(make_prepared, cold_cache):
     for teacher in teachers:
         logits = functional_call(teachers.module, (teacher.params, teacher.buffers), (task.train.inputs,))
         assert (logits.argmax(1) == task.train.labels).float().mean() > 0.85
-    [(name, facts)] = prepared.provenance().items()
+    [(name, facts)] = prepared.asked_by_method().items()
     assert name.startswith("teachers/digits_linear-")
     assert facts["network"] == "linear" and facts["networks"] == 2 and facts["steps"] == 60
     times = {path: path.stat().st_mtime_ns for path in cold_cache.rglob("*.safetensors")}
@@ -284,6 +326,11 @@ def test_teachers_of_another_architecture(make_prepared):
             task.teachers(1, network=network)
     with pytest.raises(UsageError, match="0 teachers"):
         task.teachers(0)
+
+
+def test_teachers_that_would_take_longer_than_there_is_time(task_of):
+    with pytest.raises(MissingPrerequisite, match="training 2 networks would take about"):
+        task_of(lambda: 0.0).teachers(2)
 
 
 def test_the_kit_gives_experts_and_teachers(with_mtt):

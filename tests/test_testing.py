@@ -76,6 +76,11 @@ FAULTY_METHODS = {
         f"{GOOD}; task.networks.module[0].weight.data.zero_()",
         f"{GOOD}; F.cross_entropy(task.networks.module(chosen.inputs), chosen.labels).backward()",
     ],
+    "leaves running statistics alone": [
+        f"{GOOD}; task.networks.module.train()(chosen.inputs); task.networks.module.eval()",
+        f"{GOOD}; task.networks.module.train()",
+        f"{GOOD}\n    for part in task.networks.module:\n        part.training = isinstance(part, nn.Dropout)",
+    ],
     "writes only in its folder": [f"{GOOD}; Path('notes.txt').write_text('here')"],
     "reports progress": [
         f"import time; time.sleep(2.1); {GOOD}",
@@ -98,10 +103,20 @@ FAULTY_METHODS = {
         f"{GOOD}; chosen = ddbench.ExampleSet(torch.zeros_like(chosen.inputs), chosen.labels, chosen.info)",
     ],
 }
+RECIPE = 'def published(request):\n    """Somebody 2020, Table 3."""\n'
+WITH_RECIPE = (
+    "@ddbench.method(recipe=published)\n"
+    'def mine(task, run, *, size: Annotated[int, Field(le=9, description="size")] = 3):\n    """Random real images."""'
+)
 OTHERS = {
     ("method", "documented"): [
         '@ddbench.method\ndef mine(task, run):\n    """Images"""',
         '@ddbench.method\ndef mine(task, run, *, size: int = 3):\n    """Random real images, as many as asked for."""',
+    ],
+    ("method", "has a recipe for every dataset"): [
+        f"{RECIPE}    return {{'size': request.budget.images_per_class}}\n{WITH_RECIPE}",
+        f"{RECIPE}    return {{'sise': 3}}\n{WITH_RECIPE}",
+        f"{RECIPE}    return {{'size': {{'digits': 3}}[request.dataset]}}\n{WITH_RECIPE}",
     ],
     ("init", "draws every weight"): [
         'return {"weight": torch.zeros(request.n, 2)}',

@@ -9,7 +9,7 @@ import typer
 from ddbench.cli import completion
 from ddbench.cli.indexed import current_index
 from ddbench.cli.output import explained_failures, print_json
-from ddbench.cli.shared import Json, Plugins
+from ddbench.cli.shared import Json, Plugins, named
 from ddbench.contract.component import KINDS, did_you_mean
 from ddbench.errors import UsageError
 
@@ -57,14 +57,22 @@ def show(
     name: Annotated[
         str, typer.Argument(help="A name from `ddbench list`, or a run folder.", autocompletion=completion.anything)
     ],
+    dataset: Annotated[
+        str | None, named("dataset", "Show the options that the method's recipe sets on a dataset.", "--dataset", "-d")
+    ] = None,
+    ipc: Annotated[int | None, typer.Option(help="Images per class of the recipe. [the dataset's usual]")] = None,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Show the help and the options of a component, a protocol, an experiment or a pool, or the results of a run.
 
-    Examples: `ddbench show unrolled_gd`, `ddbench show runs/unrolled_gd-digits-ipc1-3f9a1c`
+    Examples: `ddbench show unrolled_gd`, `ddbench show runs/unrolled_gd-digits-ipc1-3f9a1c`, `ddbench show my_method
+    --dataset cifar10 --ipc 10`
     """
     with explained_failures(as_json=as_json, verbose=ctx.obj):
+        if dataset is not None or ipc is not None:
+            _show_recipe(name, {"dataset": dataset, "images_per_class": ipc}, plugin or [], as_json)
+            return
         folder = Path(name) if Path(name).is_dir() else Path("runs") / name
         if folder.is_dir():
             _show_run(folder, as_json)
@@ -81,6 +89,28 @@ def show(
 
         for entry in entries:
             (card if entry.kind in KINDS else brief_card)(entry)
+
+
+def _show_recipe(name: str, asked: dict[str, object], plugins: Sequence[Path], as_json: bool) -> None:
+    """Print a method with the options that its recipe sets for a dataset and images per class."""
+    from ddbench.contract.spec import RunSpec
+    from ddbench.discovery.catalog import Catalog
+    from ddbench.discovery.index import described
+    from ddbench.pipeline.plan import plan_run
+
+    catalog = Catalog(plugins)
+    method = catalog.get("method", name)
+    spec = {key: value for key, value in asked.items() if value is not None}
+    plan = plan_run(RunSpec.parse({"method": name, **spec}), catalog)
+    if as_json:
+        recipe = {"recipe": dict(plan.recipe), "source": method.recipe_source}
+        print_json({"status": "ok", "found": [{**described(method).model_dump(), **recipe}]})
+        return
+    from ddbench.render.cards import card
+
+    card(described(method), plan.recipe)
+    where = f"{plan.settings.dataset.name} with {plan.settings.images_per_class} images per class"
+    typer.echo(f"\nRecipe for {where}: {plan.recipe_text or 'none; the defaults apply'}")
 
 
 def _pools() -> "list[Entry]":

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import typer
 
-from ddbench.errors import DdbenchError, Interrupted, UnknownFields, UsageError
+from ddbench.errors import DdbenchError, Interrupted, UnknownFields, Unsupported, UsageError
 
 _document: ContextVar[TextIO | None] = ContextVar("_document", default=None)
 """The stream of the JSON document while stdout is redirected."""
@@ -99,8 +99,9 @@ def _exit(cause: BaseException, error: DdbenchError, attempt: Attempt, as_json: 
     if verbose:
         traceback.print_exception(cause)
     if as_json:
-        status = {Interrupted: "interrupted", UsageError: "usage"}.get(type(error), "failed")
+        status = {Interrupted: "interrupted", UsageError: "usage", Unsupported: "skipped"}.get(type(error), "failed")
         failure = {"status": status, "reason": error.message, "hint": error.hint, "exit_code": error.exit_code}
         print_json({**attempt.record(), **failure})
-    sys.stderr.write(f"Error: {error.message}\n" + (f"  {error.hint}\n" if error.hint else ""))
+    kind = "Skipped" if isinstance(error, Unsupported) else "Error"
+    sys.stderr.write(f"{kind}: {error.message}\n" + (f"  {error.hint}\n" if error.hint else ""))
     raise typer.Exit(error.exit_code)

@@ -268,12 +268,16 @@ def _run_sweep(
     from ddbench.render.tables import sweep_table
 
     if dry_run:
-        planned = [plan.settings for _, plan in plan_sweep(sweep, spec_at, catalog)]
-        lines = [{"run": settings.run_id, "fingerprint": settings.fingerprint} for settings in planned]
+        from ddbench.pipeline.plan import reason_to_skip
+
+        planned = [(plan.settings, reason_to_skip(plan)) for _, plan in plan_sweep(sweep, spec_at, catalog)]
+        lines = [{"run": s.run_id, "fingerprint": s.fingerprint, "skipped": reason} for s, reason in planned]
         if as_json:
             print_json({"status": "planned", "runs": lines})
         else:
-            typer.echo("\n".join(["Would run:", *(f"  {line['run']}" for line in lines)]))
+            typer.echo("Would run:")
+            for settings, reason in planned:
+                typer.echo(f"  {settings.run_id}" + (f"  skipped: {reason}" if reason else ""))
         return
     with live() as reporter:
         done = run_sweep(sweep, spec_at, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)

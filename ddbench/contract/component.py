@@ -45,9 +45,16 @@ class Component:
     distribution: str = ""
 
     @property
+    def recipe_source(self) -> str:
+        """The place where the settings of the method's recipe were published; empty for a method without one."""
+        recipe = self.facts.get("recipe")
+        return (inspect.getdoc(recipe) or "").split("\n", 1)[0].rstrip(".") if recipe else ""
+
+    @property
     def shown_facts(self) -> dict[str, Any]:
-        """The facts as JSON values: functions are left out, tuples are lists."""
+        """The facts as JSON values: tuples are lists; of functions, only a recipe is left, as its source."""
         facts = {key: value for key, value in self.facts.items() if not callable(value)}
+        facts |= {"recipe": self.recipe_source} if self.recipe_source else {}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
     @property

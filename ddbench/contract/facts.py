@@ -1,11 +1,12 @@
 """Facts: what a plugin declares about a component, known without calling it; one model per kind."""
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import pydantic
-from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from ddbench.errors import PluginError
 
@@ -14,6 +15,12 @@ Length = Annotated[StrictInt, Field(ge=1)]
 
 class _Facts(pydantic.BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _with_docstring(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    if function is not None and not inspect.getdoc(function):
+        raise ValueError("it has no docstring that says where the settings were published")
+    return function
 
 
 class NoFacts(_Facts):
@@ -32,6 +39,12 @@ class MethodFacts(_Facts):
         None,
         description="called as (task, **options) before the clock of the run starts, to ask for what takes long to "
         "train: task.experts(...), task.teachers(...)",
+    )
+    supports: Callable[..., str | None] | None = Field(
+        None, description="called as (plan); returns the reason why the method cannot serve it, or None"
+    )
+    recipe: Annotated[Callable[..., Mapping[str, Any]] | None, AfterValidator(_with_docstring)] = Field(
+        None, description="called as (request); returns published options by name; the docstring names their source"
     )
 
 
@@ -86,9 +99,11 @@ def validated_facts(kind: str, name: str, facts: Mapping[str, Any]) -> dict[str,
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         fact = str(first["loc"][0])
-        message = first["msg"][:1].lower() + first["msg"][1:]
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        value = getattr(facts[fact], "__name__", repr(facts[fact]))
         raise PluginError(
-            f"{who} declares {fact}={facts[fact]!r}: {message}.", f"{fact}: {known[fact].description}."
+            f"{who} declares {fact}={value}: {message}.", f"{fact}: {known[fact].description}."
         ) from error
 
 

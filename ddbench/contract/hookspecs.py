@@ -32,7 +32,13 @@ def ddbench_methods() -> Iterable[object]:  # type: ignore[empty-body]
     Each is a function `(task: Task, run: Run, *, options) -> DistilledSet` marked `@ddbench.method`. Facts:
     `companion=True` marks a baseline, shown beside the score of every other method; `coreset=True` marks a subset of
     real images, a candidate of `--best-coreset`; `peak_memory=function`, called as `(task, **options)`, returns
-    `(bytes, how)`, the memory that the method is expected to need.
+    `(bytes, how)`, the memory that the method is expected to need; `needs=function`, called as `(task, **options)`
+    before the clock of the run starts, asks for the experts and teachers that the method will use.
+
+    `supports=function`, called as `(plan: Plan)` before any data are loaded, returns the reason why the method cannot
+    serve the plan, or None; such a run is skipped. `recipe=function`, called as `(request: RecipeRequest)`, returns
+    the published options by name where they depend on dataset and budget; its docstring names their source. `--set`
+    wins over the recipe, and the recipe over the defaults.
 
         @ddbench.method
         def first_images(task: Task, run: Run) -> DistilledSet:

@@ -1,14 +1,34 @@
 """The plan of a run: complete settings, with the components and the protocol that they name, resolved once."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from ddbench.contract.component import Component
 from ddbench.contract.spec import Settings
-from ddbench.contract.task import AdaptationTarget
+from ddbench.contract.task import AdaptationTarget, Budget
 
 if TYPE_CHECKING:
     from ddbench.protocols.base import Protocol
+
+
+@dataclass(frozen=True)
+class RecipeRequest:
+    """The circumstances that published settings of a method depend on; they are known before data are loaded.
+
+    Attributes:
+        dataset: name of the dataset, as on the command line.
+        classes: names of the classes.
+        sample_shape: shape of an example, `(channels, height, width)` for images.
+        budget: images per class, steps and epochs.
+        network: name of the network to distil for, as on the command line.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    sample_shape: tuple[int, ...]
+    budget: Budget
+    network: str
 
 
 @dataclass(frozen=True)
@@ -63,9 +83,17 @@ class Plan(EvaluationPlan):
         eval_init: the component that networks to score on are drawn from.
         adaptation: the answer of the adaptation target; None if there is no target.
         method: the method that `settings` names.
+        recipe: the options that the method's recipe has set; `settings` holds them too.
     """
 
     method: Component
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def recipe_text(self) -> str:
+        """The options that the recipe has set, with their source: `T=10, inner=50 (Zhao et al. 2021, README)`."""
+        options = ", ".join(f"{name}={value}" for name, value in self.recipe.items())
+        return f"{options} ({self.method.recipe_source})" if options else ""
 
     @property
     def components(self) -> tuple[Component, ...]:

@@ -295,7 +295,8 @@ class Run:
         self.stopped_by = "time limit"
         if step == 0:
             self.empty_loops += 1
-            self.say(f"The time limit was over before loop {self._current + 1} of the method: it took no step.")
+            number = self._loops_begun[self._scope]
+            self.say(f"The time limit was over before loop {number} of the method: it took no step.")
 
     def _end(self, last: LoopState) -> None:
         self.steps_done += last.step

@@ -104,7 +104,8 @@ class Objective:
 class Networks:
     """One side of an init distribution: where initial networks are drawn from.
 
-    `module` is the architecture. The draws of a run follow from its seed.
+    `module` is the architecture, in evaluation mode. A method leaves its weights, running statistics and modes as they
+    are: the functions of `ddbench.networks` do. The draws of a run follow from its seed.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Networks:
         side: Side,
         supplier: Supplier,
     ) -> None:
-        self.module = module
+        self.module = module.eval()
         self._init, self._info, self._generator, self._side, self._supplier = init, info, generator, side, supplier
 
     def sample(self, n: int) -> State:

@@ -12,14 +12,14 @@ from ddbench.contract.component import Component
 from ddbench.contract.observer import Reporter
 from ddbench.contract.run import Run
 from ddbench.contract.sets import DistilledSet
-from ddbench.contract.spec import Choice
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.networks import measure
-from ddbench.errors import DdbenchError, Interrupted
+from ddbench.errors import DdbenchError, Interrupted, Unsupported
 from ddbench.machine.environment import describe
 from ddbench.machine.files import atomic_write, sha256
 from ddbench.machine.folders import cache_dir
 from ddbench.machine.seeds import derive_seed, seed_everything
+from ddbench.pipeline.plan import plan_method, reason_to_skip
 from ddbench.pipeline.prepare import Prepared
 from ddbench.protocols import Setting
 from ddbench.protocols.base import better
@@ -131,12 +131,19 @@ def _score(prepared: Prepared, setting: Setting, method: Component, reporter: Re
 
 
 def _distil(prepared: Prepared, method: Component, seed: int) -> DistilledSet:
-    """Return the set that a method makes of the task with its default options."""
+    """Return the set that a method makes of the task with the options of its recipe, else its defaults.
+
+    Raises `Unsupported` for a method that does not support the task.
+    """
+    plan = plan_method(prepared.plan, method, {})
+    reason = reason_to_skip(plan)
+    if reason:
+        raise Unsupported(reason)
     seed_everything(seed)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), seed=seed, device=prepared.device, most_steps=prepared.most_steps)
         task = prepared.task(run.generator)
-        distilled: DistilledSet = method.call(method.validated({}), task, run)
+        distilled: DistilledSet = method.call(plan.settings.method.options, task, run)
         distilled.validate(task)
     return distilled.to(prepared.device)
 
@@ -144,9 +151,8 @@ def _distil(prepared: Prepared, method: Component, seed: int) -> DistilledSet:
 def _key(prepared: Prepared, method: Component) -> str:
     """Return a hash of all that a companion's score depends on: the spec but for the method, the data, the machine."""
     plan, networks = prepared.plan, prepared.eval_networks
-    choice = Choice(name=method.name, options=method.validated({}))
-    changes = {"method": choice, "seed": 0, "time_limit": None, "eval_networks": networks}
-    settings = plan.settings.model_copy(update=changes)
+    changes = {"seed": 0, "time_limit": None, "eval_networks": networks}
+    settings = plan_method(plan, method, {}).settings.model_copy(update=changes)
     parts = (component for component in plan.components if component.kind != "method")
     sources = [method.distribution, *(f"{part.kind} {part.name} {part.distribution}" for part in parts)]
     origin = json.dumps(prepared.provenance(), sort_keys=True)

@@ -10,7 +10,7 @@ from ddbench.contract.spec import RunSpec, Settings
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import MissingPrerequisite
 from ddbench.machine.environment import resolve_device
-from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.plan import plan_run, reason_to_skip
 from ddbench.pipeline.prepare import prepare
 from ddbench.pipeline.runner import as_spec
 from ddbench.records import store
@@ -29,6 +29,8 @@ class DryRun(pydantic.BaseModel):
         peak_memory: the bytes that the method predicts; None if it predicts none or the data are missing.
         memory_mode: how the method would use the memory; empty if `peak_memory` is None.
         missing: a sentence for each thing that the run would have to fetch or train first.
+        recipe: the options that the method's recipe has set, with their source; empty for none.
+        skipped: the reason why the run would be skipped; empty where it would not.
     """
 
     model_config = pydantic.ConfigDict(frozen=True)
@@ -41,6 +43,8 @@ class DryRun(pydantic.BaseModel):
     peak_memory: int | None
     memory_mode: str
     missing: tuple[str, ...]
+    recipe: str = ""
+    skipped: str = ""
 
 
 def dry_run(
@@ -55,18 +59,20 @@ def dry_run(
     Raises `DdbenchError` if the run could not begin for another reason than missing data or networks.
     """
     catalog = catalog or Catalog()
-    plan = plan_run(as_spec(spec), catalog)
+    plan = plan_run(spec if isinstance(spec, Settings) else as_spec(spec), catalog)
     settings = plan.settings
     # A device that does not exist is no data to fetch.
     resolve_device(settings.device)
     dataset, predicted, missing = None, None, []
-    try:
-        prepared = prepare(plan, catalog, download=False)
-        dataset = prepared.record
-        predicted = prepared.peak_memory(plan.method, settings.method.options)
-        prepared.train_needs(plan.method, settings.method.options)
-    except MissingPrerequisite as error:
-        missing.append(error.message)
+    skipped = reason_to_skip(plan)
+    if not skipped:
+        try:
+            prepared = prepare(plan, catalog, download=False)
+            dataset = prepared.record
+            predicted = prepared.peak_memory(plan.method, settings.method.options)
+            prepared.train_needs(plan.method, settings.method.options)
+        except MissingPrerequisite as error:
+            missing.append(error.message)
     peak, mode = predicted or (None, "")
     return DryRun(
         settings=settings,
@@ -77,4 +83,6 @@ def dry_run(
         peak_memory=peak,
         memory_mode=mode,
         missing=tuple(missing),
+        recipe=plan.recipe_text,
+        skipped=skipped,
     )

@@ -19,7 +19,7 @@ from ddbench.machine.environment import describe, peak_memory_mb
 from ddbench.pipeline.baselines import score_companions
 from ddbench.pipeline.opened import OpenedSet
 from ddbench.pipeline.plan import plan_evaluation
-from ddbench.pipeline.prepare import Prepared, prepare
+from ddbench.pipeline.prepare import Prepared, made_with, prepare
 from ddbench.protocols import Setting, label_regime, protocol_hash
 from ddbench.records import store
 from ddbench.records.result import NO_ADAPTATION, ProtocolRecord, RunFolder
@@ -116,6 +116,8 @@ def _add_row(
     record = folder.read_result() if opened.path == folder.artifact else None
     if record is None or record.status != "ok" or record.seconds is None or record.dataset is None:
         raise UsageError(f"{opened.path} is not in the folder of a finished run.", "Evaluate the run folder.")
+    distilled = opened.distilled
+    assert isinstance(distilled, DistilledSet), "a file of ddbench holds a set"
     settings = prepared.settings
     if settings.fingerprint == record.fingerprint:
         return
@@ -141,7 +143,7 @@ def _add_row(
             "scores": scores.after,
             "before": scores.before,
             "companions": scores.companions,
-            "pretrained": prepared.provenance(),
+            "pretrained": {**prepared.provenance(), **made_with(distilled)},
             "seconds": record.seconds.model_copy(update={"evaluate": round(seconds, 3)}),
             "peak_memory_mb": round(peak_memory_mb(), 1),
             "environment": describe(prepared.device),

@@ -1,13 +1,15 @@
 """From a spec to a plan: names resolved, defaults filled in, nothing loaded."""
 
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 from ddbench.contract.component import Component
-from ddbench.contract.plan import EvaluationPlan, Plan
+from ddbench.contract.plan import EvaluationPlan, Plan, RecipeRequest
 from ddbench.contract.spec import Choice, RunSpec, Settings, default_steps
-from ddbench.contract.task import AdaptationTarget
+from ddbench.contract.task import AdaptationTarget, Budget
 from ddbench.discovery.catalog import Catalog
-from ddbench.errors import PluginError, UsageError
+from ddbench.errors import PluginError, UsageError, blamed_on
 from ddbench.pipeline.data import info_from_facts
 from ddbench.protocols import get_protocol
 
@@ -19,11 +21,84 @@ _POOL_OPTIONS = ("count", "held_out", "steps", "lr")
 """Options of an init or target about the size and the training of a pool (arguments of `InitRequest.pool`)."""
 
 
-def plan_run(spec: RunSpec, catalog: Catalog) -> Plan:
-    """Return the plan of a run. Raises `UsageError` for a name or an option that does not exist."""
-    method, choice = catalog.resolve("method", spec.method)
-    decided = _decide(spec.model_copy(update={"method": choice}), catalog)
-    return Plan(**{**vars(decided), "settings": _without_wrong_experiment(decided.settings, catalog)}, method=method)
+def plan_run(spec: RunSpec | Settings, catalog: Catalog) -> Plan:
+    """Return the plan of a run. Raises `UsageError` for a name or an option that does not exist.
+
+    Options of the method are those that are asked for, then those of its recipe, then its defaults. Complete settings
+    leave nothing to a recipe.
+    """
+    asked = spec.asked() if isinstance(spec, Settings) else spec
+    method, choice = catalog.resolve("method", asked.method)
+    decided = _decide(asked.model_copy(update={"method": choice}), catalog)
+    if isinstance(spec, RunSpec):
+        plan = plan_method(decided, method, asked.method.options)
+    else:
+        plan = Plan(**vars(decided), method=method)
+    return replace(plan, settings=_without_wrong_experiment(plan.settings, catalog))
+
+
+def plan_method(plan: EvaluationPlan, method: Component, options: Mapping[str, Any]) -> Plan:
+    """Return the plan of running `method` on the task of `plan`; its recipe and its defaults add to `options`.
+
+    Raises `UsageError` for an option that does not exist, `PluginError` for a recipe that is not valid.
+    """
+    recipe = {name: value for name, value in recipe_of(method, request_of(plan)).items() if name not in options}
+    choice = Choice(name=method.name, options=method.validated({**recipe, **options}))
+    settings = plan.settings.model_copy(update={"method": choice})
+    shared = {item.name: getattr(plan, item.name) for item in fields(EvaluationPlan)}
+    return Plan(**{**shared, "settings": settings}, method=method, recipe=recipe)
+
+
+def request_of(plan: EvaluationPlan) -> RecipeRequest:
+    """Return the circumstances that a recipe may depend on."""
+    settings = plan.settings
+    return RecipeRequest(
+        dataset=settings.dataset.name,
+        classes=tuple(plan.dataset.facts["classes"]),
+        sample_shape=tuple(settings.sample_shape or plan.dataset.facts["sample_shape"]),
+        budget=Budget(settings.images_per_class, settings.steps, settings.epochs),
+        network=settings.network.name,
+    )
+
+
+def recipe_of(method: Component, request: RecipeRequest) -> dict[str, Any]:
+    """Return the options that the method's recipe sets, validated; empty for a method without one.
+
+    Raises `PluginError` for anything but options of the method.
+    """
+    recipe = method.facts.get("recipe")
+    if recipe is None:
+        return {}
+    with blamed_on(method.who):
+        options = recipe(request)
+    if not isinstance(options, Mapping):
+        raise PluginError(
+            f"the recipe of {method.who} returned {type(options).__name__}.", "Return a dict of option to value."
+        )
+    try:
+        method.validated(options)
+    except UsageError as error:
+        raise PluginError(
+            f"the recipe of {method.who} is not valid on {request.dataset}: {error.message}", "Fix the recipe."
+        ) from error
+    return dict(options)
+
+
+def reason_to_skip(plan: Plan) -> str:
+    """Return why the method cannot serve the plan, by its fact `supports`; empty where it can.
+
+    Raises `PluginError` where it returns anything but text or None.
+    """
+    supports = plan.method.facts.get("supports")
+    if supports is None:
+        return ""
+    with blamed_on(plan.method.who):
+        reason = supports(plan)
+    if reason is not None and not (isinstance(reason, str) and reason.strip()):
+        raise PluginError(
+            f"`supports` of {plan.method.who} returned {reason!r}.", "Return the reason to skip as text, or None."
+        )
+    return reason or ""
 
 
 def plan_evaluation(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:

@@ -1,6 +1,7 @@
 """Prepare a plan: load and split the data once, build the network, open the pools."""
 
 import copy
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from ddbench.contract.inits import InitDistribution, InitRequest, Side
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.plan import EvaluationPlan
+from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import Choice, Settings
 from ddbench.contract.state import State
 from ddbench.contract.task import AdaptationTarget, Budget, Networks, Objective, Task
@@ -98,9 +100,9 @@ class Prepared:
         )
 
     def provenance(self) -> dict[str, dict[str, Any]]:
-        """Return the origin of pretrained networks so far: weights files by content, and facts about pools."""
+        """Return the origin of networks that were drawn so far: weights files by content, and facts about pools."""
         opened = {name: facts for pools in self.pools for name, facts in pools.provenance().items()}
-        return {**self.weights, **opened, **self.asked_by_method()}
+        return {**self.weights, **opened}
 
     def asked_by_method(self) -> dict[str, dict[str, Any]]:
         """Return the facts about experts and teachers that the method has asked for so far."""
@@ -234,6 +236,12 @@ def prepare(
         record=_record(data),
         device=device,
     )
+
+
+def made_with(distilled: DistilledSet) -> dict[str, dict[str, Any]]:
+    """Return the facts about experts and teachers that a set was made with, as its metadata state them."""
+    facts: dict[str, dict[str, Any]] = json.loads(distilled.metadata.get("made_with", "{}"))
+    return facts
 
 
 def _build_network(plan: EvaluationPlan, data: Data) -> nn.Module:

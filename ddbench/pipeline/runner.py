@@ -23,8 +23,8 @@ from ddbench.machine.files import explained_os_errors, in_use
 from ddbench.machine.seeds import derive_seed, seed_everything
 from ddbench.modalities.image import conversion
 from ddbench.pipeline.evaluate import Scores, score
-from ddbench.pipeline.plan import plan_run
-from ddbench.pipeline.prepare import Prepared, prepare
+from ddbench.pipeline.plan import plan_run, reason_to_skip
+from ddbench.pipeline.prepare import Prepared, made_with, prepare
 from ddbench.protocols import label_regime, protocol_hash
 from ddbench.records import store
 from ddbench.records.result import (
@@ -37,6 +37,9 @@ from ddbench.records.result import (
     Seconds,
     Status,
 )
+
+OVERTIME = 1.5
+"""Multiple of the time limit from which on a run says that its method did not keep it."""
 
 
 def run(
@@ -86,9 +89,9 @@ def start(
 ) -> "StartedRun":
     """Plan and prepare a run and make its folder. Raises `DdbenchError`; then there is no folder."""
     catalog, reporter = catalog or Catalog(), reporter or Silent()
-    plan = plan_run(as_spec(spec), catalog)
+    plan = plan_run(spec if isinstance(spec, Settings) else as_spec(spec), catalog)
     store.check(store.path_for(leaderboards, plan.settings))
-    prepared = prepare(plan, catalog, reporter=reporter)
+    prepared = prepare_supported(plan, catalog, reporter)
     folder = _new_folder(runs, plan.settings, reporter)
     asked = None if isinstance(spec, Settings) else as_spec(spec)
     plugins = [str(path) for path in catalog.named]
@@ -100,7 +103,7 @@ def restart(folder: RunFolder, *, catalog: Catalog | None, leaderboards: Path, r
     """Prepare an unfinished run again in its folder. Raises as `resume`."""
     origin = folder.read_origin()
     catalog = catalog or Catalog(map(Path, origin.plugins))
-    plan = plan_run(folder.read_spec().asked(), catalog)
+    plan = plan_run(folder.read_spec(), catalog)
     store.check(store.path_for(leaderboards, plan.settings))
     for component, source in plan.distributions.items():
         before = origin.sources.get(component, source)
@@ -109,7 +112,13 @@ def restart(folder: RunFolder, *, catalog: Catalog | None, leaderboards: Path, r
                 f"{component} has changed since this run began: it was of {before}, now it is of {source}.",
                 "Restore the code to continue, or start the run anew with `ddbench run`.",
             )
-    return StartedRun(plan, prepare(plan, catalog, reporter=reporter), folder, catalog, leaderboards, reporter)
+    prepared = prepare_supported(plan, catalog, reporter)
+    return StartedRun(plan, prepared, folder, catalog, leaderboards, reporter)
+
+
+def prepare_supported(plan: Plan, catalog: Catalog, reporter: Reporter) -> Prepared | str:
+    """Return the prepared run; the reason to skip it, with nothing loaded, where the method does not support it."""
+    return reason_to_skip(plan) or prepare(plan, catalog, reporter=reporter)
 
 
 def as_spec(spec: RunSpec | Settings | Mapping[str, Any]) -> RunSpec:
@@ -121,10 +130,10 @@ def as_spec(spec: RunSpec | Settings | Mapping[str, Any]) -> RunSpec:
 
 @dataclass(frozen=True)
 class StartedRun:
-    """A run that is ready to be carried out in its folder."""
+    """A run that is ready to be carried out in its folder; `prepared` is the reason where it is to be skipped."""
 
     plan: Plan
-    prepared: Prepared
+    prepared: Prepared | str
     folder: RunFolder
     catalog: Catalog
     leaderboards: Path
@@ -134,8 +143,10 @@ class StartedRun:
         """Distil, score and record; `result.json` says how it ended. Raises `DdbenchError` when the run fails."""
         with in_use(self.folder.path), sigterm_as_ctrl_c():
             watching = observers(self.catalog, self.plan, self.folder.path, self.reporter)
+            if isinstance(self.prepared, str):
+                return self._ended(watching, "skipped", self.prepared)
             try:
-                result = self._distil_and_score(watching)
+                result = self._distil_and_score(watching, self.prepared)
             except Unsupported as error:
                 return self._ended(watching, "skipped", error.message)
             except (Interrupted, KeyboardInterrupt) as error:
@@ -179,14 +190,12 @@ class StartedRun:
             "asked": self.folder.read_origin().asked,
             "settings": self.plan.settings,
             "fingerprint": self.plan.settings.fingerprint,
-            "dataset": self.prepared.record,
-            "metrics": self.prepared.setting.objective.metrics,
-            "environment": describe(self.prepared.device),
             "method_source": self.plan.method.distribution,
+            **({} if isinstance(self.prepared, str) else _prepared_facts(self.prepared)),
         }
 
-    def _distil_and_score(self, watching: Observers) -> RunResult:
-        prepared, settings = self.prepared, self.plan.settings
+    def _distil_and_score(self, watching: Observers, prepared: Prepared) -> RunResult:
+        settings = self.plan.settings
         prepared.draw_once()
         prepared.train_needs(self.plan.method, settings.method.options)
         _announce(self.plan, prepared, self.folder, self.reporter)
@@ -203,27 +212,36 @@ class StartedRun:
             on_progress=watching.progress,
             identity=identity,
         )
-        distilled = self._distil(method_run)
+        distilled = self._distil(method_run, prepared)
         distill_seconds = method_run.seconds
         journal = Journal(self.folder.journal, identity)
         setting = replace(prepared.setting, journal=journal)
         scores = score(prepared, setting, distilled.to(prepared.device), self.catalog, self.reporter)
-        seconds = Seconds(distill=round(distill_seconds, 3), evaluate=round(journal.seconds, 3))
-        return self._result(method_run, distilled, scores, seconds)
+        saved = round(method_run.seconds_saved, 3)
+        seconds = Seconds(distill=round(distill_seconds, 3), evaluate=round(journal.seconds, 3), saved=saved)
+        return self._result(method_run, prepared, distilled, scores, seconds)
 
-    def _distil(self, method_run: Run) -> DistilledSet:
+    def _distil(self, method_run: Run, prepared: Prepared) -> DistilledSet:
         """Return the set that the method makes, saved in the folder; the saved one where a run resumes after it."""
         self.reporter.stage(f"Distilling with {self.plan.settings.method.name}")
         # Where scoring takes no networks, only the method's own call says which pools it draws on.
-        needs_networks = bool(self.plan.protocol.networks_needed(self.prepared.eval_networks))
+        needs_networks = bool(self.plan.protocol.networks_needed(prepared.eval_networks))
         kept = method_run.kept(self.folder.artifact) if needs_networks else None
         if kept is not None:
             return kept
-        distilled = _described(_call_method(self.plan, self.prepared, method_run), self.plan, self.prepared)
+        distilled = _described(_call_method(self.plan, prepared, method_run), self.plan, prepared)
+        limit = self.plan.settings.time_limit
+        if limit is not None and method_run.seconds > OVERTIME * limit:
+            self.reporter.say(
+                f"The method took {method_run.seconds:.0f} s under a time limit of {limit:g} s: "
+                "work outside of its loops ends only where it asks for run.time_left."
+            )
         method_run.keep(distilled, self.folder.artifact)
         return distilled
 
-    def _result(self, method_run: Run, distilled: DistilledSet, scores: Scores, seconds: Seconds) -> RunResult:
+    def _result(
+        self, method_run: Run, prepared: Prepared, distilled: DistilledSet, scores: Scores, seconds: Seconds
+    ) -> RunResult:
         return RunResult(
             status="ok",
             **self._facts(),
@@ -233,10 +251,12 @@ class StartedRun:
             protocol=ProtocolRecord(
                 name=self.plan.protocol.name, hash=protocol_hash(self.plan.protocol), selected=scores.selected
             ),
-            # A set that was kept before an interruption says itself what it was made with.
-            pretrained={**json.loads(distilled.metadata.get("made_with", "{}")), **self.prepared.provenance()},
+            pretrained={**prepared.provenance(), **made_with(distilled)},
             loop=LoopRecord(
-                steps=method_run.steps_done, stopped_by=method_run.stopped_by, rollbacks=method_run.rollbacks
+                steps=method_run.steps_done,
+                stopped_by=method_run.stopped_by,
+                rollbacks=method_run.rollbacks,
+                empty=method_run.empty_loops,
             ),
             artifact=Artifact(
                 path=str(self.folder.artifact),
@@ -248,6 +268,15 @@ class StartedRun:
             seconds=seconds,
             peak_memory_mb=round(peak_memory_mb(), 1),
         )
+
+
+def _prepared_facts(prepared: Prepared) -> dict[str, Any]:
+    """Return the fields of the result that a prepared run adds."""
+    return {
+        "dataset": prepared.record,
+        "metrics": prepared.setting.objective.metrics,
+        "environment": describe(prepared.device),
+    }
 
 
 def _call_method(plan: Plan, prepared: Prepared, method_run: Run) -> DistilledSet:
@@ -311,6 +340,8 @@ def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Repor
     reporter.say(
         f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
     )
+    if plan.recipe:
+        reporter.say(f"Recipe   {plan.recipe_text}")
     if plan.protocol.teacher:
         reporter.say("Labels   while students train, of networks trained on the full data; ranked apart")
     predicted = prepared.peak_memory(plan.method, settings.method.options)

@@ -15,7 +15,7 @@ from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.plan import Plan
 from ddbench.contract.spec import Axis, RunSpec, Settings, Sweep, place_assignments
 from ddbench.discovery.catalog import Catalog
-from ddbench.errors import UsageError
+from ddbench.errors import Unsupported, UsageError
 from ddbench.machine.files import atomic_write, sha256
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.runner import as_spec, run
@@ -111,8 +111,8 @@ def run_sweep(
 ) -> SweepResult:
     """Run every point in turn; one that has ended well in `runs` before is taken from there, its row added if missing.
 
-    `spec_at(assignments)` makes the spec of a point. A method that does not support a point is skipped. Raises
-    `UsageError` where no point could be run.
+    `spec_at(assignments)` makes the spec of a point. A point that the method does not support is
+    skipped. Raises `Unsupported` where it supports none.
     """
     reporter = reporter or Silent()
     plans = plan_sweep(sweep, spec_at, catalog)
@@ -134,7 +134,7 @@ def run_sweep(
         # Better to know after the first point than after all of them.
         points[-1].figure(sweep.plot or result.primary)
     if not points:
-        raise UsageError("no point of the sweep could be run.", "See the reasons above.")
+        raise Unsupported("the method supports no point of the sweep.", "See the reasons above.")
     digest = sha256("".join(plan.settings.fingerprint for _, plan in plans).encode())[:6]
     folder = runs / f"sweep-{plans[0][1].settings.method.name}-{digest}"
     done = SweepResult(sweep, tuple(points), sweep.plot or points[0].result.primary, folder)

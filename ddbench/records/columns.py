@@ -228,6 +228,7 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("outer_steps", int, lambda r: r.loop.steps, "outer steps taken"),
     Column("stopped_by", str, lambda r: r.loop.stopped_by, "what ended the distillation early; empty for nothing"),
+    Column("empty_loops", int, lambda r: r.loop.empty, "loops that took no step because the time limit was over"),
     Column(
         "rollbacks",
         int,
@@ -235,6 +236,9 @@ COLUMNS: tuple[Column, ...] = (
         "times the loop went back to an earlier state after NaN or infinity",
     ),
     Column("seconds_distill", float, lambda r: r.seconds.distill, "wall-clock seconds of distillation"),
+    Column(
+        "seconds_saved", float, lambda r: r.seconds.saved, "seconds that cached results took in the runs that made them"
+    ),
     Column(
         "seconds_evaluate",
         float,

@@ -78,11 +78,13 @@ class LoopRecord(_Part):
         steps: number of outer steps taken.
         stopped_by: what ended the distillation early; empty for nothing.
         rollbacks: number of times the loop went back to an earlier state after NaN or infinity.
+        empty: number of loops that took no step because the time limit was over.
     """
 
     steps: int = 0
     stopped_by: str = ""
     rollbacks: int = 0
+    empty: int = 0
 
 
 class Artifact(_Part):
@@ -109,10 +111,12 @@ class Seconds(_Part):
     Attributes:
         distill: seconds of distillation.
         evaluate: seconds of scoring, the companions included.
+        saved: seconds that other runs took for the cached results which the method read.
     """
 
     distill: float
     evaluate: float
+    saved: float = 0.0
 
 
 class RunResult(_Part):

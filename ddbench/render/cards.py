@@ -48,8 +48,8 @@ def print_line(console: Console, entry: "Entry", width: int) -> None:
     console.print(line, soft_wrap=True)
 
 
-def card(entry: "Entry") -> None:
-    """Print help, facts and options of a component."""
+def card(entry: "Entry", recipe: Mapping[str, Any] | None = None) -> None:
+    """Print help, facts and options of a component; with a `recipe`, its values in a column of their own."""
     console = Console(highlight=False)
     console.print(Text(f"{entry.name}  ({entry.kind}, {entry.source})", style="bold"))
     console.print()
@@ -62,10 +62,12 @@ def card(entry: "Entry") -> None:
         console.print("\nNo options.")
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("option", "type", "default", "meaning"):
+    recipe_heading = () if recipe is None else ("recipe",)
+    for heading in ("option", "type", "default", *recipe_heading, "meaning"):
         table.add_column(heading, no_wrap=heading == "option")
-    for row in rows:
-        table.add_row(*map(Text, row))
+    for name, kind, default, meaning in rows:
+        published = () if recipe is None else (str(recipe.get(name, "")),)
+        table.add_row(*map(Text, (name, kind, default, *published, meaning)))
     console.print()
     console.print(table)
 

@@ -14,15 +14,18 @@ import torch
 from ddbench.contract.observer import Silent
 from ddbench.contract.run import Run
 from ddbench.contract.sets import DistilledSet
+from ddbench.contract.spec import RunSpec
 from ddbench.contract.task import Task
 from ddbench.errors import Interrupted, PluginError, Unsupported, UsageError, blamed_on
 from ddbench.machine.seeds import seed_everything
+from ddbench.pipeline.plan import plan_run, reason_to_skip
 from ddbench.protocols.replay import REPLAY_V1
 from ddbench.testing import tiny as small
 from ddbench.testing.checks import EVERY, Check, Failed, Skipped, Subject, restored_globals, untouched_globals
 from ddbench.testing.tiny import Tiny
 
 FEW_STEPS = 4
+LAYERS: tuple[small.Layer, ...] = ("batch norm", "dropout")
 LONG = 2.0
 """Seconds that a method may run without reporting progress."""
 
@@ -65,12 +68,16 @@ def _attempt(
         if step == stop_at:
             signal.raise_signal(signal.SIGINT)
 
+    plan = small.plan(subject.catalog, tiny, subject.component)
+    reason = reason_to_skip(plan)
+    if reason:
+        raise Unsupported(reason)
     run = Run(folder, seed=seed, most_steps=steps, time_limit=seconds, on_progress=on_progress)
     attempt = _Attempt(small.task(subject.catalog, tiny, run.generator), run)
     before = run.generator.get_state()
     seed_everything(seed)
     # An empty working folder shows what the method writes there.
-    options = subject.component.validated({})
+    options = plan.settings.method.options
     with restored_globals(), contextlib.chdir(tempfile.mkdtemp(dir=subject.folder)):
         if needs := subject.component.facts.get("needs"):
             with blamed_on(subject.component.who):
@@ -160,6 +167,41 @@ def leaves_its_task_alone(subject: Subject) -> None:
         raise Failed("it changes the weights of task.networks.module.", "Draw from task.networks.sample, or copy it.")
     if any(p.requires_grad and p.grad is not None for p in after.networks.module.parameters()):
         raise Failed("it leaves gradients in task.networks.module.", "Use torch.func.functional_call, or a copy.")
+
+
+def leaves_running_statistics_alone(subject: Subject) -> None:
+    """Require that batch normalisation's running statistics, and the mode of every layer, stay the same."""
+    tiny = _supported(subject)
+    if tiny.linear:
+        raise Skipped("it supports linear networks alone")
+    for layer in LAYERS:
+        other = replace(tiny, layer=layer)
+        try:
+            module = _attempt(subject, other).task.networks.module
+        except (Unsupported, UsageError):
+            continue
+        before = dict(small.task(subject.catalog, other, torch.Generator()).networks.module.named_buffers())
+        if any(not torch.equal(buffer, before[name]) for name, buffer in module.named_buffers()):
+            raise Failed(
+                "it changes the running statistics of task.networks.module.",
+                "Let the functions of ddbench.networks run it, or call a copy.",
+            )
+        if any(part.training for part in module.modules()):
+            raise Failed(
+                f"it leaves task.networks.module in training mode (a network with {layer}).",
+                "Put it back with module.eval(), or use ddbench.networks.inner_mode, which restores it.",
+            )
+
+
+def has_a_recipe_for_every_dataset(subject: Subject) -> None:
+    """Require that a recipe sets options that exist, to valid values, on every dataset and budget."""
+    method, catalog = subject.component, subject.catalog
+    if "recipe" not in method.facts:
+        raise Skipped("it has no recipe")
+    for dataset in catalog.components("dataset"):
+        for count in (1, 10, 50):
+            spec = {"method": method.name, "dataset": dataset.name, "images_per_class": count}
+            plan_run(RunSpec.parse(spec), catalog)
 
 
 def writes_only_in_its_folder(subject: Subject) -> None:
@@ -256,6 +298,8 @@ METHOD: Sequence[Check] = (
     another_seed_other_bytes,
     leaves_global_state_alone,
     leaves_its_task_alone,
+    leaves_running_statistics_alone,
+    has_a_recipe_for_every_dataset,
     writes_only_in_its_folder,
     reports_progress,
     resumes_to_the_same_bytes,

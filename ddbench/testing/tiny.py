@@ -3,16 +3,19 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
+import pydantic
 import torch
 from torch import Tensor, nn
 
+from ddbench.contract.component import Component
 from ddbench.contract.examples import ExampleSet, ImageSplits
 from ddbench.contract.experts import Teachers, TrainedNetworks
 from ddbench.contract.inits import InitRequest, Side
 from ddbench.contract.observer import Silent
-from ddbench.contract.spec import Choice
+from ddbench.contract.plan import EvaluationPlan, Plan
+from ddbench.contract.spec import Choice, RunSpec, Settings
 from ddbench.contract.state import State
 from ddbench.contract.task import Budget, Networks, Objective, Task
 from ddbench.discovery.catalog import Catalog
@@ -20,12 +23,15 @@ from ddbench.engine.fit import POOL_RATE, Recipe, train_each
 from ddbench.engine.networks import unstack
 from ddbench.modalities.image import normalise
 from ddbench.pipeline.experts import ExpertSource
+from ddbench.pipeline.plan import plan_method
 from ddbench.protocols.base import Setting
+from ddbench.protocols.replay import REPLAY_V1
 from ddbench.testing.pools import TinyPools
 
 SIZE = 8
 TEACHER_STEPS = 20
 """Steps of Adam at most that a teacher of a tiny task takes."""
+Layer = Literal["", "batch norm", "dropout"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Tiny:
         epochs: passes over the steps.
         objective: name of the objective.
         linear: a linear network instead of a convolutional one.
+        layer: a layer behind the convolution that behaves otherwise in training.
     """
 
     channels: int = 1
@@ -49,6 +56,7 @@ class Tiny:
     epochs: int = 2
     objective: str = "classification"
     linear: bool = False
+    layer: Layer = ""
 
 
 def examples(channels: int, classes: int, per_class: int = 40) -> tuple[ExampleSet, ExampleSet]:
@@ -61,11 +69,14 @@ def examples(channels: int, classes: int, per_class: int = 40) -> tuple[ExampleS
         noise = 25 * torch.randn((len(labels), channels, SIZE, SIZE), generator=generator)
         return (patterns[labels] + noise).clamp(0, 255).to(torch.uint8), labels
 
-    names = tuple(f"class {label}" for label in range(classes))
-    return normalise("tiny", ImageSplits(*split(per_class), *split(per_class)), names, "image")
+    return normalise("tiny", ImageSplits(*split(per_class), *split(per_class)), _names(classes), "image")
 
 
-def network(channels: int, classes: int, *, linear: bool = False) -> nn.Module:
+def _names(classes: int) -> tuple[str, ...]:
+    return tuple(f"class {label}" for label in range(classes))
+
+
+def network(channels: int, classes: int, *, linear: bool = False, layer: Layer = "") -> nn.Module:
     """Return a convolution and a linear layer, or only a linear layer; always with the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -73,6 +84,8 @@ def network(channels: int, classes: int, *, linear: bool = False) -> nn.Module:
             return nn.Sequential(nn.Flatten(), nn.Linear(channels * SIZE**2, classes))
         return nn.Sequential(
             nn.Conv2d(channels, 4, 3, padding=1),
+            *([nn.BatchNorm2d(4)] if layer == "batch norm" else []),
+            *([nn.Dropout(0.3)] if layer == "dropout" else []),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
@@ -85,6 +98,21 @@ def objective(catalog: Catalog, name: str, train: ExampleSet) -> Objective:
     component, choice = catalog.resolve("objective", Choice(name=name))
     result: Objective = component.call(choice.options, train.info)
     return result
+
+
+def plan(catalog: Catalog, tiny: Tiny, method: Component) -> Plan:
+    """Return the plan of a run of `method`; its networks are the built-in ones that are nearest to the tiny ones."""
+    facts = {"classes": _names(tiny.classes), "sample_shape": (tiny.channels, SIZE, SIZE)}
+    dataset = Component("dataset", "tiny", examples, pydantic.create_model("tiny_options"), facts)
+    network, network_choice = catalog.resolve("network", Choice(name="linear" if tiny.linear else "convnet"))
+    init, init_choice = catalog.resolve("init", Choice(name="random"))
+    objective, objective_choice = catalog.resolve("objective", Choice(name=tiny.objective))
+    asked = RunSpec.parse({"method": method.name, "dataset": "tiny", "steps": tiny.steps, "epochs": tiny.epochs})
+    choices = {"network": network_choice, "eval_network": network_choice, "init": init_choice, "eval_init": init_choice}
+    decided = {**choices, "objective": objective_choice, "images_per_class": tiny.images_per_class}
+    settings = Settings.model_validate({**asked.model_dump(), **decided})
+    shared = EvaluationPlan(settings, REPLAY_V1, dataset, network, network, objective, init, init, None)
+    return plan_method(shared, method, {})
 
 
 def task(catalog: Catalog, tiny: Tiny, generator: torch.Generator) -> Task:
@@ -109,7 +137,7 @@ def setting(catalog: Catalog, tiny: Tiny) -> Setting:
     train, test = examples(tiny.channels, tiny.classes)
     validation = replace(test, inputs=test.inputs[::2], labels=test.labels[::2])
     return Setting(
-        network(tiny.channels, tiny.classes, linear=tiny.linear),
+        network(tiny.channels, tiny.classes, linear=tiny.linear, layer=tiny.layer),
         validation,
         test,
         objective(catalog, tiny.objective, train),
@@ -126,7 +154,7 @@ def _networks(catalog: Catalog, tiny: Tiny, train: ExampleSet, side: Side, gener
         drawn: dict[str, Tensor] = component.call(choice.options, request)
         return drawn
 
-    module = network(tiny.channels, tiny.classes, linear=tiny.linear)
+    module = network(tiny.channels, tiny.classes, linear=tiny.linear, layer=tiny.layer)
     return Networks(module, draw, train.info, generator, side, TinyPools(catalog))
 
 
@@ -139,7 +167,7 @@ def _experts(catalog: Catalog, tiny: Tiny) -> ExpertSource:
         "sample_shape": train.info.sample_shape,
         "validation": 0.0,
         "examples": len(train),
-        "network": Choice(name="tiny", options={"linear": tiny.linear}),
+        "network": Choice(name="tiny", options={"linear": tiny.linear, "layer": tiny.layer}),
         "network_source": "",
         "init": Choice(name="random"),
     }
@@ -147,14 +175,14 @@ def _experts(catalog: Catalog, tiny: Tiny) -> ExpertSource:
     def start(generator: torch.Generator) -> State:
         return _networks(catalog, tiny, train, "train", generator).sample(1).network(0)
 
-    module = network(tiny.channels, tiny.classes, linear=tiny.linear)
+    module = network(tiny.channels, tiny.classes, linear=tiny.linear, layer=tiny.layer)
     return ExpertSource(base, module, start, train, test, Silent(), smoke=True)
 
 
 def _teachers(catalog: Catalog, tiny: Tiny) -> Teachers:
     """Return teachers that train in a second; another network than the tiny one is not to be had."""
     train, _ = examples(tiny.channels, tiny.classes)
-    module = network(tiny.channels, tiny.classes, linear=tiny.linear).eval()
+    module = network(tiny.channels, tiny.classes, linear=tiny.linear, layer=tiny.layer).eval()
     trained: dict[tuple[int, int, float], TrainedNetworks] = {}
 
     def teachers(

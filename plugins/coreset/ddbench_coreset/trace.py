@@ -1,19 +1,15 @@
 """The trace of a short training, seen by each example: one training, cached, for all scores of difficulty."""
 
-import contextlib
 from dataclasses import dataclass
-from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from ddbench import DdbenchError, ExampleSet, Run, Task, UsageError
-from ddbench.cache import atomic_write, cache_dir, derive_seed, sha256
+from ddbench import DdbenchError, ExampleSet, Run, Task
+from ddbench.cache import derive_seed, sha256
 from ddbench.networks import State, evaluation_mode, fast_operators, features, fit, for_each_network, forward
 
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.05, 0.9, 5e-4
@@ -22,7 +18,7 @@ TRACED = 2
 CHUNK = 500
 """Examples per forward pass over all of them."""
 FORMAT = 2
-"""Version of the files in the cache; files of another version are not found. Raise it when their content changes."""
+"""Version of the results in the cache; those of another version are not found. Raise it when their content changes."""
 PER_EXAMPLE = 128
 """Number of examples whose own gradients are computed at a time."""
 
@@ -51,14 +47,17 @@ def trace(task: Task, run: Run, networks: int, epochs: int) -> Trace:
     training, is a fifth of the way. Raises `DdbenchError` where the training diverges.
     """
     starts = task.networks.sample(networks)
-    module, examples = task.networks.module, task.train
     early_epoch = max(0, epochs // 5 - 1)
-    path = cache_dir() / "traces" / f"{_key(module, starts, examples, run.seed, epochs)}.safetensors"
-    cached = _read(path, run.device, early_epoch)
-    if cached is not None:
-        return cached
+    key = _key(task.networks.module, starts, task.train, run.seed, epochs)
+    tensors = run.cached("trace", key, lambda: _train(task, run, starts, epochs, early_epoch))
+    last, early = (State(_by_prefix(tensors, w), _by_prefix(tensors, b)) for w, b in (("w.", "b."), ("ew.", "eb.")))
+    seen = tensors["margins"].shape[1]
+    return Trace(tensors["margins"], tensors["errors"], min(early_epoch, seen - 1), last, early)
 
-    count = starts.count
+
+def _train(task: Task, run: Run, starts: State, epochs: int, early_epoch: int) -> dict[str, Tensor]:
+    """Return margins, errors and states of the training, by name; of fewer epochs where the time limit ends it."""
+    module, examples, count = task.networks.module, task.train, starts.count
     last, early = (State(_clone(starts.params), _clone(starts.buffers)) for _ in range(2))
     velocity = {name: torch.zeros_like(tensor) for name, tensor in starts.params.items()}
     margins = torch.zeros(count, epochs, len(examples), device=run.device)
@@ -86,10 +85,7 @@ def trace(task: Task, run: Run, networks: int, epochs: int) -> Trace:
         done.fill_(epoch + 1)
         run.log(trained_accuracy=(margins[:, epoch] > 0).float().mean())
     seen = max(1, int(done))
-    result = Trace(margins[:, :seen], errors[:, :seen], min(early_epoch, seen - 1), last, early)
-    if seen == epochs:
-        _write(path, result)
-    return result
+    return {"margins": margins[:, :seen], "errors": errors[:, :seen], **_named(last, early)}
 
 
 def mean_logits(task: Task, result: Trace) -> Float[Tensor, "n classes"]:
@@ -205,7 +201,7 @@ def _assign(stack: State, net: int, state: State) -> None:
 
 
 def _named(last: State, early: State) -> dict[str, Tensor]:
-    """Return both states as one mapping, by prefix: the form of checkpoints and of files in the cache."""
+    """Return both states as one mapping, by prefix: the form of checkpoints and of results in the cache."""
     groups = {"w.": last.params, "b.": last.buffers, "ew.": early.params, "eb.": early.buffers}
     return {f"{prefix}{name}": tensor for prefix, group in groups.items() for name, tensor in group.items()}
 
@@ -221,21 +217,3 @@ def _key(module: nn.Module, starts: State, examples: ExampleSet, seed: int, epoc
     recipe = (FORMAT, epochs, BATCH, RATE, MOMENTUM, DECAY)
     facts = [repr(module), sha256(weights), examples.info.content_hash, len(examples), seed, recipe]
     return sha256("\n".join(map(str, [*facts, torch.__version__, examples.inputs.device])).encode())
-
-
-def _write(path: Path, result: Trace) -> None:
-    tensors = {"margins": result.margins, "errors": result.errors, **_named(result.last, result.early)}
-    # A cache that cannot be written costs time, not the run.
-    with contextlib.suppress(DdbenchError):
-        atomic_write(path, safetensors.torch.save({name: t.cpu().contiguous() for name, t in tensors.items()}))
-
-
-def _read(path: Path, device: torch.device, early_epoch: int) -> Trace | None:
-    if not path.exists():
-        return None
-    try:
-        tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load_file(path).items()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UsageError(f"{path} is damaged: {error}.", "Remove it; the next run computes it again.") from error
-    last, early = (State(_by_prefix(tensors, w), _by_prefix(tensors, b)) for w, b in (("w.", "b."), ("ew.", "eb.")))
-    return Trace(tensors["margins"], tensors["errors"], early_epoch, last, early)

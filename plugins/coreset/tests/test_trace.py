@@ -1,6 +1,7 @@
 """Scores of one shared training, against what autograd and the definitions say."""
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ddbench.contract.run import Run
 from ddbench.contract.spec import RunSpec
 from ddbench.contract.task import Networks
 from ddbench.discovery.catalog import Catalog
+from ddbench.errors import Interrupted
 from ddbench.machine.folders import cache_dir
 from ddbench.networks import State
 from ddbench.pipeline.plan import plan_run
@@ -104,7 +106,7 @@ def test_scores_of_difficulty_cost_one_training_together(catalog, cache, tmp_pat
     for number, method in enumerate(SCORED):
         distilled(catalog, tmp_path / str(number), method, epochs=EPOCHS)
     assert len(trained) == 2 * EPOCHS
-    assert len(list((cache / "traces").iterdir())) == 1
+    assert len(list((cache / "methods").rglob("*.safetensors"))) == 1
     distilled(catalog, tmp_path / "other", "aum", seed=1, epochs=EPOCHS)
     assert len(trained) == 4 * EPOCHS
 
@@ -242,7 +244,7 @@ def test_a_trace_of_another_format_is_not_used(catalog, cache, tmp_path, monkeyp
     distilled(catalog, tmp_path / "now", "aum", epochs=1)
     monkeypatch.setattr(tracing, "FORMAT", tracing.FORMAT + 1)
     distilled(catalog, tmp_path / "later", "aum", epochs=1)
-    assert len(list((cache / "traces").iterdir())) == 2
+    assert len(list((cache / "methods").rglob("*.safetensors"))) == 2
 
 
 def test_a_training_that_diverges_says_what_can_be_changed(catalog, cache, tmp_path, monkeypatch):
@@ -250,7 +252,7 @@ def test_a_training_that_diverges_says_what_can_be_changed(catalog, cache, tmp_p
     with pytest.raises(ddbench.DdbenchError, match="diverged in epoch 1 of 6") as error:
         distilled(catalog, tmp_path / "run", "aum", epochs=EPOCHS)
     assert error.value.hint == "Choose another --network, --init or --seed."
-    assert not (cache / "traces").exists()
+    assert not list((cache / "methods").rglob("*.safetensors"))
 
 
 def test_whole_set_choice_takes_the_best_of_all_classes(catalog, cache, tmp_path):
@@ -259,9 +261,34 @@ def test_whole_set_choice_takes_the_best_of_all_classes(catalog, cache, tmp_path
     assert sorted(places(task, distilled_set)) == sorted(errors.argsort(descending=True, stable=True)[:20].tolist())
 
 
-def test_damaged_traces_are_named(catalog, cache, tmp_path):
-    distilled(catalog, tmp_path / "first", "aum", epochs=EPOCHS)
-    [path] = (cache / "traces").iterdir()
+def test_damaged_traces_are_computed_again(catalog, cache, tmp_path):
+    _, first = distilled(catalog, tmp_path / "first", "aum", epochs=EPOCHS)
+    [path] = (cache / "methods").rglob("*.safetensors")
+    whole = path.read_bytes()
     path.write_bytes(b"nothing")
-    with pytest.raises(ddbench.UsageError, match="is damaged"):
-        distilled(catalog, tmp_path / "second", "aum", epochs=EPOCHS)
+    _, second = distilled(catalog, tmp_path / "second", "aum", epochs=EPOCHS)
+    assert torch.equal(first.inputs, second.inputs)
+    assert len(path.read_bytes()) == len(whole)
+
+
+def test_a_training_that_is_stopped_goes_on_and_only_a_whole_one_is_kept(catalog, cache, tmp_path):
+    whole = traced(catalog, tmp_path)
+    [path] = (cache / "methods").rglob("*.safetensors")
+    path.unlink()
+
+    def trace_of(folder: Path, **options) -> tracing.Trace:
+        folder.mkdir(exist_ok=True)
+        run = Run(folder, **options)
+        return tracing.trace(prepared_of(catalog).task(run.generator), run, 2, EPOCHS)
+
+    short = trace_of(tmp_path / "short", most_steps=2)
+    assert short.margins.shape[1] == 2 and not path.exists()
+
+    def stop(step: int, total: int, values: object) -> None:
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        trace_of(tmp_path / "halves", on_progress=stop)
+    assert not path.exists()
+    assert torch.equal(trace_of(tmp_path / "halves").margins, whole.margins) and path.exists()

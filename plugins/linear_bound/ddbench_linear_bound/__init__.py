@@ -9,12 +9,18 @@ from torch import Tensor
 from torch.func import functional_call
 
 import ddbench
-from ddbench import DistilledSet, Run, Task, Unsupported
+from ddbench import DistilledSet, Plan, Run, Task, Unsupported
 
 NETWORKS = 20
 
 
-@ddbench.method
+def _supports(plan: Plan) -> str | None:
+    """Return why there is no closed form."""
+    one_step = plan.settings.steps == plan.settings.epochs == 1
+    return None if one_step else "linear_bound needs a budget of one gradient step: --steps 1 --epochs 1."
+
+
+@ddbench.method(supports=_supports)
 def linear_bound(task: Task, run: Run) -> DistilledSet:
     r"""Compute the best set for one gradient step on least squares with a linear network, in closed form.
 
@@ -31,8 +37,6 @@ def linear_bound(task: Task, run: Run) -> DistilledSet:
     `excess_loss`, the mean training loss above that of W*, and `distance`, the distance to W*.
     """
     weight, bias = _linear_layer(task)
-    if task.budget.steps != 1 or task.budget.epochs != 1:
-        raise Unsupported("linear_bound needs a budget of one gradient step: --steps 1 --epochs 1.")
     features = torch.cat([task.train.inputs.flatten(1), torch.ones(len(task.train), 1, device=run.device)], 1).double()
     classes = len(task.info.classes)
     targets = torch.nn.functional.one_hot(task.train.labels, classes).double()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ddbench
-from ddbench import DistilledSet, Run, Task, Unsupported
+from ddbench import DistilledSet, Plan, Run, Task, Unsupported
 from ddbench.unroll import MEMORIES, SGD, Memory, choose_engine, fastest_fitting, loss_on, meta_gradient
 
 Positive = Annotated[float, Field(gt=0)]
@@ -51,7 +51,15 @@ def _peak_memory(
     return peak, f"memory={way.name}"
 
 
-@ddbench.method(peak_memory=_peak_memory)
+def _supports(plan: Plan) -> str | None:
+    """Return why the images cannot be spread over the steps."""
+    images, steps = plan.settings.images_per_class, plan.settings.steps
+    if images % steps == 0:
+        return None
+    return f"unrolled_gd spreads {images} images per class evenly over the steps: {steps} does not divide it."
+
+
+@ddbench.method(peak_memory=_peak_memory, supports=_supports)
 def unrolled_gd(
     task: Task,
     run: Run,
@@ -94,11 +102,6 @@ def unrolled_gd(
             f"unrolled_gd needs an objective with a differentiable loss; {task.objective.primary} has none."
         )
     budget, classes = task.budget, len(task.info.classes)
-    if budget.images_per_class % budget.steps:
-        raise Unsupported(
-            f"unrolled_gd spreads {budget.images_per_class} images per class evenly over the steps: "
-            f"{budget.steps} does not divide it."
-        )
     per_step = budget.images_per_class // budget.steps
     labels = torch.arange(classes, device=run.device).repeat_interleave(per_step).repeat(budget.steps, 1)
     noise = torch.randn(_shape(task), generator=run.generator)

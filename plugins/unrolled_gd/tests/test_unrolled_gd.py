@@ -85,9 +85,10 @@ def test_reports_the_engine_once(catalog, tmp_path):
     ]
 
 
-def test_tasks_it_cannot_serve(catalog, tmp_path):
-    with pytest.raises(ddbench.Unsupported, match="2 does not divide it"):
-        distil(catalog, tmp_path, images_per_class=3, steps=2)
+def test_a_budget_that_cannot_be_spread_is_skipped(catalog):
+    planned = ddbench.dry_run({"method": "unrolled_gd", "images_per_class": 3, "steps": 2}, catalog=catalog)
+    assert planned.skipped.endswith("2 does not divide it.")
+    assert ddbench.dry_run({"method": "unrolled_gd", "images_per_class": 4}, catalog=catalog).skipped == ""
 
 
 def test_schedules():
