@@ -95,14 +95,15 @@ def test_derivatives_by_rates_momentum_and_decay_of_each_step(kind, memory):
     expected = torch.autograd.grad(loss, list(variables.values()))
     for name, reference in zip(variables, expected, strict=True):
         actual = getattr(result, name)
-        torch.testing.assert_close(actual, reference, rtol=1e-9, atol=1e-12)
+        # The steps of `Reverse` have the nearest ratio to each momentum.
+        torch.testing.assert_close(actual, reference, rtol=1e-7, atol=1e-9)
         for t in (0, 3, 7):
             bump = torch.zeros(8, dtype=torch.float64)
             bump[t] = 1e-5
             above, below = (
                 textbook_loss(
                     network, start, inputs, labels, *(schedules | {name: schedules[name] + s * bump}).values(), outer
-                )
+                ).detach()
                 for s in (1, -1)
             )
             assert float(actual[t]) == pytest.approx(float(above - below) / 2e-5, rel=1e-5, abs=1e-8)
