@@ -25,7 +25,7 @@ def measure(network: str, classes: int, total: int, memory: str) -> dict[str, fl
     from ddbench import DatasetInfo
     from ddbench.builtin import networks
     from ddbench.machine.environment import keep_freed_memory
-    from ddbench.unroll import MEMORIES, fastest_fitting, meta_gradient
+    from ddbench.unroll import MEMORIES, SGD, fastest_fitting, loss_on, meta_gradient
 
     keep_freed_memory()
     shape = (1, 28, 28) if network == "lenet" else (3, 32, 32)
@@ -39,9 +39,9 @@ def measure(network: str, classes: int, total: int, memory: str) -> dict[str, fl
     real, y = torch.randn(512, *shape), torch.randint(classes, (512,))
     [way] = [way for way in MEMORIES if way.name == memory]
     device = torch.device("cpu")
-    _, predicted = fastest_fitting(module, 2, tuple(inputs.shape), classes, total, 512, device, among=[way])
+    _, predicted = fastest_fitting(module, 2, tuple(inputs.shape), total, 512, device, among=[way])
     before, start = peak_bytes(), time.perf_counter()
-    meta_gradient(module, params, inputs, labels, lrs, F.cross_entropy, real, y, memory=way)
+    meta_gradient(module, params, inputs, labels, SGD(lrs), loss_on(F.cross_entropy, real, y), memory=way)
     return {"predicted": predicted, "measured": peak_bytes() - before, "seconds": time.perf_counter() - start}
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ddbench import DatasetInfo
 from ddbench.builtin import networks
 from ddbench.machine.environment import keep_freed_memory
-from ddbench.unroll import MEMORIES, choose_engine, meta_gradient
+from ddbench.unroll import MEMORIES, SGD, choose_engine, loss_on, meta_gradient
 
 STEPS, EPOCHS, PER_STEP, REAL = 10, 3, 10, 1024
 
@@ -115,7 +115,9 @@ def main() -> None:
     [memory] = [memory for memory in MEMORIES if memory.name == args.memory]
 
     def engine() -> object:
-        return meta_gradient(modules[0], params, inputs, labels, lrs, F.cross_entropy, real, y, memory=memory)
+        return meta_gradient(
+            modules[0], params, inputs, labels, SGD(lrs), loss_on(F.cross_entropy, real, y), memory=memory
+        )
 
     def reference() -> object:
         return textbook(stock, params, inputs, labels, lrs, real, y)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddbench.engine.cpu import Chain, chain
-from ddbench.unroll import MEMORIES, Memory, Recompute, meta_gradient
+from ddbench.unroll import MEMORIES, SGD, Memory, Recompute, loss_on, meta_gradient
 
 CHAINS = {
     "pool after relu": lambda: nn.Sequential(
@@ -46,7 +46,8 @@ def problem(network: nn.Module, nets: int, soft: bool, seed: int, ties: bool = F
     labels = 1.5 * normal(2, 3, 3).softmax(-1) if soft else torch.randint(3, (2, 3), generator=generator)
     lrs = 0.05 + 0.1 * normal(2, 2).square()
     real = torch.randint(3, (5,), generator=generator)
-    return network, params, inputs.round() if ties else inputs, labels, lrs, F.cross_entropy, normal(5, 2, 6, 6), real
+    outer = loss_on(F.cross_entropy, normal(5, 2, 6, 6), real)
+    return network, params, inputs.round() if ties else inputs, labels, SGD(lrs), outer
 
 
 def assert_equal_to_autograd(stated, memory: Memory = Recompute()) -> None:  # noqa: B008

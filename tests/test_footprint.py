@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from ddbench.machine.environment import peak_memory_mb
-from ddbench.unroll import MEMORIES, fastest_fitting, meta_gradient
+from ddbench.unroll import MEMORIES, SGD, fastest_fitting, loss_on, meta_gradient
 
 memory, steps = {memory.name: memory for memory in MEMORIES}[sys.argv[1]], [int(t) for t in sys.argv[2:]]
 torch.set_num_threads(1)
@@ -31,10 +31,10 @@ def held():
 
 def go(total):
     lrs = torch.full((total, 1), 1e-3)
-    meta_gradient(network, params, inputs, labels, lrs, F.cross_entropy, real, y, memory=memory)
+    meta_gradient(network, params, inputs, labels, SGD(lrs), loss_on(F.cross_entropy, real, y), memory=memory)
 
 def predicted(total):
-    return fastest_fitting(network, 2, tuple(inputs.shape), 10, total, 64, torch.device("cpu"), among=[memory])[1]
+    return fastest_fitting(network, 2, tuple(inputs.shape), total, 64, torch.device("cpu"), among=[memory])[1]
 
 go(1), predicted(1)  # what is loaded on first use
 before, measurements = held(), []
@@ -82,7 +82,7 @@ def test_the_fastest_way_back_that_fits(monkeypatch):
 
     def fitting(free: int, among=MEMORIES):
         monkeypatch.setattr(footprint, "free_memory", lambda device: free)
-        return fastest_fitting(network, 4, (10, 10, 1, 8, 8), 10, 1000, 100, torch.device("cpu"), among=among)
+        return fastest_fitting(network, 4, (10, 10, 1, 8, 8), 1000, 100, torch.device("cpu"), among=among)
 
     peaks = [fitting(0, [memory])[1] for memory in MEMORIES]
     assert peaks == sorted(peaks, reverse=True)

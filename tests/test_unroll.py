@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from ddbench.networks import evaluation_mode, inner_mode, unstack
-from ddbench.unroll import Checkpoint, Recompute, Store, choose_engine, meta_gradient, train
+from ddbench.unroll import SGD, Checkpoint, Recompute, Store, choose_engine, loss_on, meta_gradient, train
 
 GOLDEN = Path(__file__).parent / "golden"
 MEMORIES = (Store(), Recompute(), Checkpoint(), Checkpoint(every=3))
@@ -49,13 +49,19 @@ def test_gradient_of_the_authors_implementation(objective, loss, memory):
     images, real = golden["images"].double(), golden["real_images"].double()
 
     result = meta_gradient(
-        network, params, images, golden["labels"], F.softplus(raw), loss, real, golden["real_labels"], memory=memory
+        network,
+        params,
+        images,
+        golden["labels"],
+        SGD(F.softplus(raw)),
+        loss_on(loss, real, golden["real_labels"]),
+        memory=memory,
     )
 
     assert float(result.loss) == pytest.approx(float(golden["loss"]), rel=1e-9)
     assert relative(result.inputs, golden["grad_images"].double()) < 1e-6
     assert relative(result.lrs * torch.sigmoid(raw), golden["grad_raw_lrs"]) < 1e-6
-    after = train(network, params, images, golden["labels"], F.softplus(raw))
+    after = train(network, params, images, golden["labels"], SGD(F.softplus(raw)))
     norm = torch.sqrt(sum(w.square().sum() for w in after.params.values()))
     assert float(norm) == pytest.approx(float(golden["w_final_norm"]), rel=1e-9)
 
@@ -73,10 +79,10 @@ def problem(seed: int, nets: int | None, steps: int, epochs: int, n: int, soft: 
     labels = normal(steps, n, 3).softmax(-1) if soft else torch.randint(3, (steps, n), generator=generator)
     lrs = 0.1 + normal(epochs, steps).square()
     real_labels = torch.randint(3, (6,), generator=generator)
-    return network, params, normal(steps, n, 4), labels, lrs, F.cross_entropy, normal(6, 4), real_labels
+    return network, params, normal(steps, n, 4), labels, SGD(lrs), loss_on(F.cross_entropy, normal(6, 4), real_labels)
 
 
-def textbook_loss(network, params, inputs, labels, lrs, outer_loss, real_inputs, real_labels) -> torch.Tensor:
+def textbook_loss(network, params, inputs, labels, lrs, outer) -> torch.Tensor:
     """Training written out, differentiable end to end by autograd: what the engine must agree with."""
     weights = {name: tensor.clone().requires_grad_() for name, tensor in params.items()}
     for t, lr in enumerate(lrs.flatten()):
@@ -84,7 +90,7 @@ def textbook_loss(network, params, inputs, labels, lrs, outer_loss, real_inputs,
         loss = F.cross_entropy(functional_call(network, weights, (inputs[batch],)), labels[batch])
         gradient = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
         weights = {name: w - lr * g for (name, w), g in zip(weights.items(), gradient, strict=True)}
-    return outer_loss(functional_call(network, weights, (real_inputs,)), real_labels)
+    return outer.loss(functional_call(network, weights, (outer.inputs,)), outer.labels)
 
 
 @settings(max_examples=25, deadline=None)
@@ -97,9 +103,10 @@ def textbook_loss(network, params, inputs, labels, lrs, outer_loss, real_inputs,
     memory=st.sampled_from(MEMORIES),
 )
 def test_agrees_with_autograd_and_finite_differences(seed, steps, epochs, n, soft, memory):
-    network, params, inputs, labels, lrs, *rest = problem(seed, None, steps, epochs, n, soft)
-    result = meta_gradient(network, params, inputs, labels, lrs, *rest, memory=memory)
+    network, params, inputs, labels, inner, *rest = problem(seed, None, steps, epochs, n, soft)
+    result = meta_gradient(network, params, inputs, labels, inner, *rest, memory=memory)
 
+    lrs = inner.lrs
     variables = [inputs.clone().requires_grad_(), lrs.clone().requires_grad_()]
     soft_labels = labels.clone().requires_grad_() if soft else labels
     loss = textbook_loss(network, params, variables[0], soft_labels, variables[1], *rest)
@@ -135,15 +142,15 @@ def test_several_networks_give_the_mean_of_each_alone():
 
 @pytest.mark.parametrize("memory", MEMORIES, ids=repr)
 def test_window_truncates_to_the_last_steps(memory):
-    network, params, inputs, labels, lrs, *rest = problem(3, None, 2, 3, 2, soft=False)
-    exact = meta_gradient(network, params, inputs, labels, lrs, *rest)
-    whole = meta_gradient(network, params, inputs, labels, lrs, *rest, window=6, memory=memory)
+    network, params, inputs, labels, inner, *rest = problem(3, None, 2, 3, 2, soft=False)
+    exact = meta_gradient(network, params, inputs, labels, inner, *rest)
+    whole = meta_gradient(network, params, inputs, labels, inner, *rest, window=6, memory=memory)
     torch.testing.assert_close(whole.inputs, exact.inputs)
 
     # The last two steps make up the last epoch: start there, with the weights as they are by then.
-    last = meta_gradient(network, params, inputs, labels, lrs, *rest, window=2, memory=memory)
-    by_then = train(network, params, inputs, labels, lrs[:2])
-    expected = meta_gradient(network, by_then.params, inputs, labels, lrs[2:], *rest)
+    last = meta_gradient(network, params, inputs, labels, inner, *rest, window=2, memory=memory)
+    by_then = train(network, params, inputs, labels, SGD(inner.lrs[:2]))
+    expected = meta_gradient(network, by_then.params, inputs, labels, SGD(inner.lrs[2:]), *rest)
     torch.testing.assert_close(last.inputs, expected.inputs)
     torch.testing.assert_close(last.lrs[2:], expected.lrs)
     assert not last.lrs[:2].any()
@@ -152,15 +159,15 @@ def test_window_truncates_to_the_last_steps(memory):
 
 @pytest.mark.parametrize("memory", MEMORIES, ids=repr)
 def test_a_window_on_the_way_takes_the_loss_where_it_ends(memory):
-    network, params, inputs, labels, lrs, *rest = problem(3, None, 2, 3, 2, soft=True)
-    exact = meta_gradient(network, params, inputs, labels, lrs, *rest)
-    whole = meta_gradient(network, params, inputs, labels, lrs, *rest, window=(0, 6), memory=memory)
+    network, params, inputs, labels, inner, *rest = problem(3, None, 2, 3, 2, soft=True)
+    exact = meta_gradient(network, params, inputs, labels, inner, *rest)
+    whole = meta_gradient(network, params, inputs, labels, inner, *rest, window=(0, 6), memory=memory)
     torch.testing.assert_close(whole.inputs, exact.inputs)
 
     # Steps 2 and 3 are the second epoch.
-    middle = meta_gradient(network, params, inputs, labels, lrs, *rest, window=(2, 4), memory=memory)
-    by_then = train(network, params, inputs, labels, lrs[:1])
-    expected = meta_gradient(network, by_then.params, inputs, labels, lrs[1:2], *rest)
+    middle = meta_gradient(network, params, inputs, labels, inner, *rest, window=(2, 4), memory=memory)
+    by_then = train(network, params, inputs, labels, SGD(inner.lrs[:1]))
+    expected = meta_gradient(network, by_then.params, inputs, labels, SGD(inner.lrs[1:2]), *rest)
     for actual, reference in ((middle.inputs, expected.inputs), (middle.labels, expected.labels)):
         torch.testing.assert_close(actual, reference)
     torch.testing.assert_close(middle.lrs[1:2], expected.lrs)
@@ -168,19 +175,19 @@ def test_a_window_on_the_way_takes_the_loss_where_it_ends(memory):
     torch.testing.assert_close(middle.loss, expected.loss)
 
     # One step: the other batch has no gradient.
-    one = meta_gradient(network, params, inputs, labels, lrs, *rest, window=(3, 4), memory=memory)
+    one = meta_gradient(network, params, inputs, labels, inner, *rest, window=(3, 4), memory=memory)
     assert not one.inputs[0].any()
     assert not one.labels[0].any()
     assert one.inputs[1].any()
 
 
 def test_train_is_plain_gradient_descent():
-    network, params, inputs, labels, lrs, *_ = problem(4, None, 2, 2, 3, soft=False)
-    after = train(network, params, inputs, labels, lrs)
+    network, params, inputs, labels, inner, *_ = problem(4, None, 2, 2, 3, soft=False)
+    after = train(network, params, inputs, labels, inner)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(params[name])
-    for t, lr in enumerate(lrs.flatten().tolist()):
+    for t, lr in enumerate(inner.lrs.flatten().tolist()):
         optimizer = torch.optim.SGD(network.parameters(), lr=lr)
         optimizer.zero_grad()
         F.cross_entropy(network(inputs[t % 2]), labels[t % 2]).backward()
@@ -197,13 +204,15 @@ def test_running_statistics_follow_the_inner_steps_and_leave_the_network_alone()
     params = {name: p.detach().clone() for name, p in network.named_parameters()}
     inputs = torch.randn((2, 6, 4), generator=generator)
     labels = torch.randint(3, (2, 6), generator=generator)
-    lrs = torch.full((3, 2), 0.1)
-    real = torch.randn((8, 4), generator=generator), torch.randint(3, (8,), generator=generator)
+    inner = SGD(torch.full((3, 2), 0.1))
+    outer = loss_on(
+        F.cross_entropy, torch.randn((8, 4), generator=generator), torch.randint(3, (8,), generator=generator)
+    )
 
-    after = train(network, params, inputs, labels, lrs)
+    after = train(network, params, inputs, labels, inner)
     assert int(after.buffers["1.num_batches_tracked"]) == 6
     assert int(network[1].num_batches_tracked) == 0
-    results = [meta_gradient(network, params, inputs, labels, lrs, F.cross_entropy, *real, memory=m) for m in MEMORIES]
+    results = [meta_gradient(network, params, inputs, labels, inner, outer, memory=m) for m in MEMORIES]
     for other in results[1:]:
         torch.testing.assert_close(other.inputs, results[0].inputs)
     assert network.training
@@ -222,15 +231,15 @@ def test_modes_are_put_back():
 
 @pytest.mark.usefixtures("without_shape_checks")
 def test_shapes_that_do_not_belong_together():
-    network, params, inputs, labels, lrs, *rest = problem(5, 2, 2, 2, 2, soft=False)
+    network, params, inputs, labels, inner, *rest = problem(5, 2, 2, 2, 2, soft=False)
     with pytest.raises(ValueError, match="lrs"):
-        meta_gradient(network, params, inputs, labels, lrs[:, :1], *rest)
+        meta_gradient(network, params, inputs, labels, SGD(inner.lrs[:, :1]), *rest)
     with pytest.raises(ValueError, match="labels"):
-        meta_gradient(network, params, inputs, labels[:1], lrs, *rest)
+        meta_gradient(network, params, inputs, labels[:1], inner, *rest)
     with pytest.raises(ValueError, match="window"):
-        meta_gradient(network, params, inputs, labels, lrs, *rest, window=0)
+        meta_gradient(network, params, inputs, labels, inner, *rest, window=0)
     with pytest.raises(ValueError, match="Store\\(\\)"):
-        meta_gradient(network, params, inputs, labels, lrs, *rest, memory="store")
+        meta_gradient(network, params, inputs, labels, inner, *rest, memory="store")
     with pytest.raises(ValueError, match="every must be at least 1"):
         Checkpoint(every=0)
     with pytest.raises(ValueError, match="leading"):
@@ -240,15 +249,15 @@ def test_shapes_that_do_not_belong_together():
 
 
 def test_the_engine_is_known_before_and_named_after():
-    network, params, inputs, labels, lrs, *rest = problem(6, 3, 2, 2, 2, soft=False)
+    network, params, inputs, labels, inner, *rest = problem(6, 3, 2, 2, 2, soft=False)
     assert str(choose_engine(network, inputs, 3)) == "autograd, 1 network per call"
-    assert meta_gradient(network, params, inputs, labels, lrs, *rest).engine == "autograd"
+    assert meta_gradient(network, params, inputs, labels, inner, *rest).engine == "autograd"
 
     chain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double()
     before = choose_engine(chain, inputs.to("meta"), 3)
     assert (before.name, before.stack, str(before)) == ("chain", 3, "hand-derived chain, 3 networks per call")
-    assert meta_gradient(chain, params, inputs, labels, lrs, *rest).engine == "chain"
+    assert meta_gradient(chain, params, inputs, labels, inner, *rest).engine == "chain"
 
     # Another inner loss has no hand-derived steps.
-    other = meta_gradient(chain, params, inputs, labels, lrs, *rest, inner_loss=F.cross_entropy)
+    other = meta_gradient(chain, params, inputs, labels, inner, *rest, inner_loss=F.cross_entropy)
     assert other.engine == choose_engine(chain, inputs, 3, F.cross_entropy).name == "autograd"

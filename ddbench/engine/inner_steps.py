@@ -1,7 +1,7 @@
 """Inner steps of networks and the reverse pass through each of them: by autograd, or as a hand-derived chain."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -10,9 +10,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ddbench.contract.state import Params
+from ddbench.contract.state import Params, State
 from ddbench.contract.task import CrossEntropy, Loss, cross_entropy
-from ddbench.engine.cpu import Chain
+from ddbench.engine.batches import Batches, Totals
+from ddbench.engine.cpu import Chain, ChainStep
 from ddbench.engine.cpu.operators import fast_operators
 from ddbench.engine.networks import inner_mode
 
@@ -43,10 +44,9 @@ class Trainer(Protocol):
 
     start: Weights
     buffers: dict[str, Tensor]
-    labels: Tensor
 
-    def step(self, batch: int, weights: Weights, buffers: dict[str, Tensor], *, with_graph: bool) -> Step:
-        """Take the step on one batch; without a graph only its gradient may be read."""
+    def step(self, t: int, weights: Weights, buffers: dict[str, Tensor], *, with_graph: bool) -> Step:
+        """Take step `t`; without a graph only its gradient may be read."""
         ...
 
     def unstack(self, weights: Weights) -> list[dict[str, Tensor]]:
@@ -57,8 +57,8 @@ class Trainer(Protocol):
         """Return the weights (or gradients) of all networks in the trainer's layout: the inverse of `unstack`."""
         ...
 
-    def stack_inputs(self, grad_inputs: Sequence[Tensor]) -> Float[Tensor, "steps n *sample"]:
-        """Return the gradient of all inputs from those of each batch that `vjp` gave, summed over networks."""
+    def totals(self) -> Totals:
+        """Return zeros to add the gradients to that `vjp` gives by inputs and labels."""
         ...
 
 
@@ -75,10 +75,8 @@ class Engine(Protocol):
         """Networks per call."""
         ...
 
-    def trainer(
-        self, network: nn.Module, starts: Sequence[Params], inputs: Tensor, labels: Tensor, inner_loss: Loss
-    ) -> Trainer:
-        """Return a trainer of up to `stack` networks from their initial weights."""
+    def trainer(self, network: nn.Module, starts: Sequence[State], batches: Batches, inner_loss: Loss) -> Trainer:
+        """Return a trainer of up to `stack` networks from their initial states."""
         ...
 
 
@@ -109,17 +107,10 @@ class Autograd:
     def __str__(self) -> str:
         return "autograd, 1 network per call"
 
-    def trainer(
-        self,
-        network: nn.Module,
-        starts: Sequence[Params],
-        inputs: Float[Tensor, "steps n *sample"],
-        labels: Shaped[Tensor, "steps n *classes"],
-        inner_loss: Loss,
-    ) -> Trainer:
+    def trainer(self, network: nn.Module, starts: Sequence[State], batches: Batches, inner_loss: Loss) -> Trainer:
         """See `Engine.trainer`."""
         [start] = starts
-        return _AutogradTrainer(network, start, inputs, labels, inner_loss)
+        return _AutogradTrainer(network, start, batches, inner_loss)
 
 
 @dataclass(frozen=True)
@@ -133,43 +124,29 @@ class HandDerivedChain:
     def __str__(self) -> str:
         return f"hand-derived chain, {self.stack} network{'s' if self.stack > 1 else ''} per call"
 
-    def trainer(
-        self,
-        network: nn.Module,
-        starts: Sequence[Params],
-        inputs: Float[Tensor, "steps n *sample"],
-        labels: Shaped[Tensor, "steps n *classes"],
-        inner_loss: Loss,
-    ) -> Trainer:
+    def trainer(self, network: nn.Module, starts: Sequence[State], batches: Batches, inner_loss: Loss) -> Trainer:
         """See `Engine.trainer`."""
-        return _ChainTrainer(self.chain, starts, inputs, labels)
+        return _ChainTrainer(self.chain, starts, batches)
 
 
 class _AutogradTrainer:
     """Inner steps of one network by autograd; weights are a list of its parameters."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        start: Params,
-        inputs: Float[Tensor, "steps n *sample"],
-        labels: Shaped[Tensor, "steps n *classes"],
-        inner_loss: Loss,
-    ) -> None:
-        self.network, self.names, self.inner_loss = network, list(start), inner_loss
-        self.inputs, self.labels = inputs.detach(), labels.detach()
-        self.start = [tensor.detach() for tensor in start.values()]
-        self.buffers = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
+    def __init__(self, network: nn.Module, start: State, batches: Batches, inner_loss: Loss) -> None:
+        self.network, self.names, self.batches, self.inner_loss = network, list(start.params), batches, inner_loss
+        self.start = [tensor.detach() for tensor in start.params.values()]
+        self.buffers = {name: buffer.detach().clone() for name, buffer in start.buffers.items()}
 
-    def step(self, batch: int, weights: Weights, buffers: dict[str, Tensor], *, with_graph: bool) -> Step:
+    def step(self, t: int, weights: Weights, buffers: dict[str, Tensor], *, with_graph: bool) -> Step:
         leaves = [w.detach().requires_grad_() for w in weights]
-        inputs = self.inputs[batch].detach().requires_grad_(with_graph)
-        labels = self.labels[batch].detach()
+        inputs, labels = self.batches.examples(t)
+        inputs.requires_grad_(with_graph)
         if labels.is_floating_point():
             labels.requires_grad_(with_graph)
         with torch.enable_grad(), inner_mode(self.network), fast_operators():
             params = dict(zip(self.names, leaves, strict=True))
-            loss = self.inner_loss(functional_call(self.network, (params, buffers), (inputs,)), labels)
+            outputs = functional_call(self.network, (params, buffers), (self.batches.transformed(inputs, t),))
+            loss = self.inner_loss(outputs, labels)
             gradient = torch.autograd.grad(
                 loss, leaves, create_graph=with_graph, allow_unused=True, materialize_grads=True
             )
@@ -181,8 +158,8 @@ class _AutogradTrainer:
     def stack(self, networks: Sequence[Params]) -> Weights:
         return [networks[0][name] for name in self.names]
 
-    def stack_inputs(self, grad_inputs: Sequence[Tensor]) -> Float[Tensor, "steps n *sample"]:
-        return torch.stack(list(grad_inputs))
+    def totals(self) -> Totals:
+        return Totals(self.batches)
 
 
 @dataclass(frozen=True)
@@ -203,23 +180,27 @@ class _AutogradStep:
 
 
 class _ChainTrainer:
-    """Inner steps of several networks as a chain; weights are one flat tensor `[nets, parameters]`."""
+    """Inner steps of several networks as a chain; weights are one flat tensor `[nets, parameters]`.
 
-    def __init__(
-        self,
-        chain: Chain,
-        starts: Sequence[Params],
-        inputs: Float[Tensor, "steps n *sample"],
-        labels: Shaped[Tensor, "steps n *classes"],
-    ) -> None:
-        self.chain, self.labels = chain, labels.detach()
-        self.shapes = {name: starts[0][name].shape for name in chain.names}
-        self.start = self.stack(starts)
+    Fixed batches go through the stem once; their gradients are summed behind it.
+    """
+
+    def __init__(self, chain: Chain, starts: Sequence[State], batches: Batches) -> None:
+        self.chain, self.batches = chain, batches
+        self.shapes = {name: starts[0].params[name].shape for name in chain.names}
+        self.start = self.stack([start.params for start in starts])
         self.buffers: dict[str, Tensor] = {}
-        self.batches, self.stack_inputs = chain.first_inputs(inputs.detach())
+        if batches.fixed:
+            self.first, self.pull = chain.first_inputs(batches.inputs)
 
-    def step(self, batch: int, weights: Weights, buffers: dict[str, Tensor], *, with_graph: bool) -> Step:
-        return self.chain.step(weights[0], self.batches[batch], self.labels[batch])
+    def step(self, t: int, weights: Weights, buffers: dict[str, Tensor], *, with_graph: bool) -> Step:
+        inputs, labels = self.batches.examples(t)
+        if self.batches.fixed:
+            return self.chain.step(weights[0], self.first[t % len(self.first)], labels)
+        with torch.enable_grad():
+            view = self.batches.transformed(inputs.requires_grad_(with_graph), t)
+        [first], pull = self.chain.first_inputs(view.detach()[None])
+        return _ChainStepOnView(self.chain.step(weights[0], first, labels), inputs, view, pull)
 
     def unstack(self, weights: Weights) -> list[dict[str, Tensor]]:
         sizes = [shape.numel() for shape in self.shapes.values()]
@@ -229,3 +210,41 @@ class _ChainTrainer:
     def stack(self, networks: Sequence[Params]) -> Weights:
         flat = [torch.cat([params[name].detach().flatten() for name in self.shapes]) for params in networks]
         return [torch.stack(flat)]
+
+    def totals(self) -> Totals:
+        return _TotalsBehindStem(self.batches, self.first, self.pull) if self.batches.fixed else Totals(self.batches)
+
+
+@dataclass(frozen=True)
+class _ChainStepOnView:
+    """A step on a `view` of the stored `inputs`, made for this step; `pull` takes gradients back through the stem."""
+
+    step: ChainStep
+    inputs: Tensor
+    view: Tensor
+    pull: Callable[[Sequence[Tensor]], Tensor]
+
+    @property
+    def gradient(self) -> Sequence[Tensor]:
+        return self.step.gradient
+
+    def vjp(self, v: Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
+        grad_w, grad_first, grad_y = self.step.vjp(v)
+        [grad_view] = self.pull([grad_first])
+        [grad_x] = torch.autograd.grad(self.view, self.inputs, grad_view, allow_unused=True, materialize_grads=True)
+        return grad_w, grad_x, grad_y
+
+
+class _TotalsBehindStem(Totals):
+    """Totals whose gradients by inputs are summed behind the stem, batch by batch, and taken back through it once."""
+
+    def __init__(self, batches: Batches, first: Sequence[Tensor], pull: Callable[[Sequence[Tensor]], Tensor]) -> None:
+        super().__init__(batches)
+        self.sums, self.pull = [torch.zeros_like(x) for x in first], pull
+
+    def add(self, t: int, grad_x: Float[Tensor, " 1 *stem"], grad_y: Float[Tensor, " n classes"] | None) -> None:
+        self.sums[t % len(self.sums)].add_(grad_x)
+        self.add_labels(t, grad_y)
+
+    def inputs(self) -> Float[Tensor, " *inputs"]:
+        return self.pull(self.sums)

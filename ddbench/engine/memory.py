@@ -1,74 +1,72 @@
 """Ways of going back through training: what the forward pass keeps, and how the reverse pass gets each step again.
 
 Each way gives the same gradient and trades memory against time.
-Notation of the memory laws: T steps are gone back through, W is the size of the weights of all networks of a call,
-G that of one step with its graph.
+Notation of the memory laws: T steps are gone back through, W is the size of the inner state of all networks of a call
+(weights, and the moments of the inner optimiser: one for momentum, two for Adam), G that of one step with its graph.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from ddbench.engine.inner_steps import Step, Trainer, Weights
+from ddbench.engine.inner_optimisers import InnerOptimiser, InnerState
+from ddbench.engine.inner_steps import Step, Trainer
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that the networks of one worker hold: weights, one step with its graph, its `vjp`, the outer loss.
+    """Bytes that the networks of one worker hold: inner state, one step with its graph, its `vjp`, the outer loss.
 
-    `outer` is the graph that the real batch leaves in one network.
+    `state` is that of weights and moments, and `outer` the graph that the real batch leaves in one network.
     """
 
-    weights: int
+    state: int
     step: int
     vjp: int
     outer: int
 
 
 class InnerLoop:
-    """The inner steps `0 .. end - 1` at rates `[T]`; the reverse pass visits those from `first` on.
+    """The inner steps `0 .. end - 1`; the reverse pass visits those from `first` on.
 
     `buffers` are the running statistics, which follow the forward pass.
     """
 
-    def __init__(self, trainer: Trainer, rates: list[float], first: int, end: int) -> None:
-        self.trainer, self.rates, self.first, self.end = trainer, rates, first, end
+    def __init__(self, trainer: Trainer, optimiser: InnerOptimiser, first: int, end: int) -> None:
+        self.trainer, self.optimiser, self.first, self.end = trainer, optimiser, first, end
+        self.start = optimiser.start(trainer.start)
         self.buffers = {name: buffer.clone() for name, buffer in trainer.buffers.items()}
 
-    def batch(self, t: int) -> int:
-        """Return the index of the batch of step `t`: batches are cycled."""
-        return t % len(self.trainer.labels)
+    def step(self, t: int, state: InnerState, buffers: dict[str, Tensor], *, with_graph: bool) -> Step:
+        """Return step `t` at the weights of `state`; running statistics in `buffers` are updated in place."""
+        return self.trainer.step(t, state.weights, buffers, with_graph=with_graph)
 
-    def step(self, t: int, weights: Weights, buffers: dict[str, Tensor], *, with_graph: bool) -> Step:
-        """Return step `t` at `weights`; running statistics in `buffers` are updated in place."""
-        return self.trainer.step(self.batch(t), weights, buffers, with_graph=with_graph)
-
-    def update(self, t: int, weights: Weights, gradient: Sequence[Tensor]) -> Weights:
-        """Return `w_{t+1} = w_t - lr_t g_t`."""
-        return [w.detach().add(g.detach(), alpha=-self.rates[t]) for w, g in zip(weights, gradient, strict=True)]
+    def update(self, t: int, state: InnerState, step: Step) -> InnerState:
+        """Return the state after step `t`."""
+        gradient = [g.detach() for g in step.gradient]
+        return self.optimiser.update(t, state, gradient, differentiable=t >= self.first)
 
 
 class Tape(ABC):
     """The record of one forward pass.
 
-    `record(t, weights)` is called once for every step, in rising order, and `replay(t)` for those from `first` on, in
-    falling order; what lies above `t` may be released.
+    `advance(t, state)` is called once for every step, in rising order, and `replay(t)` for those from `loop.first` on,
+    in falling order; what lies above `t` may be released.
     """
 
     def __init__(self, loop: InnerLoop) -> None:
         self.loop = loop
 
     @abstractmethod
-    def record(self, t: int, weights: Weights) -> Step:
-        """Take step `t` at `weights` and keep what `replay` needs."""
+    def advance(self, t: int, state: InnerState) -> InnerState:
+        """Take step `t` from `state`, keep what `replay` needs, and return the state after it."""
 
     @abstractmethod
-    def replay(self, t: int) -> Step:
-        """Return step `t` with its graph."""
+    def replay(self, t: int) -> tuple[InnerState, Step]:
+        """Return the state before step `t`, and the step with its graph."""
 
 
 class Memory(ABC):
@@ -103,12 +101,12 @@ class Store(Memory):
 
     def peak(self, footprint: Footprint, steps: int) -> int:
         """See `Memory.peak`."""
-        return steps * (footprint.weights + footprint.step) + max(footprint.vjp, footprint.outer)
+        return steps * (footprint.state + footprint.step) + max(footprint.vjp, footprint.outer)
 
 
 @dataclass(frozen=True)
 class Recompute(Memory):
-    """Keep the weights of every step and rebuild one graph at a time (as the code of Wang et al. 2018 does).
+    """Keep the state before every step and rebuild one graph at a time (as the code of Wang et al. 2018 does).
 
     Each step is taken twice. Memory T W + G.
     """
@@ -117,16 +115,16 @@ class Recompute(Memory):
 
     def tape(self, loop: InnerLoop) -> Tape:
         """See `Memory.tape`."""
-        return _WeightTape(loop, 1)
+        return _StateTape(loop, 1)
 
     def peak(self, footprint: Footprint, steps: int) -> int:
         """See `Memory.peak`."""
-        return steps * footprint.weights + _one_step(footprint)
+        return steps * footprint.state + _one_step(footprint)
 
 
 @dataclass(frozen=True)
 class Checkpoint(Memory):
-    """Keep the weights of every k-th step and train again in between (Griewank 1992; Chen et al. 2016, 1604.06174).
+    """Keep the state before every k-th step and train again in between (Griewank 1992; Chen et al. 2016, 1604.06174).
 
     `every` is k; None takes the integer part of sqrt(T), which makes memory least.
     Each step is taken up to three times. Memory (T / k + k) W + G, so about 2 sqrt(T) W + G by default.
@@ -145,12 +143,12 @@ class Checkpoint(Memory):
 
     def tape(self, loop: InnerLoop) -> Tape:
         """See `Memory.tape`."""
-        return _WeightTape(loop, self.stride(loop.end - loop.first))
+        return _StateTape(loop, self.stride(loop.end - loop.first))
 
     def peak(self, footprint: Footprint, steps: int) -> int:
         """See `Memory.peak`."""
         stride = self.stride(steps)
-        return (math.ceil(steps / stride) + stride) * footprint.weights + _one_step(footprint)
+        return (math.ceil(steps / stride) + stride) * footprint.state + _one_step(footprint)
 
 
 MEMORIES: tuple[Memory, ...] = (Store(), Recompute(), Checkpoint())
@@ -167,42 +165,45 @@ class _GraphTape(Tape):
 
     def __init__(self, loop: InnerLoop) -> None:
         super().__init__(loop)
-        self.steps: dict[int, Step] = {}
+        self.steps: dict[int, tuple[InnerState, Step]] = {}
 
-    def record(self, t: int, weights: Weights) -> Step:
-        step = self.loop.step(t, weights, self.loop.buffers, with_graph=t >= self.loop.first)
+    def advance(self, t: int, state: InnerState) -> InnerState:
+        step = self.loop.step(t, state, self.loop.buffers, with_graph=t >= self.loop.first)
         if t >= self.loop.first:
-            self.steps[t] = step
-        return step
+            self.steps[t] = state, step
+        return self.loop.update(t, state, step)
 
-    def replay(self, t: int) -> Step:
+    def replay(self, t: int) -> tuple[InnerState, Step]:
         return self.steps.pop(t)
 
 
-class _WeightTape(Tape):
-    """A tape of the weights of every `stride`-th step; those in between are computed again."""
+class _StateTape(Tape):
+    """A tape of the state before every `stride`-th step; those in between are computed again."""
 
     def __init__(self, loop: InnerLoop, stride: int) -> None:
         super().__init__(loop)
         self.stride = stride
-        self.weights: dict[int, Weights] = {}
+        self.states: dict[int, InnerState] = {}
         self.places = range(loop.first, loop.end, stride)
-        # One block: weights kept one by one between short-lived tensors would leave holes as large as themselves.
-        self.block = [w.new_empty((len(self.places), *w.shape)) for w in loop.trainer.start]
+        # One block: states kept one by one between short-lived tensors would leave holes as large as themselves.
+        self.block = loop.start.map(lambda tensor: tensor.new_empty((len(self.places), *tensor.shape)))
 
-    def record(self, t: int, weights: Weights) -> Step:
+    def advance(self, t: int, state: InnerState) -> InnerState:
         if t in self.places:
             place = self.places.index(t)
-            self.weights[t] = [slots[place].copy_(w) for slots, w in zip(self.block, weights, strict=True)]
-        return self.loop.step(t, weights, self.loop.buffers, with_graph=False)
+            self.states[t] = self.block.map(lambda slots, tensor: slots[place].copy_(tensor), state)
+        step = self.loop.step(t, state, self.loop.buffers, with_graph=False)
+        return self.loop.update(t, state, step)
 
-    def replay(self, t: int) -> Step:
+    def replay(self, t: int) -> tuple[InnerState, Step]:
         # Running statistics are complete: going through a step again must not move them.
         scratch = {name: buffer.clone() for name, buffer in self.loop.buffers.items()}
-        if t not in self.weights:
+        if t not in self.states:
             start = self.loop.first + (t - self.loop.first) // self.stride * self.stride
-            weights = self.weights[start]
+            state = self.states[start]
             for s in range(start, t):
-                step = self.loop.step(s, weights, scratch, with_graph=False)
-                weights = self.weights[s + 1] = self.loop.update(s, weights, step.gradient)
-        return self.loop.step(t, self.weights.pop(t), scratch, with_graph=True)
+                state = self.states[s + 1] = self.loop.update(
+                    s, state, self.loop.step(s, state, scratch, with_graph=False)
+                )
+        state = self.states.pop(t)
+        return state, self.loop.step(t, state, scratch, with_graph=True)
