@@ -95,7 +95,9 @@ def draw(seed: int) -> Case:
         network = OwnParameters(network)
     network = network.to(dtype)
     lead = () if words["nets"] is None else (words["nets"],)
-    start = {name: p.detach() + 0.1 * torch.randn(*lead, *p.shape, dtype=dtype) for name, p in network.named_parameters()}
+    start = {
+        name: p.detach() + 0.1 * torch.randn(*lead, *p.shape, dtype=dtype) for name, p in network.named_parameters()
+    }
     examples = (steps, n) if not words["indices"] else (5,)
     inputs = torch.randn(*examples, channels, SIDE, SIDE, dtype=dtype)
     soft = torch.randn(*examples, CLASSES, dtype=dtype).softmax(-1)
@@ -105,7 +107,7 @@ def draw(seed: int) -> Case:
         case "sgd":
             inner = SGD(lrs)
         case "momentum":
-            inner = SGD(lrs, momentum=torch.full_like(lrs, 0.9), decay=choice.choice([0.0, 5e-4]))
+            inner = SGD(lrs, momentum=torch.full((total,), 0.9, dtype=dtype), decay=choice.choice([0.0, 5e-4]))
         case _:
             inner = Adam(lrs * 0.1, eps=1e-3)
     target = {name: torch.randn_like(p) for name, p in start.items()}

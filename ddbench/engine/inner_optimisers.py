@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddbench.engine.inner_steps import Weights
 
-Hyperparameter = Float[Tensor, " *steps"] | float
+Hyperparameter = Float[Tensor, "..."] | float
 """A number for all steps, a scalar tensor, or a tensor with a number for each step."""
 
 
@@ -113,6 +113,11 @@ class SGD(InnerOptimiser):
         weights = [a.add(p, alpha=decay) for a, p in zip(adjoint.weights, b, strict=True)] if decay else adjoint.weights
         moments = ([momentum * p for p in b],) if self.moments else ()
         return StepAdjoint(InnerState(weights, moments), b, derivatives)
+
+    def schedules(self, steps: int) -> tuple[list[float], list[float], list[float]]:
+        """Return rate, momentum and decay of each of so many steps."""
+        lrs, momentum, decay = ([each[t] for t in range(steps)] for each in (self._lrs, self._momentum, self._decay))
+        return lrs, momentum, decay
 
     def _velocity(self, t: int, state: InnerState, gradient: Weights) -> Weights:
         """Return v'."""
