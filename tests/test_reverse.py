@@ -146,6 +146,7 @@ def test_steps_without_momentum_cannot_be_undone():
         meta_gradient(network, start, inputs, labels, Adam(schedules["lrs"]), outer, memory=Reverse())
 
 
+@pytest.mark.slow
 def test_images_rates_and_momentum_are_learned_through_reversed_steps():
     path = Path(__file__).parent.parent / "benchmarks" / "reverse.py"
     spec = importlib.util.spec_from_file_location("reverse_benchmark", path)

@@ -159,7 +159,7 @@ class ReversibleMomentum:
     def _checksum(self) -> bytes:
         checksum = hashlib.blake2b()
         for tensor in (self._weights, self._velocities):
-            checksum.update(tensor.cpu().numpy())
+            checksum.update(memoryview(tensor.cpu().numpy()))
         return checksum.digest()
 
 
@@ -176,8 +176,9 @@ def _rounded(units: Float[Tensor, " size"]) -> Int64[Tensor, " size"]:
 
 def _check(units: Tensor) -> None:
     """Raise `DdbenchError` where a number is as large as `LARGEST`, or not a number."""
-    low, high = torch.aminmax(units) if len(units) else (0, 0)
-    if not (-LARGEST < low and high < LARGEST):
+    low, high = torch.aminmax(units)
+    # Not the other way about: a comparison with NaN is false.
+    if not (low > -LARGEST and high < LARGEST):
         raise DdbenchError(
             "A weight, a velocity or a gradient reached 1024, beyond the range of exactly reversible training.",
             "Lower the learning rates, or go back with Recompute() or Checkpoint().",

@@ -75,8 +75,8 @@ class MetaGradient:
     inputs: Float[Tensor, " *inputs"]
     labels: Float[Tensor, " *labels"] | None
     lrs: Float[Tensor, " *steps"]
-    momentum: Float[Tensor, " *steps"] | None
-    decay: Float[Tensor, " *steps"] | None
+    momentum: Float[Tensor, " *momentum_steps"] | None
+    decay: Float[Tensor, " *decay_steps"] | None
     start: Mapping[str, Tensor] | None
     engine: str
 
@@ -115,8 +115,8 @@ def meta_gradient(
     `lrs`; for a single rate it is `steps`, or else the length of `indices`, or else one pass over the batches.
     `outer` is `loss_on(loss, real_inputs, real_labels)` or `distance_to(parameters, start)`.
 
-    `memory` trades memory for time at equal results: `Store()`, `Recompute()` or `Checkpoint(every)`. `Reverse()` undoes
-    the steps of `SGD` with momentum instead, at results equal but for rounding.
+    `memory` trades memory for time at equal results: `Store()`, `Recompute()` or `Checkpoint(every)`.
+    `Reverse()` undoes the steps of `SGD` with momentum instead, at results that are equal but for rounding.
     `window=k` stops the reverse pass after the last k steps; `window=(first, end)` takes the outer loss after `end`
     steps, on the way, and goes back to `first` (random windows as in Feng et al. 2023, arXiv 2311.07025).
     Such truncated back-propagation is no longer exact: weights and moments at `first` are constants.

@@ -22,8 +22,8 @@ class Reverse(Memory):
     They are taken in fixed point with 52 binary places (`engine.fixed_point`), so results differ from those of the
     other ways by rounding. Numbers must stay below 1024. The momentum is the nearest ratio of integers up to 2^16.
 
-    Each step is taken twice. Memory 24 bytes and T log2(1 / momentum) bits for each weight, and G. With momentum 0.9 the
-    bits are 19 bytes for 1000 steps. While a step is taken, its arithmetic needs up to 40 bytes more for each weight.
+    Each step is taken twice. Memory 24 bytes and T log2(1 / momentum) bits for each weight, and G. With momentum 0.9
+    the bits of 1000 steps are 19 bytes. The arithmetic of a step needs up to 40 bytes more for each weight.
 
     Undoing needs the same gradient, to the last bit, in both directions. The first step is taken twice to see whether
     it is; after the last step undone, weights and velocities must have the bytes that they began with.
