@@ -23,6 +23,7 @@ from ddbench.contract.spec import FLAGS, Choice, RunSpec
 from ddbench.contract.task import Networks
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import Interrupted, PluginError
+from ddbench.networks import features, fit, gradient, logits
 from ddbench.pipeline.dry_run import DryRun
 from ddbench.pipeline.evaluate import Scores
 from ddbench.pipeline.pools import Pool
@@ -34,14 +35,29 @@ from ddbench.records.result import FULL_DATA
 from ddbench.records.stats import Score
 from ddbench.records.store import read
 from ddbench.render.cards import option_rows
-from ddbench.unroll import MetaGradient, meta_gradient
+from ddbench.unroll import SGD, Adam, MetaGradient, distance_to, loss_on, meta_gradient
 
 LONG = 70
 """Characters from which a signature is broken into lines."""
 LEADERBOARDS = Path(__file__).parent.parent / "leaderboards"
 BUDGET = ("images_per_class", "steps", "epochs", "protocol_hash")
 """Columns in which the records of one table of results may differ."""
-AUTHORS = (Networks, Score, PluginError, Interrupted, meta_gradient, MetaGradient)
+AUTHORS = (
+    Networks,
+    features,
+    gradient,
+    logits,
+    fit,
+    Score,
+    PluginError,
+    Interrupted,
+    meta_gradient,
+    MetaGradient,
+    SGD,
+    Adam,
+    loss_on,
+    distance_to,
+)
 """Names that plugin authors use beside the public ones."""
 RETURNED = (DryRun, Prepared, Pool, Scores, SweepResult)
 """Classes that public functions return."""

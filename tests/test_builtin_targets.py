@@ -173,3 +173,9 @@ def test_real_weights_classify_what_they_were_trained_for(catalog, real_data, ar
         predicted = torch.cat([module(part).argmax(1) for part in test.inputs.split(50)])
     assert float((predicted == test.labels).float().mean()) > 0.88
     assert F.one_hot(predicted, 10).sum(0).min() > 0
+
+
+def test_an_adapted_network_has_no_pool_for_the_upper_bound(catalog, tmp_path):
+    torch.save(resnet20(INFO).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="networks adapted by pretrained start from weights of their own"):
+        resnet_from(catalog, tmp_path / "w.pth").setting.full_data(60)

@@ -199,6 +199,33 @@ def test_subsets_are_balanced_and_repeatable():
         train.random_subset(11, torch.Generator())
 
 
+def test_minibatches_of_a_class():
+    train = examples(20, 3)
+    train = dataclasses.replace(train, labels=torch.tensor([1, 0, 1, 1] * 5))
+    assert train.of_class(0).tolist() == [1, 5, 9, 13, 17]
+    train.of_class(0).zero_()
+    batch = train.minibatch(3, torch.Generator().manual_seed(0), label=0)
+    assert batch.labels.tolist() == [0, 0, 0] and len(batch.inputs.unique(dim=0)) == 3
+    assert all((row == train.inputs[1::4]).all(1).any() for row in batch.inputs)
+    again = train.minibatch(3, torch.Generator().manual_seed(0), label=0)
+    assert torch.equal(batch.inputs, again.inputs)
+    assert len(train.minibatch(100, torch.Generator(), label=0)) == 5
+    assert len(train[torch.tensor([1, 2, 3])].of_class(1)) == 2, "a subset knows its own classes"
+
+
+def test_batches_are_passes_without_end():
+    train = examples(10, 3)
+    batches = [
+        inputs
+        for (inputs, labels), _ in zip(train.batches(4, torch.Generator().manual_seed(0)), range(5), strict=False)
+    ]
+    assert [len(inputs) for inputs in batches] == [4] * 5
+    for first, second in ((0, 1), (2, 3)):
+        assert len(torch.cat([batches[first], batches[second]]).unique(dim=0)) == 8
+    assert not torch.equal(batches[0], batches[2])
+    assert len(next(examples(3, 3).batches(4, torch.Generator()))[0]) == 3
+
+
 def examples(n: int, *shape: int, seed: int = 0) -> ExampleSet:
     inputs = torch.randn((n, *shape), generator=torch.Generator().manual_seed(seed))
     return ExampleSet(inputs, torch.arange(n) % 2, INFO)

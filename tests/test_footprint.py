@@ -89,3 +89,18 @@ def test_the_fastest_way_back_that_fits(monkeypatch):
     assert [fitting(2 * peak)[0] for peak in peaks] == list(MEMORIES)
     assert fitting(0)[0] == MEMORIES[-1]
     assert fitting(10**15, [Recompute()])[0] == Recompute()
+
+
+def test_moments_of_the_inner_optimiser_count_as_weights_do():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def peak(memory, moments: int) -> int:
+        return fastest_fitting(
+            network, 1, (1, 10, 1, 8, 8), 1000, 0, torch.device("cpu"), among=[memory], moments=moments
+        )[1]
+
+    weights = 1000 * 4 * (64 * 10 + 10)
+    for memory in (MEMORIES[0], Recompute()):
+        plain, momentum, adam = (peak(memory, moments) for moments in range(3))
+        assert momentum - plain == pytest.approx(footprint.SLACK * weights, rel=0.05)
+        assert adam - plain == pytest.approx(2 * footprint.SLACK * weights, rel=0.05)

@@ -195,6 +195,9 @@ def test_one_number_for_all_steps_has_one_derivative():
         assert getattr(single, name).shape == ()
         assert getattr(each, name).shape == (T,)
         torch.testing.assert_close(getattr(single, name), getattr(each, name).sum())
+    # Shapes may differ from one to the other.
+    mixed = gradient(p.lrs, values[1], p.decay)
+    assert (mixed.lrs.shape, mixed.momentum.shape, mixed.decay.shape) == ((T,), (), (T,))
     # Plain numbers are constants.
     numbers = gradient(values[0], 0.8, 0.02)
     assert numbers.momentum is None

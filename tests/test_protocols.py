@@ -248,6 +248,24 @@ def test_training_from_scratch(make_prepared):
     assert not module[2].running_mean.any()
 
 
+def test_a_teacher_answers_with_its_running_statistics(make_prepared):
+    """By them this teacher knows one class; by those of a batch it would tell images apart."""
+    from ddbench.protocols.train import TRAIN_TEACHER_V1
+
+    prepared = make_prepared(images_per_class=2)
+    module, setting = with_batch_norm(prepared)
+    params = {name: p.detach().clone() for name, p in module.named_parameters()}
+    params["4.bias"][3] = 20.0
+    buffers = {**dict(module.named_buffers()), "2.running_var": torch.full((20,), 1e12)}
+    params["4.weight"] *= 100
+    setting = dataclasses.replace(setting, full_data=lambda patience: [State(params, buffers)])
+    chosen = prepared.train.random_subset(30, torch.Generator().manual_seed(0))
+    distilled = DistilledSet(chosen.inputs[None], chosen.labels[None])
+    evaluation = dataclasses.replace(TRAIN_TEACHER_V1, epochs=40).evaluate([distilled], setting, 1, Silent())
+    share = float((setting.test.labels == 3).float().mean())
+    assert evaluation.scores["accuracy"] == pytest.approx([share], abs=0.01)
+
+
 def test_training_is_the_same_on_any_number_of_workers(make_prepared):
     from ddbench.protocols.train import TRAIN_DSA_V1
 

@@ -175,7 +175,7 @@ def test_ways_of_going_back_agree_on_many_problems(block, monkeypatch):
     if block % 2:
         # Pooling by whole windows, which is meant for many values.
         monkeypatch.setattr(operators, "MANY_VALUES", 1)
-    for seed in range(1000 + 30 * block, 1030 + 30 * block):
+    for seed in range(1000 + 12 * block, 1012 + 12 * block):
         check(draw(seed))
 
 

@@ -1,5 +1,6 @@
 """Real data: what a dataset plugin loads (`ImageSplits`), facts about it, and the examples that methods are given."""
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -158,7 +159,7 @@ class ExampleSet:
 
         Raises `UsageError` where the class has fewer than `at_least`.
         """
-        members = torch.nonzero(self.labels == label).flatten()
+        members = self._members[label].clone()
         if len(members) < at_least:
             name = self.info.classes[label]
             if not len(members):
@@ -172,9 +173,35 @@ class ExampleSet:
             )
         return members
 
-    def minibatch(self, size: int, generator: torch.Generator) -> "ExampleSet":
-        """Draw `size` examples without replacement; where there are fewer, return all of them, shuffled."""
-        return self[torch.randperm(len(self), generator=generator)[:size]]
+    @functools.cached_property
+    def _members(self) -> tuple[Tensor, ...]:
+        """The indices of the examples of each class, in order."""
+        counts = torch.bincount(self.labels, minlength=len(self.info.classes))
+        return torch.split(torch.argsort(self.labels, stable=True), counts.tolist())
+
+    def minibatch(self, size: int, generator: torch.Generator, label: int | None = None) -> "ExampleSet":
+        """Draw `size` examples without replacement, of the class `label` if it is given.
+
+        Where there are fewer, return all of them, shuffled.
+        """
+        if label is None:
+            return self[torch.randperm(len(self), generator=generator)[:size]]
+        members = self._members[label]
+        return self[members[torch.randperm(len(members), generator=generator)[:size].to(members.device)]]
+
+    def batches(
+        self, size: int, generator: torch.Generator
+    ) -> Iterator[tuple[Float[Tensor, " m *sample"], Int[Tensor, " m"]]]:
+        """Yield inputs and labels of batches out of shuffled passes, without end.
+
+        A last batch of a pass that is smaller than the others is left out. A set smaller than `size` is one batch.
+        """
+        while True:
+            order = torch.randperm(len(self), generator=generator).to(self.labels.device)
+            batches = torch.split(order, size)
+            # From the back: the order that committed records were trained in.
+            for batch in reversed([part for part in batches if len(part) == len(batches[0])]):
+                yield self.inputs[batch], self.labels[batch]
 
     def in_steps(self, steps: int) -> tuple[Float[Tensor, "steps m *sample"], Int[Tensor, "steps m"]]:
         """Spread each class evenly over the steps of a distilled set.

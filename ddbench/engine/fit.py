@@ -1,6 +1,7 @@
 """The one training loop: first-order training of a network on batches, and pools of networks trained by Adam."""
 
 import dataclasses
+import itertools
 import math
 import threading
 import time
@@ -86,20 +87,11 @@ class Recipe:
     def batches(
         self, examples: ExampleSet, generator: torch.Generator, stop: threading.Event
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield `steps` batches out of shuffled passes through `examples`, fewer when `stop` is set.
-
-        A last batch that is smaller than the others is left out.
-        """
-        size = min(self.batch, len(examples))
-        indices: list[Tensor] = []
-        for _ in range(self.steps):
+        """Yield `steps` batches out of shuffled passes through `examples`, fewer when `stop` is set."""
+        for batch in itertools.islice(examples.batches(self.batch, generator), self.steps):
             if stop.is_set():
                 return
-            if not indices:
-                order = torch.randperm(len(examples), generator=generator).to(examples.labels.device)
-                indices = [part for part in torch.split(order, self.batch) if len(part) == size]
-            batch = indices.pop()
-            yield examples.inputs[batch], examples.labels[batch]
+            yield batch
 
 
 def train_each(

@@ -159,7 +159,7 @@ class ReversibleMomentum:
     def _checksum(self) -> bytes:
         checksum = hashlib.blake2b()
         for tensor in (self._weights, self._velocities):
-            checksum.update(memoryview(tensor.cpu().numpy()))
+            checksum.update(tensor.cpu().numpy().data)
         return checksum.digest()
 
 

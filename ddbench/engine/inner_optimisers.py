@@ -57,7 +57,7 @@ class InnerOptimiser(ABC):
     hyperparameters: Mapping[str, Tensor]
 
     @property
-    def lrs(self) -> Float[Tensor, " *steps"]:
+    def lrs(self) -> Float[Tensor, "..."]:
         """The rates: `[epochs, steps]`, `[T]`, or one for all steps."""
         return self.hyperparameters["lrs"]
 
@@ -83,8 +83,10 @@ class SGD(InnerOptimiser):
     `lrs` is `[epochs, steps]`, `[T]` or one rate for all steps. So may `momentum` and `decay` be; where they are
     tensors, a meta-gradient has their derivatives.
 
-    Adjoint:  b = a_v' - lr a_w',    a_g = b,    a_w = a_w' + decay b,    a_v = momentum b,
-              d lr = -<a_w', v'>,    d momentum = <b, v>,    d decay = <b, w>
+    Adjoint:
+
+        b = a_v' - lr a_w',    a_g = b,    a_w = a_w' + decay b,    a_v = momentum b,
+        d lr = -<a_w', v'>,    d momentum = <b, v>,    d decay = <b, w>
     """
 
     def __init__(self, lrs: Hyperparameter, momentum: Hyperparameter = 0.0, decay: Hyperparameter = 0.0) -> None:
@@ -134,15 +136,17 @@ class Adam(InnerOptimiser):
     """Adam (Kingma and Ba 2015, arXiv 1412.6980, Section 2): m' = b1 m + (1 - b1) g,  v' = b2 v + (1 - b2) g^2.
 
     Steps that the reverse pass visits take the form at the end of the paper's Section 2, the others `torch`'s. They
-    differ in what `eps` is compared with. k = t + 1 counts from the first step:
+    differ in what `eps` is compared with, as they do in the code of Feng et al. 2023 (arXiv 2311.07025).
+    k = t + 1 counts from the first step:
 
         visited:  w' = w - lr c m' / (sqrt(v') + eps),    c = sqrt(1 - b2^k) / (1 - b1^k)
         before:   w' = w - lr / (1 - b1^k) m' / (sqrt(v' / (1 - b2^k)) + eps)
 
-    so do Feng et al. 2023 (arXiv 2311.07025). `lrs` is `[epochs, steps]`, `[T]` or one rate for all steps.
+    `lrs` is `[epochs, steps]`, `[T]` or one rate for all steps.
     Raises `ValueError` for `betas` outside of [0, 1) and a negative `eps`.
 
     Adjoint of the visited form, with s = sqrt(v') and D = s + eps; where v' = 0 the root is given slope 0:
+
         d lr = -c <a_w', m' / D>,    a_m' += -lr c a_w' / D,    a_v' += lr c a_w' m' / D^2 / (2 s),
         a_g = (1 - b1) a_m' + 2 (1 - b2) g a_v',    a_w = a_w',    a_m = b1 a_m',    a_v = b2 a_v'
     """

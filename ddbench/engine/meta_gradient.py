@@ -74,9 +74,9 @@ class MetaGradient:
     loss: Float[Tensor, " nets"]
     inputs: Float[Tensor, " *inputs"]
     labels: Float[Tensor, " *labels"] | None
-    lrs: Float[Tensor, " *steps"]
-    momentum: Float[Tensor, " *momentum_steps"] | None
-    decay: Float[Tensor, " *decay_steps"] | None
+    lrs: Float[Tensor, "..."]
+    momentum: Float[Tensor, "..."] | None
+    decay: Float[Tensor, "..."] | None
     start: Mapping[str, Tensor] | None
     engine: str
 
@@ -221,7 +221,7 @@ def _window(window: int | tuple[int, int] | None, total: int) -> tuple[int, int]
     return first, end
 
 
-def _in_shape_of(value: Tensor, by_step: Float[Tensor, " end"], total: int) -> Float[Tensor, " *steps"]:
+def _in_shape_of(value: Tensor, by_step: Float[Tensor, " end"], total: int) -> Float[Tensor, "..."]:
     """Return the gradient by a hyper-parameter from those by its value in each step; none after `end` counts."""
     if not value.dim():
         return by_step.sum()
