@@ -7,6 +7,7 @@ from ddbench.engine.inner_steps import Engine, choose_engine
 from ddbench.engine.memory import MEMORIES, Checkpoint, Footprint, Memory, Recompute, Store
 from ddbench.engine.meta_gradient import MetaGradient, meta_gradient, train
 from ddbench.engine.outer_losses import OuterLoss, distance_to, loss_on
+from ddbench.engine.reverse import Reverse
 
 __all__ = [
     "MEMORIES",
@@ -20,6 +21,7 @@ __all__ = [
     "MetaGradient",
     "OuterLoss",
     "Recompute",
+    "Reverse",
     "Store",
     "Transform",
     "choose_engine",

@@ -14,6 +14,7 @@ from ddbench.unroll import (
     Checkpoint,
     MetaGradient,
     Recompute,
+    Reverse,
     Store,
     distance_to,
     loss_on,
@@ -136,7 +137,7 @@ def test_learned_soft_labels(kind, memory):
     assert_close(flat(after.params).norm(), golden[f"w_final_norm_{kind}"])
 
 
-@memories
+@pytest.mark.parametrize("memory", [Store(), Recompute(), Checkpoint(), Reverse()], ids=lambda memory: memory.name)
 @pytest.mark.parametrize("kind", ["images", "basis"])
 def test_momentum_images_and_bases(kind, memory):
     """Deng and Russakovsky 2022 (LinBa): images may be products, through which the chain rule is the author's."""

@@ -116,6 +116,11 @@ class SGD(InnerOptimiser):
         moments = ([momentum * p for p in b],) if self.moments else ()
         return StepAdjoint(InnerState(weights, moments), b, derivatives)
 
+    def schedules(self, steps: int) -> tuple[list[float], list[float], list[float]]:
+        """Return rate, momentum and decay of each of so many steps."""
+        lrs, momentum, decay = ([each[t] for t in range(steps)] for each in (self._lrs, self._momentum, self._decay))
+        return lrs, momentum, decay
+
     def _velocity(self, t: int, state: InnerState, gradient: Weights) -> Weights:
         """Return v'."""
         momentum, decay = self._momentum[t], self._decay[t]

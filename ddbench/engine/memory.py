@@ -119,7 +119,7 @@ class Recompute(Memory):
 
     def peak(self, footprint: Footprint, steps: int) -> int:
         """See `Memory.peak`."""
-        return steps * footprint.state + _one_step(footprint)
+        return steps * footprint.state + one_step(footprint)
 
 
 @dataclass(frozen=True)
@@ -148,14 +148,14 @@ class Checkpoint(Memory):
     def peak(self, footprint: Footprint, steps: int) -> int:
         """See `Memory.peak`."""
         stride = self.stride(steps)
-        return (math.ceil(steps / stride) + stride) * footprint.state + _one_step(footprint)
+        return (math.ceil(steps / stride) + stride) * footprint.state + one_step(footprint)
 
 
 MEMORIES: tuple[Memory, ...] = (Store(), Recompute(), Checkpoint())
 """Every way of going back, the fastest first."""
 
 
-def _one_step(footprint: Footprint) -> int:
+def one_step(footprint: Footprint) -> int:
     """Return the bytes of one step and the larger of what follows: its `vjp`, or the outer loss before it exists."""
     return footprint.step + max(footprint.vjp, footprint.outer - footprint.step, 0)
 

@@ -116,6 +116,7 @@ def meta_gradient(
     `outer` is `loss_on(loss, real_inputs, real_labels)` or `distance_to(parameters, start)`.
 
     `memory` trades memory for time at equal results: `Store()`, `Recompute()` or `Checkpoint(every)`.
+    `Reverse()` undoes the steps of `SGD` with momentum instead, at results that are equal but for rounding.
     `window=k` stops the reverse pass after the last k steps; `window=(first, end)` takes the outer loss after `end`
     steps, on the way, and goes back to `first` (random windows as in Feng et al. 2023, arXiv 2311.07025).
     Such truncated back-propagation is no longer exact: weights and moments at `first` are constants.
@@ -126,7 +127,9 @@ def meta_gradient(
     Raises `ValueError` for arguments that do not belong together.
     """
     if not isinstance(memory, Memory):
-        raise ValueError(f"memory must be Store(), Recompute() or Checkpoint() of ddbench.unroll, not {memory!r}")
+        raise ValueError(
+            f"memory must be Store(), Recompute(), Checkpoint() or Reverse() of ddbench.unroll, not {memory!r}"
+        )
     batches = Batches.from_arguments(inputs, labels, indices, transform)
     total = _total(inner, batches, steps)
     first, end = _window(window, total)
