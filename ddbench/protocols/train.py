@@ -43,6 +43,7 @@ class Train:
     epochs: int
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     teacher: bool = False
+    ignores: frozenset[str] = frozenset({"steps", "epochs"})
 
     @property
     def definition(self) -> dict[str, Any]:
