@@ -81,7 +81,6 @@ def _score_cached(
     path = cache_dir() / "companions" / f"{_key(prepared, method, labels)}.json"
     with contextlib.suppress(OSError, ValueError):
         return {name: Companion.model_validate_json(path.read_text())}
-    reporter.stage(f"Scoring the companion {name}")
     scores = {}
     with _reported_failure(prepared, method, "companion", reporter, labels):
         scores[name] = _score(prepared, setting, method, labels, reporter)
@@ -162,7 +161,9 @@ def _full_data(setting: Setting) -> list[State]:
 def _score(prepared: Prepared, setting: Setting, method: Component, labels: str, reporter: Reporter) -> Companion:
     """Return the score of a companion; `labels` as for `_score_cached`."""
     networks, protocol = prepared.eval_networks, prepared.plan.protocol
+    # Teachers that are trained first have a stage of their own.
     teachers = _full_data(setting) if labels == TEACHER else []
+    reporter.stage(f"Scoring the companion {method.name}{labels}")
     sets = [_distil(prepared, method, derive_seed("companion", i)) for i in range(networks)]
     if teachers:
         sets = [_labelled(distilled, setting, teachers) for distilled in sets]

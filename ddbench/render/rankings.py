@@ -55,7 +55,7 @@ def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
     companions = sorted({name for line in lines for name in line.first.companions})
     cost = ("kB", "time") if wide else ()
     table = Table(box=None, pad_edge=False)
-    gains = [_heading(name, lines) for name in companions]
+    gains = [f"over {name}" for name in companions]
     headings = ("", "method", metric.name, "95 % interval", "n", *(m.name for m in beside), *gains, *cost, "run")
     for heading in headings:
         left = heading in ("method", "run")
@@ -77,7 +77,17 @@ def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
 
 
 def notes(lines: Sequence[Line]) -> Iterator[str]:
-    """Yield a sentence for each line of a ranking, and each of its companions, that misses a threshold."""
+    """Yield a sentence for companions with other labels than the sets, and for each threshold that is missed."""
+    regimes: dict[str, list[str]] = {}
+    for line in lines:
+        record = line.first
+        regime = record.artifact.label_regime if record.artifact else ""
+        for name, companion in record.companions.items():
+            labels = companion.regime_beside(name, regime)
+            names = regimes.setdefault(labels, [])
+            if labels not in ("", regime) and name not in names:
+                names.append(name)
+    yield from (f"With {labels} labels: {', '.join(names)}." for labels, names in regimes.items() if names)
     for line in lines:
         run, metrics = line.first.run_id, line.first.metrics
         for text in shortfalls(metrics, line.means):
@@ -86,14 +96,6 @@ def notes(lines: Sequence[Line]) -> Iterator[str]:
             if name != NO_ADAPTATION:
                 for text in shortfalls(metrics, companion.metrics):
                     yield f"{MARK} {name} beside {run}: {text}."
-
-
-def _heading(companion: str, lines: Sequence[Line]) -> str:
-    """Return `over random_subset (hard labels)`, the label regime where it is not that of the sets."""
-    record = next(line.first for line in lines if companion in line.first.companions)
-    regime = record.artifact.label_regime if record.artifact else ""
-    labels = record.companions[companion].regime_beside(companion, regime)
-    return f"over {companion}" + ("" if labels in ("", regime) else f" ({labels} labels)")
 
 
 def _gain(record: RunResult, mean: float, companion: str) -> str:

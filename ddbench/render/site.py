@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddbench.contract.metric import missed_thresholds
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import FLAGS, PARTS, Choice, RunSpec, Settings
 from ddbench.machine.files import atomic_write
@@ -14,7 +15,7 @@ from ddbench.records.columns import COLUMNS
 from ddbench.records.dd_ranking import fairness_of_line
 from ddbench.records.leaderboard import PublishedRow
 from ddbench.records.ranking import Line, groups, ranks
-from ddbench.records.result import RunResult
+from ddbench.records.result import NO_ADAPTATION, RunResult
 from ddbench.records.store import artifact_path, curve_path
 from ddbench.render.pictures import contact_sheet
 from ddbench.render.rankings import notes, title
@@ -96,6 +97,7 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
         "companions": {
             name: {
                 "mean": companion.mean,
+                "missed": name != NO_ADAPTATION and bool(missed_thresholds(record.metrics, companion.metrics)),
                 "remarks": companion_remarks(record.metrics, name, companion, record.artifact.label_regime),
             }
             for name, companion in record.companions.items()
