@@ -49,6 +49,7 @@ def test_the_gain_over_random_images_is_over_those_with_the_same_kind_of_labels(
     assert fairness(ACCURACY, 0.7, companions, hard=False) == {"IOR": pytest.approx(0.1)}
 
 
+@pytest.mark.slow
 def test_a_set_with_soft_labels_stands_beside_random_images_with_soft_labels(make_prepared, catalog):
     setting = {"method": "herding", "network": "linear", "images_per_class": 2, "steps": 1, "eval_networks": 2}
     prepared = make_prepared(**setting, protocol="replay/v1")

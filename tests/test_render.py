@@ -142,7 +142,10 @@ def test_a_companion_that_wrecks_the_network_is_marked(capsys, monkeypatch):
         groups([record.model_copy(update={"scores": record.scores | {"accuracy_others": missing["accuracy_others"]}})])
     )
     shown = capsys.readouterr().out
-    assert "80.0 %†" in shown and "† good is ranked behind: accuracy_others 20.0 % misses 50.0 %." in shown
+    assert (
+        "80.0 %†" in shown
+        and "† good is ranked behind rows that reach it: accuracy_others 20.0 % misses 50.0 %." in shown
+    )
 
 
 def test_sets_without_metadata_or_with_many_images_are_drawn(tmp_path: Path):

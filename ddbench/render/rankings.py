@@ -87,11 +87,11 @@ def notes(lines: Sequence[Line]) -> Iterator[str]:
             names = regimes.setdefault(labels, [])
             if labels not in ("", regime) and name not in names:
                 names.append(name)
-    yield from (f"With {labels} labels: {', '.join(names)}." for labels, names in regimes.items() if names)
+    yield from (f"Companions with {labels} labels: {', '.join(names)}." for labels, names in regimes.items() if names)
     for line in lines:
         run, metrics = line.first.run_id, line.first.metrics
         for text in shortfalls(metrics, line.means):
-            yield f"{MARK} {run} is ranked behind: {text}."
+            yield f"{MARK} {run} is ranked behind rows that reach it: {text}."
         for name, companion in line.first.companions.items():
             if name != NO_ADAPTATION:
                 for text in shortfalls(metrics, companion.metrics):
