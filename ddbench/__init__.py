@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ddbench.contract.examples import ExampleSet as ExampleSet
     from ddbench.contract.examples import ImageSplits as ImageSplits
     from ddbench.contract.hookspecs import hookimpl as hookimpl
+    from ddbench.contract.inits import InitRequest as InitRequest
+    from ddbench.contract.inits import Side as Side
     from ddbench.contract.metric import Metric as Metric
     from ddbench.contract.observer import Observer as Observer
     from ddbench.contract.plan import Plan as Plan
@@ -25,12 +27,11 @@ if TYPE_CHECKING:
     from ddbench.contract.sets import DistilledSet as DistilledSet
     from ddbench.contract.spec import RunSpec as RunSpec
     from ddbench.contract.spec import Settings as Settings
+    from ddbench.contract.state import State as State
     from ddbench.contract.task import AdaptationTarget as AdaptationTarget
     from ddbench.contract.task import Budget as Budget
     from ddbench.contract.task import Loss as Loss
     from ddbench.contract.task import Objective as Objective
-    from ddbench.contract.task import Side as Side
-    from ddbench.contract.task import Sources as Sources
     from ddbench.contract.task import Task as Task
     from ddbench.discovery.catalog import Catalog as Catalog
     from ddbench.errors import DdbenchError as DdbenchError
@@ -59,6 +60,9 @@ _HOME_OF = {
     "Unsupported": "errors",
     "UsageError": "errors",
     "hookimpl": "contract.hookspecs",
+    "InitRequest": "contract.inits",
+    "Side": "contract.inits",
+    "State": "contract.state",
     "load_leaderboard": "records.leaderboard",
     "Metric": "contract.metric",
     "Observer": "contract.observer",
@@ -87,8 +91,6 @@ _HOME_OF = {
     "Budget": "contract.task",
     "Loss": "contract.task",
     "Objective": "contract.task",
-    "Side": "contract.task",
-    "Sources": "contract.task",
     "Task": "contract.task",
 }
 

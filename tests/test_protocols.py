@@ -115,8 +115,8 @@ def test_a_fixed_init_is_the_same_network_and_counts_once(make_prepared):
     assert len(evaluation.scores["accuracy"]) == 1
     drawn = prepared.task(torch.Generator()).networks.sample(4)
     [evaluated] = (prepared.setting.networks("evaluation", torch.Generator().manual_seed(5)).sample(1),)
-    for name, tensor in drawn.items():
-        assert torch.equal(tensor, evaluated[name])
+    for name, tensor in drawn.params.items():
+        assert torch.equal(tensor, evaluated.params[name])
     several = REPLAY.evaluate([learned(prepared), learned(prepared, 0.01)], prepared.setting, 20, Silent())
     assert several.scores["accuracy"][0] == evaluation.scores["accuracy"][0]
     assert len(several.scores["accuracy"]) == 2
@@ -136,14 +136,12 @@ def test_a_diverging_set_still_has_an_accuracy_but_no_loss(make_prepared):
 
 def test_measuring_in_batches_is_measuring_at_once(make_prepared, monkeypatch):
     prepared = make_prepared()
-    weights = next(
-        iter([{k: v[0] for k, v in prepared.setting.networks("train", torch.Generator()).sample(1).items()}])
-    )
-    whole = measure(prepared.setting.module, State(weights), prepared.setting.test, prepared.setting.objective)
+    state = prepared.setting.networks("train", torch.Generator()).sample(1).network(0)
+    whole = measure(prepared.setting.module, state, prepared.setting.test, prepared.setting.objective)
     monkeypatch.setattr("ddbench.engine.networks.BATCH", 7)
-    assert measure(
-        prepared.setting.module, State(weights), prepared.setting.test, prepared.setting.objective
-    ) == pytest.approx(whole)
+    assert measure(prepared.setting.module, state, prepared.setting.test, prepared.setting.objective) == pytest.approx(
+        whole
+    )
 
 
 def test_better_follows_the_objective():
@@ -208,11 +206,11 @@ def with_batch_norm(prepared):
     torch.manual_seed(3)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.BatchNorm1d(20), nn.Dropout(), nn.Linear(20, 10))
 
-    def sample(network, info, n, generator, side):
-        return {name: p.detach()[None] for name, p in network.named_parameters()}
+    def sample(request):
+        return {name: p.detach()[None] for name, p in request.network.named_parameters()}
 
     def networks(side, generator):
-        return Networks(module, sample, prepared.train.info, generator, side)
+        return Networks(module, sample, prepared.train.info, generator, side, None)
 
     return module, dataclasses.replace(prepared.setting, module=module, networks=networks)
 
@@ -271,7 +269,7 @@ def test_students_learn_what_their_teachers_say_of_the_images(make_prepared):
 
     prepared = make_prepared(images_per_class=10)
     right = prepared.setting.full_data(math.inf)[0]
-    wrong = {name: tensor.roll(1, 0) for name, tensor in right.items()}
+    wrong = State({name: tensor.roll(1, 0) for name, tensor in right.params.items()})
     setting = dataclasses.replace(prepared.setting, full_data=lambda patience: [right, wrong])
     protocol = dataclasses.replace(TRAIN_TEACHER_V1, epochs=150)
     chosen = prepared.train.random_subset(10, torch.Generator().manual_seed(0))

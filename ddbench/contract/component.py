@@ -122,12 +122,18 @@ def component(kind: str, function: Callable[..., Any], /, **facts: Any) -> Compo
     name = function.__name__
     if not inspect.getdoc(function):
         raise PluginError(f"{kind} {name!r} has no docstring.", "Its first line is what `ddbench list` shows.")
+    parameters = inspect.signature(function).parameters.values()
+    if kind == "init" and sum(p.kind is not p.KEYWORD_ONLY and p.kind is not p.VAR_KEYWORD for p in parameters) != 1:
+        raise PluginError(
+            f"{kind} {name!r} does not take one argument.",
+            f"Write `def {name}(request: InitRequest, *, options)`: the request has network, info, n, generator, side.",
+        )
     fields: dict[str, Any] = {}
     try:
         hints = typing.get_type_hints(function, include_extras=True)
     except NameError as error:
         raise PluginError(f"an annotation of {kind} {name!r} cannot be resolved: {error}.") from error
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in parameters:
         if parameter.kind is parameter.VAR_KEYWORD:
             raise PluginError(
                 f"{kind} {name!r} takes **{parameter.name}.", "Name each option as a keyword-only parameter."

@@ -13,7 +13,6 @@ from ddbench.contract.observer import Reporter
 from ddbench.contract.run import Run
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import Choice
-from ddbench.contract.state import State
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.networks import measure
 from ddbench.errors import DdbenchError, Interrupted
@@ -119,7 +118,7 @@ def _score_full_data(setting: Setting) -> Score:
     take long.
     """
     trained = setting.full_data(PATIENCE)
-    metrics = [measure(setting.module, State(weights), setting.test, setting.objective) for weights in trained]
+    metrics = [measure(setting.module, state, setting.test, setting.objective) for state in trained]
     return summarise([values[setting.objective.primary] for values in metrics])
 
 

@@ -55,10 +55,10 @@ class Replay:
 
         drawn = draw(self.name, setting, "evaluation", networks)
 
-        def train_on(network: nn.Module, index: int, weights: dict[str, Tensor], number: int) -> State:
+        def train_on(network: nn.Module, index: int, start: State, number: int) -> State:
             lrs = rates[index]
             assert lrs is not None
-            return _train(network, sets[index], lrs, weights, setting)
+            return _train(network, sets[index], lrs, start, setting)
 
         return score_networks(self.name, sets, drawn, train_on, setting, selected, reporter)
 
@@ -75,9 +75,9 @@ class Replay:
             rate, i = trials[number]
             if known[number] is not None:
                 return float(known[number])
-            distilled, weights = sets[i % len(sets)], drawn[i % len(drawn)]
+            distilled, start = sets[i % len(sets)], drawn[i % len(drawn)]
             lrs = _constant(distilled, setting.budget.total_steps, rate)
-            state = _train(network, distilled, lrs, weights, setting)
+            state = _train(network, distilled, lrs, start, setting)
             value = float(measure(network, state, setting.validation, setting.objective)[primary])
             journal.put(value, network=i, rate=str(rate))
             return value
@@ -102,10 +102,10 @@ def _train(
     network: nn.Module,
     distilled: DistilledSet,
     lrs: Float[Tensor, "epochs steps"],
-    weights: dict[str, Tensor],
+    start: State,
     setting: Setting,
 ) -> State:
-    return train(network, weights, distilled.inputs, distilled.labels, lrs, setting.objective.inner_loss)
+    return train(network, start, distilled.inputs, distilled.labels, lrs, setting.objective.inner_loss)
 
 
 def _constant(distilled: DistilledSet, total_steps: int, rate: float) -> Float[Tensor, "epochs steps"]:

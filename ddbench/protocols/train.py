@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ddbench.contract.observer import Reporter
 from ddbench.contract.sets import DistilledSet
@@ -16,6 +15,7 @@ from ddbench.contract.state import State
 from ddbench.contract.task import Side
 from ddbench.engine import augment
 from ddbench.engine.fit import Recipe, fit
+from ddbench.engine.networks import forward
 from ddbench.engine.workers import for_each_network
 from ddbench.machine.seeds import derive_seed
 from ddbench.protocols.base import FULL_NETWORKS, Evaluation, Setting, draw, journal_of, score_networks
@@ -60,20 +60,17 @@ class Train:
     def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter) -> Evaluation:
         """See `Protocol.evaluate`. Raises `DdbenchError` when the primary metric is not finite."""
         drawn = draw(self.name, setting, "evaluation", networks)
-        buffers = dict(setting.module.named_buffers())
         teachers = setting.full_data(math.inf) if self.teacher else [None]
 
-        def train(network: nn.Module, index: int, weights: dict[str, Tensor], number: int) -> State:
+        def train(network: nn.Module, index: int, start: State, number: int) -> State:
             generator = torch.Generator().manual_seed(derive_seed(self.name, "order", number))
             teacher = teachers[number % len(teachers)]
-            return self.train(network, sets[index], State(weights, buffers), setting, generator, teacher)
+            return self.train(network, sets[index], start, setting, generator, teacher)
 
         journal = journal_of(self.name, sets, setting, "nothing")
         numbers = range(max(len(sets), len(drawn)))
         remaining = sum(journal.get(network=number) is None for number in numbers)
-        seconds = (
-            self.forecast(sets[0], State(drawn[0], buffers), setting, remaining, teachers[0]) if remaining else 0.0
-        )
+        seconds = self.forecast(sets[0], drawn[0], setting, remaining, teachers[0]) if remaining else 0.0
         if seconds > ANNOUNCE_SECONDS:
             reporter.say(
                 f"Training {remaining} networks for {self.epochs} epochs each will take about {seconds / 60:.0f} "
@@ -87,7 +84,7 @@ class Train:
         state: State,
         setting: Setting,
         networks: int,
-        teacher: dict[str, Tensor] | None,
+        teacher: State | None,
     ) -> float:
         """Return the seconds for training so many networks, from the time of one epoch of one network per worker."""
         workers = min(networks, torch.get_num_threads()) if distilled.inputs.device.type == "cpu" else 1
@@ -108,9 +105,9 @@ class Train:
         state: State,
         setting: Setting,
         generator: torch.Generator,
-        teacher: dict[str, Tensor] | None = None,
+        teacher: State | None = None,
     ) -> State:
-        """Return the state of one network after the last epoch; `teacher` holds the weights of another network."""
+        """Return the state of one network after the last epoch; `teacher` is the state of another."""
         inputs, labels = distilled.flat()
         per_epoch = math.ceil(len(labels) / BATCH)
 
@@ -122,9 +119,7 @@ class Train:
                     if teacher is None:
                         yield images, labels[batch]
                         continue
-                    with torch.no_grad():
-                        targets = functional_call(network, teacher, (images,)).softmax(-1)
-                    yield images, targets
+                    yield images, forward(network, teacher, images).softmax(-1)
 
         def optimiser(parameters: list[Tensor]) -> torch.optim.Optimizer:
             return torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=DECAY, fused=True)

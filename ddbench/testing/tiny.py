@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from ddbench.contract.examples import ExampleSet, ImageSplits
+from ddbench.contract.inits import InitRequest, Side
 from ddbench.contract.spec import Choice
-from ddbench.contract.task import Budget, Networks, Objective, Side, Task
+from ddbench.contract.task import Budget, Networks, Objective, Task
 from ddbench.discovery.catalog import Catalog
 from ddbench.modalities.image import normalise
 from ddbench.protocols.base import Setting
+from ddbench.testing.pools import TinyPools
 
 SIZE = 8
 
@@ -100,8 +102,9 @@ def setting(catalog: Catalog, tiny: Tiny) -> Setting:
 def _networks(catalog: Catalog, tiny: Tiny, train: ExampleSet, side: Side, generator: torch.Generator) -> Networks:
     component, choice = catalog.resolve("init", Choice(name="random"))
 
-    def draw(*arguments: object) -> dict[str, Tensor]:
-        drawn: dict[str, Tensor] = component.call(choice.options, *arguments)
+    def draw(request: InitRequest) -> dict[str, Tensor]:
+        drawn: dict[str, Tensor] = component.call(choice.options, request)
         return drawn
 
-    return Networks(network(tiny.channels, tiny.classes, linear=tiny.linear), draw, train.info, generator, side)
+    module = network(tiny.channels, tiny.classes, linear=tiny.linear)
+    return Networks(module, draw, train.info, generator, side, TinyPools(catalog))
