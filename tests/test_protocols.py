@@ -310,3 +310,40 @@ def test_a_number_of_a_protocol_does_not_change_without_its_version():
         "train-teacher/v1": "99af31c160d2",
         "knn/v1": "002b431ea7bb",
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["train/v1", "train-dsa/v1", pytest.param("train-teacher/v1", marks=pytest.mark.slow), "knn/v1"]
+)
+def test_fields_that_a_protocol_ignores_change_no_score(make_prepared, name: str):
+    protocol = get_protocol(name)
+    if hasattr(protocol, "epochs"):
+        protocol = dataclasses.replace(protocol, epochs=2)
+    flat = make_prepared(protocol=name, images_per_class=2, steps=1, epochs=1)
+    stepped = make_prepared(protocol=name, images_per_class=2, steps=2, epochs=3)
+    assert {"steps", "epochs"} <= protocol.ignores
+    distilled = learned(stepped)
+    images, labels = distilled.flat()
+    whole = DistilledSet(images[None], labels[None])
+    evaluations = [
+        protocol.evaluate([distilled], stepped.setting, 2, Silent()),
+        protocol.evaluate([whole], flat.setting, 2, Silent()),
+    ]
+    if {"eval_network", "eval_init"} <= protocol.ignores:
+        elsewhere = make_prepared(protocol=name, images_per_class=2, steps=1, network="mlp").setting
+        evaluations.append(protocol.evaluate([whole], elsewhere, 2, Silent()))
+    first = evaluations[0]
+    assert all((other.scores, other.before) == (first.scores, first.before) for other in evaluations)
+
+
+def test_replay_ignores_nothing(make_prepared):
+    """Each of the fields that other protocols ignore moves its score."""
+    fields = {"images_per_class": 2, "steps": 1, "epochs": 1}
+
+    def score(**changes: object) -> list[float]:
+        prepared = make_prepared(**(fields | changes))
+        chosen = prepared.train.random_subset(2, torch.Generator().manual_seed(0))
+        return REPLAY.evaluate([DistilledSet(chosen.inputs[None], chosen.labels[None])], prepared.setting, 2, Silent()).scores["accuracy"]  # fmt: skip
+
+    assert REPLAY.ignores == frozenset()
+    assert len({tuple(score(**change)) for change in ({}, {"epochs": 20}, {"network": "mlp"})}) == 3

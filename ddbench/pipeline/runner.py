@@ -21,16 +21,15 @@ from ddbench.machine.environment import describe, free_memory, peak_memory_mb
 from ddbench.machine.files import explained_os_errors, in_use
 from ddbench.machine.seeds import derive_seed, seed_everything
 from ddbench.modalities.image import conversion
-from ddbench.pipeline.evaluate import Scores, score
+from ddbench.pipeline.evaluate import Scores, protocol_record, score
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import Prepared, prepare
-from ddbench.protocols import label_regime, protocol_hash
+from ddbench.protocols import label_regime
 from ddbench.records import store
 from ddbench.records.result import (
     Artifact,
     LoopRecord,
     Origin,
-    ProtocolRecord,
     RunFolder,
     RunResult,
     Seconds,
@@ -228,9 +227,7 @@ class StartedRun:
             scores=scores.after,
             before=scores.before,
             companions=scores.companions,
-            protocol=ProtocolRecord(
-                name=self.plan.protocol.name, hash=protocol_hash(self.plan.protocol), selected=scores.selected
-            ),
+            protocol=protocol_record(self.prepared, scores),
             pretrained=self.prepared.provenance(),
             loop=LoopRecord(
                 steps=method_run.steps_done, stopped_by=method_run.stopped_by, rollbacks=method_run.rollbacks

@@ -79,6 +79,11 @@ class Protocol(Structural):
         """True where labels come from networks trained on the full data, not from the set."""
         ...
 
+    @property
+    def ignores(self) -> frozenset[str]:
+        """Fields of the settings that the score of a set does not depend on, so that rankings leave them out."""
+        ...
+
     def networks_needed(self, networks: int) -> dict[Side, int]:
         """Return how many networks of each side `evaluate` may draw to score on `networks`."""
         ...

@@ -34,6 +34,7 @@ class Replay:
     name: str = "replay/v1"
     summary: str = "the set's own gradient steps at its own rates (without rates: the best fixed rate), fresh networks"
     teacher: bool = False
+    ignores: frozenset[str] = frozenset()
 
     @property
     def definition(self) -> dict[str, Any]:

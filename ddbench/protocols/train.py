@@ -45,6 +45,7 @@ class Train:
     epochs: int
     augmented: bool = False
     teacher: bool = False
+    ignores: frozenset[str] = frozenset({"steps", "epochs"})
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -133,6 +133,8 @@ def _malformed(record: RunResult) -> Iterator[str]:
         yield f"there is no protocol {protocol.name!r}"
     elif protocol.hash != protocol_hash(PROTOCOLS[protocol.name]):
         yield f"its protocol hash is not that of {protocol.name} as it is here"
+    elif not set(protocol.ignores or ()) <= PROTOCOLS[protocol.name].ignores:
+        yield f"it says that {protocol.name} ignores {', '.join(protocol.ignores or ())}"
     if protocol.name != record.settings.protocol:
         yield f"it was scored under {protocol.name}, its settings say {record.settings.protocol}"
     try:
@@ -150,6 +152,8 @@ def _all_figures(record: RunResult) -> Iterator[float]:
     for scores in (record.scores, record.before, record.companions):
         for score in scores.values():
             yield from _score_figures(score)
+    for companion in record.companions.values():
+        yield from companion.metrics.values()
     if record.seconds is not None:
         yield from (record.seconds.distill, record.seconds.evaluate)
     yield math.nan if record.peak_memory_mb is None else record.peak_memory_mb

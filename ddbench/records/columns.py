@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ddbench.contract.spec import FLAGS, LABEL_REGIMES, Choice, Settings
+from ddbench.contract.spec import FLAGS, HARD, LABEL_REGIMES, Choice, Settings
 from ddbench.records.result import RunResult
 from ddbench.records.stats import Score
 
@@ -31,6 +31,9 @@ class Column:
         shown: true where the page carries the value as it is.
         evidence: the value that the distilled set on disk gives, from its settings and itself; None where it does
             not say it.
+        phrase: words for the value in the title of a ranking and the summary of a run, such as `{} labels`; empty
+            where they say it otherwise, or not at all.
+        usual: the value that goes without saying there.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Column:
     compares: Literal["", "ranking", "line"] = ""
     shown: bool = True
     evidence: "Callable[[Settings, DistilledSet], Any] | None" = None
+    phrase: str = ""
+    usual: Cell = ""
 
     @property
     def flag(self) -> str:
@@ -56,6 +61,11 @@ class Column:
         value = self.get(record)
         cell: Cell = json.dumps(value, sort_keys=True) if self.is_json else value
         return cell
+
+    @property
+    def field(self) -> str:
+        """The field of the settings that it shows, where it shows one."""
+        return self.name.removesuffix("_options")
 
 
 def _setting(name: str, kind: type, description: str, compares: Literal["", "ranking", "line"] = "ranking") -> Column:
@@ -123,12 +133,27 @@ def _regime(settings: Settings, distilled: "DistilledSet") -> str:
     return label_regime(get_protocol(settings.protocol), distilled)
 
 
-def _companions(record: RunResult) -> dict[str, dict[str, float | None]]:
-    return {name: {"mean": s.mean, "std": s.std, "n": s.n} for name, s in record.companions.items()}
+def _companions(record: RunResult) -> dict[str, dict[str, Any]]:
+    # What a record does not hold takes no room in its row.
+    return {
+        name: {
+            "mean": c.mean,
+            "std": c.std,
+            "n": c.n,
+            **c.model_dump(include={"label_regime", "metrics"}, exclude_defaults=True),
+        }
+        for name, c in record.companions.items()
+    }
 
 
 def _other_metrics(record: RunResult) -> dict[str, float]:
-    return {name: score.mean for name, score in record.scores.items() if name != record.primary}
+    return {name: mean for name, mean in record.means.items() if name != record.primary}
+
+
+def phrases(record: RunResult, *, usual: bool = False) -> list[str]:
+    """Return what is unusual about a record, such as `stored soft labels`, in words; the `usual` too, where wanted."""
+    cells = [(column, column.cell(record)) for column in COLUMNS if column.phrase]
+    return [column.phrase.format(cell) for column, cell in cells if cell and (usual or cell != column.usual)]
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -200,6 +225,8 @@ COLUMNS: tuple[Column, ...] = (
         f"{', '.join(LABEL_REGIMES[:-1])} or {LABEL_REGIMES[-1]}; never ranked together",
         "ranking",
         evidence=_regime,
+        phrase="{} labels",
+        usual=HARD,
     ),
     _setting("protocol", str, "protocol that scored the set, with its version"),
     Column(
@@ -221,7 +248,13 @@ COLUMNS: tuple[Column, ...] = (
     _score("values", list, "metric of every network"),
     Column("before", float, lambda r: r.before[r.primary].mean, "mean of the metric before any step on the set"),
     Column("metrics", dict, _other_metrics, "means of the other metrics", shown=False),
-    Column("companions", dict, _companions, "mean, std and n of each companion under the same protocol", shown=False),
+    Column(
+        "companions",
+        dict,
+        _companions,
+        "mean, std and n of each companion under the same protocol, its labels and other metrics",
+        shown=False,
+    ),
     Column("images", int, lambda r: r.artifact.images, "images in the set", evidence=lambda _, d: d.count),
     Column(
         "bytes", int, lambda r: r.artifact.bytes, "bytes of images, labels and rates", evidence=lambda _, d: d.nbytes

@@ -17,7 +17,8 @@ from ddbench.records.ranking import Line, groups, ranks
 from ddbench.records.result import RunResult
 from ddbench.records.store import artifact_path, curve_path
 from ddbench.render.pictures import contact_sheet
-from ddbench.render.tables import bounds, title
+from ddbench.render.rankings import notes, title
+from ddbench.render.tables import bounds, companion_remarks
 
 if TYPE_CHECKING:
     from ddbench.discovery.catalog import Catalog
@@ -78,6 +79,7 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
         "std": line.score.std,
         **dict(zip(("low", "high"), bounds(metric, line.score) or (None, None), strict=True)),
         "rank": rank,
+        "missed": bool(line.missed),
         "heading": title(record),
         "seeds": [{"seed": each.settings.seed, "mean": each.scores[each.primary].mean} for each in line.records],
         "percent": metric.unit == "share",
@@ -91,7 +93,14 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
             for other in record.metrics[1:]
             if other.name in record.scores
         ],
-        "companions": {name: {"mean": score.mean} for name, score in record.companions.items()},
+        "companions": {
+            name: {
+                "mean": companion.mean,
+                "remarks": companion_remarks(record.metrics, name, companion, record.artifact.label_regime),
+            }
+            for name, companion in record.companions.items()
+        },
+        "notes": list(notes([line])),
         "environment": record.environment,
         "pretrained": record.pretrained,
         "command": _command(record.settings, record.method_source, catalog) if whole else "",
