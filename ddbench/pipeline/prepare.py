@@ -15,9 +15,11 @@ from ddbench.contract.examples import ExampleSet
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Reporter
 from ddbench.contract.plan import EvaluationPlan
+from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import Choice, Settings
 from ddbench.contract.task import AdaptationTarget, Budget, InitSampler, Networks, Objective, Side, Task
 from ddbench.discovery.catalog import Catalog
+from ddbench.discovery.decoders import Decoders
 from ddbench.engine.fit import Recipe
 from ddbench.engine.networks import unstack
 from ddbench.errors import PluginError, UsageError, blamed_on
@@ -50,6 +52,7 @@ class Prepared:
         weights: files of pretrained weights that were read, `{name: {"sha256": ...}}`.
         record: the facts about the data that the record holds.
         device: the device that data and networks are on.
+        decode: the decoders of parametrised sets.
     """
 
     plan: EvaluationPlan
@@ -62,6 +65,7 @@ class Prepared:
     weights: Mapping[str, dict[str, Any]]
     record: DatasetRecord
     device: torch.device
+    decode: Decoders
 
     @property
     def settings(self) -> Settings:
@@ -101,7 +105,12 @@ class Prepared:
         """
         setting, info = self.setting, self.train.info
         networks = Networks(copy.deepcopy(self.module), self.init, info, generator, "train")
-        return Task(self.train, setting.objective, networks, setting.budget, info)
+        return Task(self.train, setting.objective, networks, setting.budget, info, self.decode)
+
+    def decoded(self, distilled: DistilledSet) -> DistilledSet:
+        """Return a set as protocols take it: on the device, with the inputs of a payload in place of it."""
+        with torch.no_grad():
+            return distilled.to(self.device).decoded(self.decode)
 
     def check_untouched(self, method: Component) -> None:
         """Raise `PluginError` where `method` has written into the training data it was given."""
@@ -189,7 +198,7 @@ def prepare(
             validation=data.validation,
             test=data.test,
             objective=objective,
-            budget=Budget(settings.images_per_class, settings.steps, settings.epochs),
+            budget=Budget(settings.images_per_class, settings.steps, settings.epochs, settings.byte_budget),
             networks=networks,
             full_data=full_data,
         ),
@@ -199,6 +208,7 @@ def prepare(
         weights=_weights_read(plan.adaptation),
         record=_record(data),
         device=device,
+        decode=Decoders(catalog, info),
     )
 
 
