@@ -165,7 +165,10 @@ def test_nearest_neighbours(make_prepared):
     """Against scikit-learn for one neighbour; votes of three by hand, ties going to the nearest."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    from ddbench.protocols.knn import neighbours, votes
+    from ddbench.protocols.knn import classes_of, neighbours, votes
+
+    def voted(distilled, inputs, norm, k, classes):
+        return votes(classes_of(distilled), neighbours(distilled, inputs, norm, k), classes)
 
     prepared = make_prepared(images_per_class=2)
     distilled = DistilledSet(*(t[None] for t in learned(prepared).flat()))
@@ -173,17 +176,15 @@ def test_nearest_neighbours(make_prepared):
     test = prepared.setting.test
     for norm in (1, 2):
         reference = KNeighborsClassifier(1, p=norm).fit(images.flatten(1).numpy(), labels.numpy())
-        actual = votes(neighbours(distilled, test.inputs, norm, 1), 10)
+        actual = voted(distilled, test.inputs, norm, 1, 10)
         assert torch.equal(actual.argmax(1), torch.from_numpy(reference.predict(test.inputs.flatten(1).numpy())))
         torch.testing.assert_close(actual.exp().sum(1), torch.full((len(test),), 1.0), atol=2e-3, rtol=0)
     line = DistilledSet(torch.tensor([0.0, 1.0, 2.0, 4.0]).view(1, 4, 1, 1, 1), torch.tensor([[2, 1, 1, 0]]))
     places = torch.tensor([0.1, 3.9]).view(2, 1, 1, 1)
-    assert votes(neighbours(line, places, 2, 3), 3).argmax(1).tolist() == [1, 1]
+    assert voted(line, places, 2, 3, 3).argmax(1).tolist() == [1, 1]
     spread = DistilledSet(line.inputs, torch.tensor([[2, 1, 0, 0]]))
-    assert votes(neighbours(spread, places - 0.05, 1, 3), 3).argmax(1).tolist() == [2, 0]
-    assert votes(neighbours(spread, places[:1], 1, 3), 3)[0].exp().tolist() == pytest.approx(
-        [2 / 6, 2 / 6, 2 / 6], abs=1e-3
-    )
+    assert voted(spread, places - 0.05, 1, 3, 3).argmax(1).tolist() == [2, 0]
+    assert voted(spread, places[:1], 1, 3, 3)[0].exp().tolist() == pytest.approx([2 / 6, 2 / 6, 2 / 6], abs=1e-3)
 
 
 def test_nearest_neighbours_are_chosen_on_validation_and_test_is_read_once_a_set(make_prepared):

@@ -14,7 +14,7 @@ from ddbench.contract.facts import did_you_mean as did_you_mean
 from ddbench.contract.facts import validated_facts
 from ddbench.errors import PluginError, UsageError, blamed_on
 
-KINDS = ("method", "init", "objective", "target", "dataset", "network")
+KINDS = ("method", "init", "objective", "target", "dataset", "network", "decoder")
 
 
 class BornLater:
@@ -29,8 +29,8 @@ class Component:
     """A function that a plugin offers, with its help, options and facts.
 
     Attributes:
-        kind: `method`, `init`, `objective`, `target`, `dataset` or `network`.
-        name: the name on the command line.
+        kind: `method`, `init`, `objective`, `target`, `dataset`, `network` or `decoder`.
+        name: the name on the command line; of a decoder with its version, such as `tiles/v1`.
         function: the decorated function.
         options: a pydantic model of the keyword-only parameters.
         facts: what the decorator declares, such as `companion` or `classes`, validated; see `ddbench.contract.facts`.
@@ -164,7 +164,9 @@ def component(kind: str, function: Callable[..., Any], /, **facts: Any) -> Compo
         model()
     except (pydantic.ValidationError, pydantic.errors.PydanticUserError, NameError) as error:
         raise PluginError(f"the options of {kind} {name!r} are not valid: {error}") from error
-    return Component(kind, name, function, model, validated_facts(kind, name, facts))
+    declared = validated_facts(kind, name, facts)
+    full_name = f"{name}/v{declared['version']}" if "version" in declared else name
+    return Component(kind, full_name, function, model, declared)
 
 
 _ATTRIBUTE = "__ddbench_component__"
@@ -228,3 +230,4 @@ objective = _decorator("objective")
 target = _decorator("target")
 dataset = _decorator("dataset")
 network = _decorator("network")
+decoder = _decorator("decoder")

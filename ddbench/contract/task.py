@@ -1,8 +1,8 @@
 """The task of a method: training data, an objective, networks to distil for, and a budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -14,6 +14,7 @@ from ddbench.contract.inits import InitDistribution, InitRequest, Supplier, chec
 from ddbench.contract.inits import Side as Side
 from ddbench.contract.metric import Metric
 from ddbench.contract.state import State
+from ddbench.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Budget:
         images_per_class: images per class (IPC), over all steps together.
         steps: gradient steps with a batch of images each.
         epochs: passes over the steps; an evaluation takes at most `epochs * steps` gradient steps.
+        bytes: bytes of every tensor that the set stores; None for no limit beside the number of images.
     """
 
     images_per_class: int
     steps: int
     epochs: int
+    bytes: int | None = None
 
     @property
     def total_steps(self) -> int:
@@ -127,6 +130,11 @@ class Networks:
         return checked_state(self._init(request), self.module, n)
 
 
+def _no_decoder(name: str, payload: Mapping[str, Tensor], /, **options: Any) -> Tensor:
+    """Stand for `Task.decode` in a task that was built by hand."""
+    raise UsageError(f"this task has no decoder {name!r}.", "Give the task a `decode` of its own.")
+
+
 @dataclass(frozen=True)
 class Task:
     """The input of a method. It holds no test data, and the validation slice is not in `train`.
@@ -137,6 +145,8 @@ class Task:
         networks: the network and its init distribution: `networks.sample(n)` draws initial networks.
         budget: images per class, steps and epochs of the set to return.
         info: name, classes, shape, mean and standard deviation of the dataset.
+        decode: `decode("tiles/v1", payload, **options)`, the inputs `[n, *sample_shape]` that a decoder makes of the
+            tensors in `payload`, differentiable. Raises `MissingPrerequisite` for a decoder that no plugin offers.
     """
 
     train: ExampleSet
@@ -144,6 +154,7 @@ class Task:
     networks: Networks
     budget: Budget
     info: DatasetInfo
+    decode: Callable[..., Tensor] = _no_decoder
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def _distil(prepared: Prepared, method: Component, seed: int) -> DistilledSet:
         task = prepared.task(run.generator)
         distilled: DistilledSet = method.call(method.validated({}), task, run)
         distilled.validate(task)
-    return distilled.to(prepared.device)
+    return prepared.decoded(distilled)
 
 
 def _key(prepared: Prepared, method: Component, labels: str) -> str:

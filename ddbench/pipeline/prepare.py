@@ -16,10 +16,12 @@ from ddbench.contract.inits import InitDistribution, InitRequest, Side
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Reporter
 from ddbench.contract.plan import EvaluationPlan
+from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import Choice, Settings
 from ddbench.contract.state import State
 from ddbench.contract.task import AdaptationTarget, Budget, Networks, Objective, Task
 from ddbench.discovery.catalog import Catalog
+from ddbench.discovery.decoders import Decoders
 from ddbench.engine.fit import Recipe
 from ddbench.engine.networks import unstack
 from ddbench.errors import PluginError, UsageError, blamed_on
@@ -52,6 +54,7 @@ class Prepared:
         weights: files of pretrained weights that were read, `{name: {"sha256": ...}}`.
         record: the facts about the data that the record holds.
         device: the device that data and networks are on.
+        decode: the decoders of parametrised sets.
     """
 
     plan: EvaluationPlan
@@ -64,6 +67,7 @@ class Prepared:
     weights: Mapping[str, dict[str, Any]]
     record: DatasetRecord
     device: torch.device
+    decode: Decoders
 
     @property
     def settings(self) -> Settings:
@@ -103,7 +107,12 @@ class Prepared:
         """
         setting, info = self.setting, self.train.info
         networks = Networks(copy.deepcopy(self.module), self.init, info, generator, "train", self.pools[0])
-        return Task(self.train, setting.objective, networks, setting.budget, info)
+        return Task(self.train, setting.objective, networks, setting.budget, info, self.decode)
+
+    def decoded(self, distilled: DistilledSet) -> DistilledSet:
+        """Return a set as protocols take it: on the device, with the inputs of a payload in place of it."""
+        with torch.no_grad():
+            return distilled.to(self.device).decoded(self.decode)
 
     def check_untouched(self, method: Component) -> None:
         """Raise `PluginError` where `method` has written into the training data it was given."""
@@ -195,7 +204,7 @@ def prepare(
             validation=data.validation,
             test=data.test,
             objective=objective,
-            budget=Budget(settings.images_per_class, settings.steps, settings.epochs),
+            budget=Budget(settings.images_per_class, settings.steps, settings.epochs, settings.byte_budget),
             networks=networks,
             full_data=full_data,
         ),
@@ -205,6 +214,7 @@ def prepare(
         weights=_weights_read(plan.adaptation),
         record=_record(data),
         device=device,
+        decode=Decoders(catalog, info),
     )
 
 

@@ -14,11 +14,20 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.contract.state import State
 from ddbench.contract.task import Side
 from ddbench.engine import augment
+from ddbench.engine.example_weights import weigh
 from ddbench.engine.fit import Recipe, fit
 from ddbench.engine.networks import forward
 from ddbench.engine.workers import for_each_network
 from ddbench.machine.seeds import derive_seed
-from ddbench.protocols.base import FULL_NETWORKS, Evaluation, Setting, draw, journal_of, score_networks
+from ddbench.protocols.base import (
+    FULL_NETWORKS,
+    Evaluation,
+    Setting,
+    draw,
+    journal_of,
+    score_networks,
+    training_targets,
+)
 
 RATE, MOMENTUM, DECAY, BATCH = 0.01, 0.9, 5e-4, 256
 ANNOUNCE_SECONDS = 60
@@ -37,7 +46,7 @@ class Train:
     Dropout is off: workers would share its random numbers.
 
     With a `teacher` the set's labels are ignored as well. A batch is labelled, after augmentation, by the softmax of a
-    network trained on the full data; student i learns from teacher i modulo their number.
+    network trained on the full data; student i learns from teacher i modulo their number. Weights of examples hold.
     """
 
     name: str
@@ -109,7 +118,10 @@ class Train:
         teacher: State | None = None,
     ) -> State:
         """Return the state of one network after the last epoch; `teacher` is the state of another."""
-        inputs, labels = distilled.flat()
+        inputs = distilled.inputs.flatten(0, 1)
+        labels, loss = training_targets(distilled, setting)
+        labels, weights = labels.flatten(0, 1), distilled.relative_weights()
+        weights = None if weights is None else weights.flatten()
         per_epoch = math.ceil(len(labels) / BATCH)
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -120,7 +132,10 @@ class Train:
                     if teacher is None:
                         yield images, labels[batch]
                         continue
-                    yield images, forward(network, teacher, images).softmax(-1)
+                    targets = forward(network, teacher, images).softmax(-1)
+                    if weights is not None:
+                        targets = weigh(setting.objective.inner_loss, targets, weights[batch], targets.shape[1])
+                    yield images, targets
 
         def optimiser(parameters: list[Tensor]) -> torch.optim.Optimizer:
             return torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=DECAY, fused=True)
@@ -128,7 +143,7 @@ class Train:
         def rate(step: int) -> float:
             return RATE if step // per_epoch < self.epochs // 2 else RATE / 10
 
-        return fit(network, state, batches(), optimiser, loss=setting.objective.inner_loss, rate=rate)
+        return fit(network, state, batches(), optimiser, loss=loss, rate=rate)
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> Tensor:

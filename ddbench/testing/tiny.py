@@ -10,6 +10,7 @@ from ddbench.contract.inits import InitRequest, Side
 from ddbench.contract.spec import Choice
 from ddbench.contract.task import Budget, Networks, Objective, Task
 from ddbench.discovery.catalog import Catalog
+from ddbench.discovery.decoders import Decoders
 from ddbench.modalities.image import normalise
 from ddbench.protocols.base import Setting
 from ddbench.testing.pools import TinyPools
@@ -81,7 +82,8 @@ def task(catalog: Catalog, tiny: Tiny, generator: torch.Generator) -> Task:
     train, _ = examples(tiny.channels, tiny.classes)
     networks = _networks(catalog, tiny, train, "train", generator)
     budget = Budget(tiny.images_per_class, tiny.steps, tiny.epochs)
-    return Task(train, objective(catalog, tiny.objective, train), networks, budget, train.info)
+    decode = Decoders(catalog, train.info)
+    return Task(train, objective(catalog, tiny.objective, train), networks, budget, train.info, decode)
 
 
 def setting(catalog: Catalog, tiny: Tiny) -> Setting:
