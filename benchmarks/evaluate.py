@@ -27,9 +27,11 @@ from ddbench.builtin.inits import random
 from ddbench.builtin.objectives import classification
 from ddbench.contract.observer import Silent
 from ddbench.contract.task import Budget, Networks
+from ddbench.discovery.catalog import Catalog
 from ddbench.machine.environment import describe, keep_freed_memory
 from ddbench.protocols.base import Setting
 from ddbench.protocols.train import BATCH, DECAY, MOMENTUM, RATE, Train
+from ddbench.testing.pools import TinyPools
 
 PER_CLASS = 10
 
@@ -78,7 +80,7 @@ def main() -> None:
         few,
         classification(info),
         Budget(PER_CLASS, 1, 1),
-        lambda side, generator: Networks(module, random, info, generator, side),
+        lambda side, generator: Networks(module, random, info, generator, side, TinyPools(Catalog())),
         lambda patience: [],
     )
     distilled = DistilledSet(inputs[None], labels[None])

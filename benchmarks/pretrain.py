@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from ddbench.contract.spec import Choice
+from ddbench.contract.state import State
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import Recipe, train_each
 from ddbench.machine.environment import describe, keep_freed_memory
@@ -44,9 +45,9 @@ def textbook(module: nn.Module, examples, recipe: Recipe) -> float:
 
 
 def pool(module: nn.Module, examples, recipe: Recipe, networks: int) -> float:
-    starts = [{name: p.detach() for name, p in module.named_parameters()}] * networks
+    starts = [State({name: p.detach() for name, p in module.named_parameters()})] * networks
     started = time.perf_counter()
-    train_each(module, starts, range(networks), examples, recipe, lambda weights: None)
+    train_each(module, starts, range(networks), examples, recipe, lambda state: None)
     return (time.perf_counter() - started) / networks
 
 

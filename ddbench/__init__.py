@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from ddbench.contract.component import Component as Component
     from ddbench.contract.component import component_of as component_of
     from ddbench.contract.component import dataset as dataset
+    from ddbench.contract.component import decoder as decoder
     from ddbench.contract.component import did_you_mean as did_you_mean
     from ddbench.contract.component import init as init
     from ddbench.contract.component import method as method
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ddbench.contract.examples import ExampleSet as ExampleSet
     from ddbench.contract.examples import ImageSplits as ImageSplits
     from ddbench.contract.hookspecs import hookimpl as hookimpl
+    from ddbench.contract.inits import InitRequest as InitRequest
+    from ddbench.contract.inits import Side as Side
     from ddbench.contract.metric import Metric as Metric
     from ddbench.contract.observer import Observer as Observer
     from ddbench.contract.plan import Plan as Plan
@@ -25,14 +28,14 @@ if TYPE_CHECKING:
     from ddbench.contract.sets import DistilledSet as DistilledSet
     from ddbench.contract.spec import RunSpec as RunSpec
     from ddbench.contract.spec import Settings as Settings
+    from ddbench.contract.state import State as State
     from ddbench.contract.task import AdaptationTarget as AdaptationTarget
     from ddbench.contract.task import Budget as Budget
     from ddbench.contract.task import Loss as Loss
     from ddbench.contract.task import Objective as Objective
-    from ddbench.contract.task import Side as Side
-    from ddbench.contract.task import Sources as Sources
     from ddbench.contract.task import Task as Task
     from ddbench.discovery.catalog import Catalog as Catalog
+    from ddbench.discovery.decoders import decode as decode
     from ddbench.errors import DdbenchError as DdbenchError
     from ddbench.errors import MissingPrerequisite as MissingPrerequisite
     from ddbench.errors import Unsupported as Unsupported
@@ -59,6 +62,9 @@ _HOME_OF = {
     "Unsupported": "errors",
     "UsageError": "errors",
     "hookimpl": "contract.hookspecs",
+    "InitRequest": "contract.inits",
+    "Side": "contract.inits",
+    "State": "contract.state",
     "load_leaderboard": "records.leaderboard",
     "Metric": "contract.metric",
     "Observer": "contract.observer",
@@ -67,6 +73,8 @@ _HOME_OF = {
     "Component": "contract.component",
     "component_of": "contract.component",
     "dataset": "contract.component",
+    "decode": "discovery.decoders",
+    "decoder": "contract.component",
     "did_you_mean": "contract.component",
     "init": "contract.component",
     "method": "contract.component",
@@ -87,8 +95,6 @@ _HOME_OF = {
     "Budget": "contract.task",
     "Loss": "contract.task",
     "Objective": "contract.task",
-    "Side": "contract.task",
-    "Sources": "contract.task",
     "Task": "contract.task",
 }
 

@@ -1,8 +1,10 @@
-"""Networks for authors of methods: states, modes and workers; training, measuring, and reading files of weights."""
+"""Networks for authors of methods: states, passes, gradients, modes and workers; training, measuring, weights files."""
 
+from ddbench.contract.inits import InitRequest, Side
 from ddbench.contract.state import Params, State
-from ddbench.contract.task import CrossEntropy, InitSampler, Loss, Networks, Side, Sources, cross_entropy
+from ddbench.contract.task import CrossEntropy, Loss, Networks, cross_entropy
 from ddbench.engine.cpu.operators import fast_operators
+from ddbench.engine.features import features, gradient, logits
 from ddbench.engine.fit import POOL_RATE, POOL_STEPS, Optimiser, fit
 from ddbench.engine.networks import evaluation_mode, forward, inner_mode, measure, unstack
 from ddbench.engine.workers import for_each_network
@@ -13,23 +15,25 @@ __all__ = [
     "POOL_RATE",
     "POOL_STEPS",
     "CrossEntropy",
-    "InitSampler",
+    "InitRequest",
     "Loss",
     "Networks",
     "Optimiser",
     "Params",
     "Side",
-    "Sources",
     "State",
     "cross_entropy",
     "evaluation_mode",
     "fast_operators",
+    "features",
     "fit",
     "for_each_network",
     "forward",
     "free_memory",
+    "gradient",
     "inner_mode",
     "load_tensors",
+    "logits",
     "measure",
     "unstack",
 ]

@@ -20,7 +20,7 @@ from ddbench.cli.app import app
 from ddbench.contract import hookspecs
 from ddbench.contract.component import KINDS, Component
 from ddbench.contract.spec import FLAGS, Choice, RunSpec
-from ddbench.contract.task import Networks, Sources
+from ddbench.contract.task import Networks
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import Interrupted, PluginError
 from ddbench.pipeline.dry_run import DryRun
@@ -41,7 +41,7 @@ LONG = 70
 LEADERBOARDS = Path(__file__).parent.parent / "leaderboards"
 BUDGET = ("images_per_class", "steps", "epochs", "protocol_hash")
 """Columns in which the records of one table of results may differ."""
-AUTHORS = (Networks, Sources, Score, PluginError, Interrupted, meta_gradient, MetaGradient)
+AUTHORS = (Networks, Score, PluginError, Interrupted, meta_gradient, MetaGradient)
 """Names that plugin authors use beside the public ones."""
 RETURNED = (DryRun, Prepared, Pool, Scores, SweepResult)
 """Classes that public functions return."""

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ddbench.contract.examples import DatasetInfo
+from ddbench.contract.inits import InitRequest
 from ddbench.discovery.catalog import Catalog
 
 INFO = DatasetInfo("x", ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "image", "", False)
@@ -15,7 +16,11 @@ NETWORK = nn.Sequential(nn.Conv2d(1, 32, 3), nn.GroupNorm(4, 32), nn.Flatten(), 
 
 def sample(catalog: Catalog, name: str, n: int, seed: int = 0, side: str = "train", **options: object):
     component = catalog.get("init", name)
-    return component.call(component.validated(options), NETWORK, INFO, n, torch.Generator().manual_seed(seed), side)
+    return component.call(component.validated(options), request(n, torch.Generator().manual_seed(seed), side))
+
+
+def request(n: int, generator: torch.Generator, side: str = "train") -> InitRequest:
+    return InitRequest(NETWORK, INFO, n, generator, side, None)
 
 
 def xavier_std(fan_in: int, fan_out: int) -> float:
@@ -75,4 +80,4 @@ def test_fixed_is_one_network_on_both_sides(catalog):
 
 def _with_seed(catalog: Catalog, seed: int):
     component = catalog.get("init", "fixed")
-    return component.call(component.validated({"seed": seed}), NETWORK, INFO, 1, torch.Generator(), "train")
+    return component.call(component.validated({"seed": seed}), request(1, torch.Generator()))

@@ -12,7 +12,7 @@ QUICK = {"steps": 40, "lr": 0.01}
 
 def networks(make_prepared, init: dict, side: str, n: int, seed: int = 0):
     prepared = make_prepared(init=init)
-    return prepared.setting.networks(side, torch.Generator().manual_seed(seed)).sample(n)["classifier.weight"]
+    return prepared.setting.networks(side, torch.Generator().manual_seed(seed)).sample(n).params["classifier.weight"]
 
 
 def test_random_pretrained_holds_out_those_that_score(make_prepared):
@@ -77,6 +77,6 @@ def test_scored_on_another_distribution_than_it_was_made_for(catalog, tmp_path):
 
     prepared = prepare(plan_run(RunSpec.parse(fields), catalog), catalog)
     task = prepared.task(torch.Generator())
-    distilled_for = task.networks.sample(1)["classifier.weight"][0]
-    scored_on = prepared.setting.networks("evaluation", torch.Generator()).sample(1)["classifier.weight"][0]
+    distilled_for = task.networks.sample(1).params["classifier.weight"][0]
+    scored_on = prepared.setting.networks("evaluation", torch.Generator()).sample(1).params["classifier.weight"][0]
     assert distilled_for.std() != scored_on.std()

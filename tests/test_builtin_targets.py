@@ -39,7 +39,7 @@ def test_all_but_the_last_layer_is_loaded(catalog, tmp_path):
         assert torch.equal(loaded[name], tensor), name
     assert not loaded["linear.weight"].any()
     assert (loaded["linear.bias"] == 1).all()
-    drawn = prepared.setting.networks("evaluation", torch.Generator()).sample(5)
+    drawn = prepared.setting.networks("evaluation", torch.Generator()).sample(5).params
     assert {tensor.shape[0] for tensor in drawn.values()} == {1}
     assert torch.equal(drawn["network.conv1.weight"][0], trained.conv1.weight)
 
@@ -129,17 +129,19 @@ def test_networks_of_one_dataset_on_another(catalog, real_data):
     quick = {"count": 2, "held_out": 2, "steps": 30}
     prepared = prepare_target(catalog, {"name": "mnist_to_usps", "options": quick})
     assert (prepared.record.name, prepared.record.sample_shape) == ("usps", (1, 28, 28))
-    train = prepared.task(torch.Generator()).networks.sample(2)["conv1.weight"]
-    scored = prepared.setting.networks("evaluation", torch.Generator()).sample(2)["conv1.weight"]
+    train = prepared.task(torch.Generator()).networks.sample(2).params["conv1.weight"]
+    scored = prepared.setting.networks("evaluation", torch.Generator()).sample(2).params["conv1.weight"]
     assert not any(torch.equal(a, b) for a in train for b in scored)
     [used] = prepared.provenance().values()
     assert used["dataset"] == "mnist"
 
     colour = prepare_target(catalog, {"name": "svhn_to_mnist", "options": {"fixed": True, "steps": 30}})
     assert colour.record.sample_shape == (3, 28, 28)
-    single = colour.task(torch.Generator()).networks.sample(4)["conv1.weight"]
+    single = colour.task(torch.Generator()).networks.sample(4).params["conv1.weight"]
     assert single.shape == (1, 6, 3, 5, 5)
-    assert torch.equal(single, colour.setting.networks("evaluation", torch.Generator()).sample(9)["conv1.weight"])
+    assert torch.equal(
+        single, colour.setting.networks("evaluation", torch.Generator()).sample(9).params["conv1.weight"]
+    )
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_labels_of_the_teacher_are_the_mean_answer_to_each_image(make_prepared):
     chosen = prepared.train.random_subset(2, torch.Generator().manual_seed(0))
     images = chosen.inputs.view(2, 10, *chosen.inputs.shape[1:])
     distilled = DistilledSet(images, chosen.labels.view(2, 10), torch.full((3, 2), 0.1))
-    teachers = baselines._full_data(prepared.setting)
+    teachers = prepared.setting.full_data(math.inf)
     labelled = baselines._labelled(distilled, prepared.setting, teachers)
     answers = [functional_call(prepared.setting.module, t.params, (images[1, 3:4],)).softmax(-1) for t in teachers]
     assert torch.allclose(labelled.labels[1, 3], torch.cat(answers).mean(0), atol=1e-6)

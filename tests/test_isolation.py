@@ -24,16 +24,16 @@ def NAME(task, run):
 def ddbench_methods():
     return [NAME]
 '''
-# Hooks that name fewer arguments than ddbench passes, and an init without `sources`.
+# Hooks that name fewer arguments than ddbench passes.
 OLDER = (
     METHOD.replace("NAME", "older")
     + '''
 import torch
 
 @ddbench.init
-def older_init(network, info, n, generator, side):
+def older_init(request):
     """Zeros."""
-    return {name: torch.zeros(n, *p.shape) for name, p in network.named_parameters()}
+    return {name: torch.zeros(request.n, *p.shape) for name, p in request.network.named_parameters()}
 
 @ddbench.hookimpl
 def ddbench_inits():

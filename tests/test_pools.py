@@ -2,11 +2,14 @@ import json
 import shutil
 
 import pytest
+import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
 from ddbench.cli.app import app
+from ddbench.contract.inits import InitRequest
 from ddbench.contract.spec import RunSpec
+from ddbench.contract.state import State
 from ddbench.engine.fit import Recipe
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.pipeline.data import Data
@@ -69,7 +72,8 @@ def test_sides_are_apart_and_draws_follow_the_generator(pools_of):
 
     def draw(side: str, n: int, seed: int):
         generator = torch.Generator().manual_seed(seed)
-        return pools.pool(side, n, generator, count=4, held_out=3, steps=60, lr=0.01)["classifier.weight"]
+        request = InitRequest(None, None, n, generator, side, pools)
+        return request.pool(count=4, held_out=3, steps=60, lr=0.01).params["classifier.weight"]
 
     train, held_out = draw("train", 4, 0), draw("evaluation", 3, 0)
     assert not any(torch.equal(a, b) for a in train for b in held_out)
@@ -83,7 +87,7 @@ def test_sides_are_apart_and_draws_follow_the_generator(pools_of):
 def test_too_few_networks(pools_of):
     for side, told in (("train", "4 networks to train on, fewer than the 5"), ("evaluation", "3 networks held out")):
         with pytest.raises(UsageError, match=told):
-            pools_of().pool(side, 5, torch.Generator(), count=4, held_out=3, steps=60, lr=0.01)
+            InitRequest(None, None, 5, None, side, pools_of()).pool(count=4, held_out=3, steps=60, lr=0.01)
     assert list(listed()) == []
 
 
@@ -91,12 +95,29 @@ def test_a_damaged_network_is_named(pools_of):
     pool = pools_of().open(1, 0, QUICK)
     pool.path("train", 0).write_bytes(b"half")
     with pytest.raises(DdbenchError, match=r"train-00000.safetensors is damaged"):
-        pools_of().pool("train", 1, torch.Generator(), count=1, held_out=0, steps=60, lr=0.01)
+        InitRequest(None, None, 1, None, "train", pools_of()).pool(count=1, held_out=0, steps=60, lr=0.01)
 
 
-def test_networks_with_running_statistics_are_refused(pools_of):
-    with pytest.raises(UsageError, match="keeps running statistics"):
-        pools_of(network="resnet20").open(1, 0, QUICK)
+def test_networks_keep_running_statistics_of_their_own(pools_of):
+    network = {"name": "convnet", "options": {"width": 4, "depth": 1, "norm": "batch"}}
+    pool = pools_of(network=network).open(2, 1, QUICK)
+    assert min(pool.accuracies("train") + pool.accuracies("evaluation")) > 0.7
+    first, second = pool.weights("train", [0]).network(0), pool.weights("train", [1, 0]).network(0)
+    assert sorted(first.buffers) == ["norm1.num_batches_tracked", "norm1.running_mean", "norm1.running_var"]
+    assert first.buffers["norm1.num_batches_tracked"].dtype == torch.int64
+    assert int(first.buffers["norm1.num_batches_tracked"]) == QUICK.steps
+    assert not torch.equal(first.buffers["norm1.running_mean"], second.buffers["norm1.running_mean"])
+
+
+def test_files_without_buffers_stay_readable(pools_of):
+    pool = pools_of().open(2, 0, QUICK)
+    tensors = safetensors.torch.load_file(pool.path("train", 0))
+    assert sorted(tensors) == ["classifier.bias", "classifier.weight"]
+    state = pool.weights("train", [0])
+    pool.write("train", 1, State(state.network(0).params, {"count": torch.tensor(3)}), 0.5)
+    fresh = pools_of().open(2, 0, QUICK)
+    assert fresh.weights("train", [1]).buffers == {"count": torch.tensor([3])}
+    assert fresh.weights("train", [0, 1]).buffers == {}
 
 
 def test_a_pool_keeps_the_other_options_of_the_usual_network(monkeypatch: pytest.MonkeyPatch):
@@ -150,8 +171,8 @@ def test_a_fixed_network_is_never_one_that_is_held_out(catalog):
     prepared = prepare(
         plan_run(RunSpec.parse({"method": "random_subset", "network": "linear", **fields}), catalog), catalog
     )
-    [made_for] = prepared.task(torch.Generator()).networks.sample(1)["classifier.weight"]
-    scored = prepared.setting.networks("evaluation", torch.Generator()).sample(3)["classifier.weight"]
+    [made_for] = prepared.task(torch.Generator()).networks.sample(1).params["classifier.weight"]
+    scored = prepared.setting.networks("evaluation", torch.Generator()).sample(3).params["classifier.weight"]
     assert not any(torch.equal(made_for, weight) for weight in scored)
 
 
@@ -189,7 +210,7 @@ def test_a_network_that_diverged_is_not_kept(pools_of, monkeypatch):
     from ddbench.pipeline import pools
 
     def diverge(network, starts, seeds, examples, recipe, done):
-        done({name: torch.full_like(tensor, torch.nan) for name, tensor in starts[0].items()})
+        done(State({name: torch.full_like(tensor, torch.nan) for name, tensor in starts[0].params.items()}))
 
     monkeypatch.setattr(pools, "train_each", diverge)
     with pytest.raises(DdbenchError, match="diverged"):

@@ -29,19 +29,19 @@ def not_a_module(info):
     return 3
 
 @ddbench.init
-def crashing(network, info, n, generator, side):
+def crashing(request):
     """Raises."""
     raise ZeroDivisionError("on purpose")
 
 @ddbench.init
-def nan(network, info, n, generator, side):
+def nan(request):
     """NaN weights."""
-    return {k: torch.full((n, *p.shape), torch.nan) for k, p in network.named_parameters()}
+    return {k: torch.full((request.n, *p.shape), torch.nan) for k, p in request.network.named_parameters()}
 
 @ddbench.init
-def short(network, info, n, generator, side):
+def short(request):
     """Without the leading dimension."""
-    return {k: p.detach() for k, p in network.named_parameters()}
+    return {k: p.detach() for k, p in request.network.named_parameters()}
 
 @ddbench.dataset(classes=("a", "b"), sample_shape=(1, 4, 4), network="linear")
 def crashing_data(root, download):
@@ -53,8 +53,8 @@ def no_splits(root, download):
     """Returns a pair."""
     return torch.zeros(1), torch.zeros(1)
 
-def ones(network, info, n, generator, side):
-    return {k: torch.ones(1, *p.shape) for k, p in network.named_parameters()}
+def ones(request):
+    return {k: torch.ones(1, *p.shape) for k, p in request.network.named_parameters()}
 
 def broken_measure(logits, labels):
     raise KeyError("on purpose")
@@ -163,7 +163,7 @@ def test_targets_bring_dataset_network_and_weights(faulty: Catalog):
     assert (settings.dataset.name, settings.network.name, settings.init.name) == ("digits", "linear", "from_ones")
     prepared = prepare(plan, faulty)
     drawn = prepared.task(torch.Generator()).networks.sample(5)
-    assert drawn["classifier.bias"].tolist() == [[1.0] * 10]
+    assert drawn.params["classifier.bias"].tolist() == [[1.0] * 10]
 
 
 @pytest.mark.parametrize(
@@ -295,9 +295,9 @@ def test_a_set_may_be_scored_on_another_network(catalog: Catalog):
     spec = RunSpec.parse({"method": "random_subset", "network": "linear", "eval_network": "mlp"})
     plan = plan_run(spec, catalog)
     prepared = prepare(plan, catalog)
-    assert "classifier.weight" in prepared.task(torch.Generator()).networks.sample(1)
+    assert "classifier.weight" in prepared.task(torch.Generator()).networks.sample(1).params
     scoring = prepared.setting.networks("evaluation", torch.Generator()).sample(1)
-    assert "fc1.weight" in scoring
+    assert "fc1.weight" in scoring.params
     same = plan_run(RunSpec.parse({"method": "random_subset", "network": "linear"}), catalog).settings
     assert same.eval_network == same.network
     assert '"eval_network":' not in same.canonical()

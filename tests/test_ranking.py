@@ -5,7 +5,7 @@ import pytest
 
 from ddbench.contract.metric import Metric, missed_thresholds
 from ddbench.protocols import PROTOCOLS
-from ddbench.records.columns import COLUMNS
+from ddbench.records.columns import COLUMNS, phrases
 from ddbench.records.ranking import IGNORED, Line, compared, groups, ranks, seeds_of
 from ddbench.records.result import RunResult
 from ddbench.records.stats import crossed
@@ -25,11 +25,11 @@ def seed(number: int, values: list[float], **changes: object):
 
 
 def test_only_what_compares_shares_a_ranking():
-    # A row of version 2 names one network, which scored too.
+    # A row of version 2 names one network, which scored too; it has no decoder and no limit on bytes.
     assert {
         column.name.removeprefix("eval_") if "network" in column.name else column.name
         for column in compared(make_record())
-    } == COMPARED.keys()
+    } == COMPARED.keys() | {"byte_budget", "decoder"}
     records = [make_record(), *(make_record(**{name: cell}) for name, cell in COMPARED.items())]
     records += [make_record(method="other"), make_record(method="third")]
     sizes = [len(group) for group in groups(records)]
@@ -79,6 +79,14 @@ def test_settings_that_a_protocol_ignores_do_not_part_rows(protocol: str):
     assert len(group) == 3
     networks = groups([make_record(protocol=protocol, network=name) for name in ("mlp", "linear")])
     assert len(networks) == (1 if protocol == "knn/v1" else 2)
+
+
+def test_a_decoder_parts_rows_and_is_named():
+    record = make_record()
+    parametrised = record.model_copy(update={"artifact": record.artifact.model_copy(update={"decoder": "tiles/v1"})})
+    assert [len(group) for group in groups([record, parametrised])] == [1, 1]
+    assert phrases(record) == [] and phrases(record, usual=True) == ["hard labels"]
+    assert phrases(parametrised) == ["decoder tiles/v1"]
 
 
 def test_the_record_says_what_its_protocol_ignores():

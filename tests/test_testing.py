@@ -22,6 +22,7 @@ from ddbench.testing.checks import Subject, outcome, title
 
 HEAD = """
 import random as python_random
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -103,26 +104,26 @@ OTHERS = {
         '@ddbench.method\ndef mine(task, run, *, size: int = 3):\n    """Random real images, as many as asked for."""',
     ],
     ("init", "draws every weight"): [
-        'return {"weight": torch.zeros(n, 2)}',
-        "return {name: torch.zeros(p.shape) for name, p in network.named_parameters()}",
-        "return {name: torch.full((n, *p.shape), torch.nan) for name, p in network.named_parameters()}",
-        "return sources.pool(side, n, generator, count=1, held_out=1, steps=1, lr=0.1)",
-        "return sources.draw('no_such_init', network, info, n, generator, side)",
+        'return {"weight": torch.zeros(request.n, 2)}',
+        "return {name: torch.zeros(p.shape) for name, p in request.network.named_parameters()}",
+        "return {name: torch.full((request.n, *p.shape), torch.nan) for name, p in request.network.named_parameters()}",
+        "return request.pool(count=1, held_out=1, steps=1, lr=0.1)",
+        "return request.other('no_such_init')",
     ],
     ("init", "draws the same for the same seed"): [
-        "return {name: torch.randn(n, *p.shape) for name, p in network.named_parameters()}",
+        "return {name: torch.randn(request.n, *p.shape) for name, p in request.network.named_parameters()}",
         "g = torch.Generator().manual_seed(0)\n"
-        "    return {name: torch.randn((n, *p.shape), generator=g) for name, p in network.named_parameters()}",
+        "    return {name: torch.randn((request.n, *p.shape), generator=g) for name, p in request.network.named_parameters()}",
         "g = torch.Generator()\n    g.seed()\n"
-        "    return sources.pool(side, n, g, count=50, held_out=1, steps=1, lr=0.1)",
+        "    return replace(request, generator=g).pool(count=50, held_out=1, steps=1, lr=0.1)",
         "g = torch.Generator().manual_seed(0)\n"
-        "    return sources.pool(side, n, g, count=50, held_out=1, steps=1, lr=0.1)",
+        "    return replace(request, generator=g).pool(count=50, held_out=1, steps=1, lr=0.1)",
     ],
     ("init", "leaves the network alone"): [
-        "with torch.no_grad(): [p.zero_() for p in network.parameters()]\n"
-        "    return {name: torch.randn((n, *p.shape), generator=generator) for name, p in network.named_parameters()}",
+        "with torch.no_grad(): [p.zero_() for p in request.network.parameters()]\n"
+        "    return {name: torch.randn((request.n, *p.shape), generator=request.generator) for name, p in request.network.named_parameters()}",
         "torch.manual_seed(1)\n"
-        "    return {name: torch.randn((n, *p.shape), generator=generator) for name, p in network.named_parameters()}",
+        "    return {name: torch.randn((request.n, *p.shape), generator=request.generator) for name, p in request.network.named_parameters()}",
     ],
     ("objective", "measures in numbers"): [
         'return Objective(F.cross_entropy, lambda z, y: {"other": 0.5}, (Metric("accuracy", "share"),))',
@@ -139,9 +140,9 @@ OTHERS = {
         "return None",
     ],
     ("target", "draws source weights"): [
-        'return ddbench.AdaptationTarget("mnist", "lenet", lambda network, info, n, generator, side: {})',
-        'return ddbench.AdaptationTarget("mnist", "lenet", lambda network, info, n, generator, side, sources: '
-        "sources.pool(side, n + 1, generator, count=5, held_out=5, steps=1, lr=0.1))",
+        'return ddbench.AdaptationTarget("mnist", "lenet", lambda request: {})',
+        'return ddbench.AdaptationTarget("mnist", "lenet", lambda request: '
+        "request.pool(n=request.n + 1, count=5, held_out=5, steps=1, lr=0.1))",
     ],
     ("experiment", "says what it is"): ['summary = ""\nmethod = "herding"'],
     ("experiment", "is a complete spec"): [
@@ -192,7 +193,7 @@ OTHERS = {
     ],
 }
 FRAMES = {
-    "init": '@ddbench.init\ndef mine(network, info, n, generator, side, sources):\n    """Weights from a made-up distribution."""\n    ',
+    "init": '@ddbench.init\ndef mine(request):\n    """Weights from a made-up distribution."""\n    ',
     "experiment": "@ddbench.hookimpl\ndef ddbench_experiments():\n    ",
     "objective": '@ddbench.objective\ndef mine(info):\n    """An objective that is made up."""\n    ',
     "target": '@ddbench.target\ndef mine():\n    """A target that is made up."""\n    ',

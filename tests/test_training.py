@@ -10,7 +10,7 @@ from ddbench.networks import State, fit
 def starts(network: nn.Module, count: int):
     generator = torch.Generator().manual_seed(1)
     return [
-        {name: 0.1 * torch.randn(p.shape, generator=generator) for name, p in network.named_parameters()}
+        State({name: 0.1 * torch.randn(p.shape, generator=generator) for name, p in network.named_parameters()})
         for _ in range(count)
     ]
 
@@ -29,12 +29,12 @@ def test_each_network_is_trained_as_if_alone(make_prepared):
 
     alone, parallel = trained(1), trained(2)
     for first, second in zip(alone, parallel, strict=True):
-        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert all(torch.equal(first.params[name], second.params[name]) for name in first.params)
 
     import math
 
     generator = torch.Generator().manual_seed(6)
-    weights = {name: tensor.clone().requires_grad_() for name, tensor in drawn[1].items()}
+    weights = {name: tensor.clone().requires_grad_() for name, tensor in drawn[1].params.items()}
     optimizer = torch.optim.Adam(weights.values(), lr=1.0, betas=(0.5, 0.999))
     full = len(examples) // 64
     for step in range(25):
@@ -48,7 +48,7 @@ def test_each_network_is_trained_as_if_alone(make_prepared):
         optimizer.param_groups[0]["lr"] = 0.005 * (1 + math.cos(math.pi * step / 25))
         optimizer.step()
     for name, tensor in weights.items():
-        torch.testing.assert_close(alone[1][name], tensor.detach(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(alone[1].params[name], tensor.detach(), atol=1e-5, rtol=1e-4)
 
 
 def test_training_sets_smaller_than_a_batch(make_prepared):
@@ -56,7 +56,7 @@ def test_training_sets_smaller_than_a_batch(make_prepared):
     few = prepared.train[torch.arange(10)]
     results = []
     train_each(prepared.setting.module, starts(prepared.setting.module, 1), [0], few, Recipe(50, 0.1), results.append)
-    assert (functional_call(prepared.setting.module, results[0], (few.inputs,)).argmax(1) == few.labels).all()
+    assert (functional_call(prepared.setting.module, results[0].params, (few.inputs,)).argmax(1) == few.labels).all()
 
 
 def test_fit_is_the_loop_of_torch_with_running_statistics():

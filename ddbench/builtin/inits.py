@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import ddbench
-from ddbench import DatasetInfo
+from ddbench import InitRequest
 
 Scheme = Annotated[
     Literal["xavier", "kaiming", "orthogonal", "default"],
@@ -20,11 +20,7 @@ Distribution = Annotated[Literal["normal", "uniform"], Field(description="distri
 
 @ddbench.init
 def random(
-    network: nn.Module,
-    info: DatasetInfo,
-    n: int,
-    generator: torch.Generator,
-    side: str,
+    request: InitRequest,
     *,
     scheme: Scheme = "xavier",
     distribution: Distribution = "normal",
@@ -34,17 +30,13 @@ def random(
     `scheme` applies to weights of two or more dimensions; biases are zero, normalisation scales are one.
     `scheme=default` calls the `reset_parameters` of each layer instead.
     """
-    drawn = [_draw(network, generator, scheme, distribution) for _ in range(n)]
+    drawn = [_draw(request.network, request.generator, scheme, distribution) for _ in range(request.n)]
     return {name: torch.stack([weights[name] for weights in drawn]) for name in drawn[0]}
 
 
 @ddbench.init
 def fixed(
-    network: nn.Module,
-    info: DatasetInfo,
-    n: int,
-    generator: torch.Generator,
-    side: str,
+    request: InitRequest,
     *,
     seed: Annotated[int, Field(description="seed of the weights")] = 0,
     scheme: Scheme = "xavier",
@@ -52,7 +44,8 @@ def fixed(
 ) -> dict[str, Tensor]:
     """Return one network with the same weights for distilling and for scoring, drawn like `random` from `seed`."""
     own_generator = torch.Generator().manual_seed(seed)
-    return {name: weights[None] for name, weights in _draw(network, own_generator, scheme, distribution).items()}
+    drawn = _draw(request.network, own_generator, scheme, distribution)
+    return {name: weights[None] for name, weights in drawn.items()}
 
 
 def _draw(network: nn.Module, generator: torch.Generator, scheme: str, distribution: str) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Networks of the dataset-distillation literature, and any architecture of torchvision or timm by name."""
 
 from collections import OrderedDict
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ddbench
-from ddbench import Component, DatasetInfo, UsageError
+from ddbench import BornLater, Component, DatasetInfo, UsageError
 
 Width = Annotated[int, pydantic.Field(ge=1, description="channels of each convolution, or units of each hidden layer")]
 
@@ -98,16 +98,19 @@ def convnet(
     *,
     width: Width = 128,
     depth: Annotated[int, pydantic.Field(ge=1, description="number of blocks")] = 3,
+    norm: Annotated[
+        Literal["instance", "batch"], pydantic.Field(description="normalisation behind each convolution"), BornLater()
+    ] = "instance",
 ) -> nn.Module:
-    """ConvNet: blocks of 3x3 convolution, instance normalisation, ReLU, average pooling; the field's usual network.
+    """ConvNet: blocks of 3x3 convolution, normalisation, ReLU, average pooling; the field's usual network.
 
-    Gidaris and Komodakis 2018, as used by Zhao et al. 2021 (Dataset Condensation): width 128, depth 3.
+    Gidaris and Komodakis 2018, as used by Zhao et al. 2021 (Dataset Condensation): width 128, depth 3, instance norm.
     """
     channels, size = _image_size(info, f"convnet of depth {depth}", 2**depth)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for block in range(1, depth + 1):
         layers[f"conv{block}"] = nn.Conv2d(channels, width, 3, padding=1)
-        layers[f"norm{block}"] = nn.GroupNorm(width, width)
+        layers[f"norm{block}"] = nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(width, width)
         layers[f"relu{block}"] = nn.ReLU()
         layers[f"pool{block}"] = nn.AvgPool2d(2)
         channels, size = width, size // 2

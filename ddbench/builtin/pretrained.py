@@ -4,10 +4,9 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 import ddbench
-from ddbench import DatasetInfo, Side, Sources, UsageError
+from ddbench import InitRequest, State, UsageError
 from ddbench.networks import POOL_RATE, POOL_STEPS
 
 Count = Annotated[int, Field(ge=1, le=100_000, description="networks in the pool for distilling")]
@@ -18,75 +17,60 @@ Rate = Annotated[float, Field(gt=0, description="learning rate of Adam at the st
 
 @ddbench.init
 def random_pretrained(
-    network: nn.Module,
-    info: DatasetInfo,
-    n: int,
-    generator: torch.Generator,
-    side: Side,
-    sources: Sources,
+    request: InitRequest,
     *,
     count: Count = 200,
     held_out: HeldOut = 20,
     steps: Steps = POOL_STEPS,
     lr: Rate = POOL_RATE,
-) -> dict[str, Tensor]:
+) -> State:
     """Draw networks from a pool trained on the same dataset; networks for scoring are held out from distilling.
 
     The pool is trained on first use, or beforehand by `ddbench pretrain`, and kept in the cache.
     """
-    return sources.pool(side, n, generator, count=count, held_out=held_out, steps=steps, lr=lr)
+    return request.pool(count=count, held_out=held_out, steps=steps, lr=lr)
 
 
 @ddbench.init
 def fixed_pretrained(
-    network: nn.Module,
-    info: DatasetInfo,
-    n: int,
-    generator: torch.Generator,
-    side: Side,
-    sources: Sources,
+    request: InitRequest,
     *,
     index: Annotated[int, Field(ge=0, description="number of the network in the pool, from 0")] = 0,
     steps: Steps = POOL_STEPS,
     lr: Rate = POOL_RATE,
-) -> dict[str, Tensor]:
+) -> State:
     """Return one network trained on the same dataset, with the same weights for distilling and for scoring."""
     # A whole pool comes in order. Never a held-out network: a mixture may use those for scoring.
-    drawn = sources.pool("train", index + 1, generator, count=index + 1, held_out=0, steps=steps, lr=lr)
-    return {name: tensor[index:] for name, tensor in drawn.items()}
+    drawn = request.pool(side="train", n=index + 1, count=index + 1, held_out=0, steps=steps, lr=lr)
+    return drawn.networks(slice(index, None))
 
 
 @ddbench.init
 def mixture(
-    network: nn.Module,
-    info: DatasetInfo,
-    n: int,
-    generator: torch.Generator,
-    side: Side,
-    sources: Sources,
+    request: InitRequest,
     *,
     of: Annotated[
         list[str | dict[str, Any]],
         Field(min_length=2, description="init distributions, each a name or {name, options}"),
     ] = ["random", {"name": "random", "options": {"scheme": "kaiming"}}],  # noqa: B006
-) -> dict[str, Tensor]:
+) -> State:
     """Draw each network from one of several init distributions, chosen with equal probability.
 
     This distils sets that work for more than one distribution, such as xavier and kaiming:
     `--set init.of='["random", {"name": "random", "options": {"scheme": "kaiming"}}]'`.
     """
-    chosen = torch.randint(len(of), (n,), generator=generator).tolist()
-    parts: list[dict[str, Tensor]] = []
+    chosen = torch.randint(len(of), (request.n,), generator=request.generator).tolist()
+    parts: list[State] = []
     for index, part in enumerate(of):
         count = chosen.count(index)
         if (isinstance(part, dict) and part.get("name") == "mixture") or part == "mixture":
             raise UsageError("a mixture cannot contain a mixture.", "List the parts of both in one mixture.")
         if count:
-            drawn = sources.draw(part, network, info, count, generator, side)
+            drawn = request.other(part, count)
             # A distribution of one network returns one, however many were asked for.
-            parts.append({name: tensor[torch.arange(count) % len(tensor)] for name, tensor in drawn.items()})
-    order = torch.randperm(n, generator=generator)
-    return {name: torch.cat([part[name].cpu() for part in parts])[order] for name in parts[0]}
+            parts += [drawn.network(number % drawn.count) for number in range(count)]
+    order = torch.randperm(request.n, generator=request.generator).tolist()
+    return State.stack([parts[number] for number in order])
 
 
 @ddbench.hookimpl

@@ -1,6 +1,7 @@
 """Pretrained-adaptation targets: digits from one dataset to another, and any pretrained network to any dataset."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import ddbench
-from ddbench import AdaptationTarget, Component, DatasetInfo, MissingPrerequisite, Side, Sources, UsageError
+from ddbench import AdaptationTarget, Component, DatasetInfo, InitRequest, MissingPrerequisite, State, UsageError
 from ddbench.builtin.networks import SourceNormalised
 from ddbench.builtin.pretrained import Count, HeldOut, Rate, Steps
 from ddbench.networks import POOL_RATE, POOL_STEPS, load_tensors
@@ -21,7 +22,7 @@ GREY_28: Shape = (1, 28, 28)
 Fixed = Annotated[bool, Field(description="use one network for distilling and for scoring instead of a pool")]
 
 
-def _from_pool(source: str, source_shape: Shape | None, fixed: bool, **pool: Any) -> Any:
+def _from_pool(source: str, source_shape: Shape | None, fixed: bool, **pool: Any) -> Callable[[InitRequest], State]:
     """Return an init distribution of networks trained on the dataset `source`, with images of `source_shape`.
 
     With `fixed`, it has one network for both sides.
@@ -29,13 +30,13 @@ def _from_pool(source: str, source_shape: Shape | None, fixed: bool, **pool: Any
     if fixed:
         pool |= {"count": 1, "held_out": 0}
 
-    def sample(
-        network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side, sources: Sources
-    ) -> dict[str, Tensor]:
-        request: tuple[Side, int] = ("train", 1) if fixed else (side, n)
-        drawn = sources.pool(*request, generator, dataset=source, sample_shape=source_shape, **pool)
-        for name, parameter in network.named_parameters():
-            if name not in drawn or drawn[name].shape[1:] != parameter.shape:
+    def sample(request: InitRequest) -> State:
+        info = request.info
+        if fixed:
+            request = replace(request, side="train", n=1)
+        drawn = request.pool(dataset=source, sample_shape=source_shape, **pool)
+        for name, parameter in request.network.named_parameters():
+            if name not in drawn.params or drawn.params[name].shape[1:] != parameter.shape:
                 raise UsageError(
                     f"the networks trained on {source} do not fit {info.label}: {name} differs in shape.",
                     f"Leave out sample_shape: images of {list(info.sample_shape)} do not fit these networks.",

@@ -14,7 +14,7 @@ from ddbench.contract.facts import did_you_mean as did_you_mean
 from ddbench.contract.facts import validated_facts
 from ddbench.errors import PluginError, UsageError, blamed_on
 
-KINDS = ("method", "init", "objective", "target", "dataset", "network")
+KINDS = ("method", "init", "objective", "target", "dataset", "network", "decoder")
 
 
 class BornLater:
@@ -29,8 +29,8 @@ class Component:
     """A function that a plugin offers, with its help, options and facts.
 
     Attributes:
-        kind: `method`, `init`, `objective`, `target`, `dataset` or `network`.
-        name: the name on the command line.
+        kind: `method`, `init`, `objective`, `target`, `dataset`, `network` or `decoder`.
+        name: the name on the command line; of a decoder with its version, such as `tiles/v1`.
         function: the decorated function.
         options: a pydantic model of the keyword-only parameters.
         facts: what the decorator declares, such as `companion` or `classes`, validated; see `ddbench.contract.facts`.
@@ -122,12 +122,18 @@ def component(kind: str, function: Callable[..., Any], /, **facts: Any) -> Compo
     name = function.__name__
     if not inspect.getdoc(function):
         raise PluginError(f"{kind} {name!r} has no docstring.", "Its first line is what `ddbench list` shows.")
+    parameters = inspect.signature(function).parameters.values()
+    if kind == "init" and sum(p.kind is not p.KEYWORD_ONLY and p.kind is not p.VAR_KEYWORD for p in parameters) != 1:
+        raise PluginError(
+            f"{kind} {name!r} does not take one argument.",
+            f"Write `def {name}(request: InitRequest, *, options)`: the request has network, info, n, generator, side.",
+        )
     fields: dict[str, Any] = {}
     try:
         hints = typing.get_type_hints(function, include_extras=True)
     except NameError as error:
         raise PluginError(f"an annotation of {kind} {name!r} cannot be resolved: {error}.") from error
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in parameters:
         if parameter.kind is parameter.VAR_KEYWORD:
             raise PluginError(
                 f"{kind} {name!r} takes **{parameter.name}.", "Name each option as a keyword-only parameter."
@@ -158,7 +164,9 @@ def component(kind: str, function: Callable[..., Any], /, **facts: Any) -> Compo
         model()
     except (pydantic.ValidationError, pydantic.errors.PydanticUserError, NameError) as error:
         raise PluginError(f"the options of {kind} {name!r} are not valid: {error}") from error
-    return Component(kind, name, function, model, validated_facts(kind, name, facts))
+    declared = validated_facts(kind, name, facts)
+    full_name = f"{name}/v{declared['version']}" if "version" in declared else name
+    return Component(kind, full_name, function, model, declared)
 
 
 _ATTRIBUTE = "__ddbench_component__"
@@ -222,3 +230,4 @@ objective = _decorator("objective")
 target = _decorator("target")
 dataset = _decorator("dataset")
 network = _decorator("network")
+decoder = _decorator("decoder")

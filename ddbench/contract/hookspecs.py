@@ -50,17 +50,18 @@ def ddbench_methods() -> Iterable[object]:  # type: ignore[empty-body]
 def ddbench_inits() -> Iterable[object]:  # type: ignore[empty-body]
     """Return init distributions, which initial network weights are drawn from.
 
-    Each is a function `(network, info, n, generator, side, *, options) -> {name: [n, *shape]}` marked
-    `@ddbench.init`; `side` is `"train"` or `"evaluation"`. It may return fewer than `n` networks if the distribution
-    has no more. With a sixth argument, `sources: Sources`, it can draw from pools of pretrained networks and from
-    other init distributions.
+    Each is a function `(request: InitRequest, *, options) -> State` marked `@ddbench.init`. The request names the
+    network, the dataset's facts, the number `n` of networks, the generator to draw with and the side. It draws from
+    pools of pretrained networks (`request.pool`) and from other distributions (`request.other`). The stack may hold
+    fewer than `n` networks if the distribution has no more. Parameters alone, `{name: [n, *shape]}`, are enough: then
+    every network starts with the module's own buffers.
 
         @ddbench.init
-        def small(network, info, n, generator, side, *, std: float = 0.01):
+        def small(request, *, std: float = 0.01):
             \"\"\"Draw normal weights of one small standard deviation.\"\"\"
             return {
-                name: std * torch.randn((n, *p.shape), generator=generator)
-                for name, p in network.named_parameters()
+                name: std * torch.randn((request.n, *p.shape), generator=request.generator)
+                for name, p in request.network.named_parameters()
             }
     """
 
@@ -86,7 +87,7 @@ def ddbench_targets() -> Iterable[object]:  # type: ignore[empty-body]
     """Return pretrained-adaptation targets: source weights, a network, and the dataset to adapt to.
 
     Each is a function `(*, options) -> AdaptationTarget` marked `@ddbench.target`. `ddbench run --target NAME` takes
-    dataset, network and init distribution from it; the init distribution may take `sources` too. Rows go to
+    dataset, network and init distribution from it; `sample` takes an `InitRequest` too. Rows go to
     `adaptation.csv`, with the accuracy without adaptation as a companion.
 
         @ddbench.target
@@ -122,6 +123,29 @@ def ddbench_networks() -> Iterable[object]:  # type: ignore[empty-body]
             \"\"\"Build a network with one hidden layer.\"\"\"
             layers = nn.Linear(math.prod(info.sample_shape), width), nn.ReLU(), nn.Linear(width, len(info.classes))
             return nn.Sequential(nn.Flatten(), *layers)
+    """
+
+
+@_hookspec
+def ddbench_decoders() -> Iterable[object]:  # type: ignore[empty-body]
+    """Return decoders, which make inputs of the payload of a parametrised set.
+
+    Each is a function `(payload: {name: tensor}, info: DatasetInfo, *, options) -> inputs [n, *sample_shape]` marked
+    `@ddbench.decoder(version=1, example=function)`. Its name is that of the function with the version, such as
+    `shifted/v1`; a change that moves numbers needs a new version. It is differentiable, draws no random numbers and
+    raises `UsageError` for a payload that it cannot decode: files hold payloads too. Inputs are normalised like the
+    training data. `example`, called as `(info, generator, **options)`, returns a payload for `ddbench check`.
+
+    A method decodes by `task.decode("shifted/v1", payload)` and returns
+    `DistilledSet.encoded("shifted/v1", payload, labels)`. The budget counts the payload, not what it decodes to.
+
+        def random_mean(info, generator):
+            return {"mean": torch.randn(info.sample_shape, generator=generator), "shift": torch.tensor([0.0, 0.1])}
+
+        @ddbench.decoder(version=1, example=random_mean)
+        def shifted(payload, info):
+            \"\"\"Add each of several numbers to one image.\"\"\"
+            return payload["mean"] + payload["shift"].view(-1, 1, 1, 1)
     """
 
 

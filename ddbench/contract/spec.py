@@ -111,6 +111,9 @@ class _Fields(_Frozen):
     )
     experiment: str = Field("", description="named experiment that the run carries out")
     best_coreset: bool = Field(False, description="compare the score with that of the best coreset too")
+    byte_budget: int | None = Field(
+        None, ge=1, description="bytes of all tensors that the set may store; none: images alone are counted"
+    )
 
 
 @with_fields
@@ -147,7 +150,7 @@ class RunSpec(_Fields):
 class Settings(_Fields):
     """Everything that decides what a run computes, complete: every default is filled in, every option spelt out.
 
-    Only `target`, `sample_shape` and `time_limit` may be None, which then means none.
+    Only `target`, `sample_shape`, `time_limit` and `byte_budget` may be None, which then means none.
     """
 
     network: Named = Field(description="network")
@@ -207,7 +210,7 @@ class SameAs:
     field: str
 
 
-BORN_LATER: dict[str, Any] = {"eval_network": SameAs("network")}
+BORN_LATER: dict[str, Any] = {"eval_network": SameAs("network"), "byte_budget": None}
 """Fields younger than the first record, with the JSON defaults they were born with. Such a default never changes."""
 
 

@@ -1,8 +1,8 @@
 """The task of a method: training data, an objective, networks to distil for, and a budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddbench.contract.examples import DatasetInfo, ExampleSet
+from ddbench.contract.inits import InitDistribution, InitRequest, Supplier, checked_state
+from ddbench.contract.inits import Side as Side
 from ddbench.contract.metric import Metric
-from ddbench.errors import PluginError
-
-Side = Literal["train", "evaluation"]
+from ddbench.contract.state import State
+from ddbench.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Budget:
         images_per_class: images per class (IPC), over all steps together.
         steps: gradient steps with a batch of images each.
         epochs: passes over the steps; an evaluation takes at most `epochs * steps` gradient steps.
+        bytes: bytes of every tensor that the set stores; None for no limit beside the number of images.
     """
 
     images_per_class: int
     steps: int
     epochs: int
+    bytes: int | None = None
 
     @property
     def total_steps(self) -> int:
@@ -100,83 +103,36 @@ class Objective:
         return self.metric.higher_is_better
 
 
-@runtime_checkable
-class InitSampler(Protocol):
-    """An init distribution with its options bound: up to `n` initial weights, stacked, for one side.
-
-    Returns `{parameter name: [n, *shape]}`. The evaluation side draws other networks than the training side, unless
-    the distribution has only one to give (`fixed` returns one, however many were asked for). A distribution that
-    takes a sixth argument is given `Sources`.
-    """
-
-    def __call__(
-        self, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side, /
-    ) -> dict[str, Tensor]:
-        """Draw weights."""
-        ...
-
-
-@runtime_checkable
-class Sources(Protocol):
-    """Sources that an init distribution may draw on: networks trained before, other distributions."""
-
-    def pool(
-        self,
-        side: Side,
-        n: int,
-        generator: torch.Generator,
-        *,
-        count: int,
-        held_out: int,
-        steps: int,
-        lr: float,
-        dataset: str | None = None,
-        sample_shape: tuple[int, int, int] | None = None,
-    ) -> dict[str, Tensor]:
-        """Return `n` networks of the run's architecture, trained on `dataset` (None: the run's own), stacked.
-
-        The pool has `count` networks to draw from and `held_out` others to score on; what is missing of it is trained
-        first, by `steps` of Adam at rate `lr`. Raises `UsageError` where it has fewer than `n`.
-        """
-        ...
-
-    def draw(
-        self, init: object, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side
-    ) -> dict[str, Tensor]:
-        """Return weights from another init distribution: a name, or a mapping of `name` and `options`."""
-        ...
-
-
 class Networks:
-    """One side of an init distribution: where initial weights are drawn from.
+    """One side of an init distribution: where initial networks are drawn from.
 
     `module` is the architecture. The draws of a run follow from its seed.
     """
 
     def __init__(
-        self, module: nn.Module, init: InitSampler, info: DatasetInfo, generator: torch.Generator, side: Side
+        self,
+        module: nn.Module,
+        init: InitDistribution,
+        info: DatasetInfo,
+        generator: torch.Generator,
+        side: Side,
+        supplier: Supplier,
     ) -> None:
         self.module = module
-        self._init, self._info, self._generator, self._side = init, info, generator, side
+        self._init, self._info, self._generator, self._side, self._supplier = init, info, generator, side, supplier
 
-    def sample(self, n: int) -> dict[str, Tensor]:
-        """Draw initial weights of up to `n` networks, `{name: [nets, *shape]}`, on the device of `module`.
+    def sample(self, n: int) -> State:
+        """Draw up to `n` initial networks, stacked `{name: [nets, *shape]}`, on the device of `module`.
 
         Raises `PluginError` when the init distribution returns something else.
         """
-        drawn = self._init(self.module, self._info, n, self._generator, self._side)
-        wanted = dict(self.module.named_parameters())
-        if not isinstance(drawn, dict) or drawn.keys() != wanted.keys():
-            raise PluginError("the init distribution did not return the network's parameters by name.")
-        for name, tensor in drawn.items():
-            if tensor.shape[1:] != wanted[name].shape or not 1 <= tensor.shape[0] <= n:
-                raise PluginError(
-                    f"the init distribution returned {name} of shape {list(tensor.shape)}.",
-                    f"Up to {n} networks of shape {list(wanted[name].shape)} are expected.",
-                )
-            if not torch.isfinite(tensor).all():
-                raise PluginError(f"the init distribution returned NaN or infinite values in {name}.")
-        return {name: drawn[name].detach().to(wanted[name]) for name in wanted}
+        request = InitRequest(self.module, self._info, n, self._generator, self._side, self._supplier)
+        return checked_state(self._init(request), self.module, n)
+
+
+def _no_decoder(name: str, payload: Mapping[str, Tensor], /, **options: Any) -> Tensor:
+    """Stand for `Task.decode` in a task that was built by hand."""
+    raise UsageError(f"this task has no decoder {name!r}.", "Give the task a `decode` of its own.")
 
 
 @dataclass(frozen=True)
@@ -186,9 +142,11 @@ class Task:
     Attributes:
         train: the training examples, normalised, on the device of the run.
         objective: the loss to distil against, the loss to train networks with, and the metrics.
-        networks: the network and its init distribution: `networks.sample(n)` draws initial weights.
+        networks: the network and its init distribution: `networks.sample(n)` draws initial networks.
         budget: images per class, steps and epochs of the set to return.
         info: name, classes, shape, mean and standard deviation of the dataset.
+        decode: `decode("tiles/v1", payload, **options)`, the inputs `[n, *sample_shape]` that a decoder makes of the
+            tensors in `payload`, differentiable. Raises `MissingPrerequisite` for a decoder that no plugin offers.
     """
 
     train: ExampleSet
@@ -196,6 +154,7 @@ class Task:
     networks: Networks
     budget: Budget
     info: DatasetInfo
+    decode: Callable[..., Tensor] = _no_decoder
 
 
 @dataclass(frozen=True)
@@ -205,7 +164,7 @@ class AdaptationTarget:
     Attributes:
         dataset: name of the dataset, as on the command line; None leaves the choice to the user.
         network: name of the network, as on the command line.
-        sample: the init distribution of the source weights; None starts from the weights of the network itself.
+        sample: the init distribution of the source networks; None starts from the weights of the network itself.
         sample_shape: `(channels, height, width)` that images are converted to; None leaves them as they are.
         adapt: `adapt(network, info)`, which turns the network, built for the new classes, into the one to adapt, with
             its weights loaded; None uses the network as built.
@@ -214,7 +173,7 @@ class AdaptationTarget:
 
     dataset: str | None
     network: str
-    sample: InitSampler | None = None
+    sample: InitDistribution | None = None
     sample_shape: tuple[int, int, int] | None = None
     adapt: Callable[[nn.Module, DatasetInfo], nn.Module] | None = None
     files: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from ddbench.contract.examples import ExampleSet
 from ddbench.contract.state import State
 from ddbench.contract.task import Loss, cross_entropy
 from ddbench.engine.cpu.operators import fast_operators
-from ddbench.engine.networks import inner_mode
+from ddbench.engine.networks import buffers_of, inner_mode
 from ddbench.engine.workers import for_each_network
 
 BATCH = 128
@@ -51,7 +51,7 @@ def fit(
     `lambda parameters: torch.optim.SGD(parameters, lr=0.01)`. `rate(step)` is the learning rate of each step.
     """
     params = {name: tensor.detach().clone().requires_grad_() for name, tensor in state.params.items()}
-    buffers = {name: tensor.detach().clone() for name, tensor in state.buffers.items()}
+    buffers = {name: tensor.detach().clone() for name, tensor in buffers_of(network, state).items()}
     leaves = list(params.values())
     stepper = optimiser(leaves)
     with fast_operators(), inner_mode(network):
@@ -104,35 +104,32 @@ class Recipe:
 
 def train_each(
     network: nn.Module,
-    starts: Sequence[Mapping[str, Tensor]],
+    starts: Sequence[State],
     seeds: Sequence[int],
     examples: ExampleSet,
     recipe: Recipe,
-    report: Callable[[dict[str, Tensor]], None],
+    report: Callable[[State], None],
 ) -> None:
-    """Train a network from each of `starts` (`{name: shape}`) and call `report(weights)` for each, in order.
+    """Train a network from each of `starts` (states of one network) and call `report(state)` for each, in order.
 
     `seeds` decide the order of the examples. The loss is cross-entropy.
     The result for a start and a seed does not depend on the others.
     """
     stop = threading.Event()
-    buffers = dict(network.named_buffers())
 
-    def one_network(replica: nn.Module, item: tuple[Mapping[str, Tensor], int]) -> dict[str, Tensor]:
+    def train_single(replica: nn.Module, item: tuple[State, int]) -> State:
         start, seed = item
         batches = recipe.batches(examples, torch.Generator().manual_seed(seed), stop)
-        return fit(replica, State(dict(start), buffers), batches, recipe.optimiser, rate=recipe.rate).params
+        return fit(replica, start, batches, recipe.optimiser, rate=recipe.rate)
 
-    for_each_network(one_network, network, list(zip(starts, seeds, strict=True)), report, stop)
+    for_each_network(train_single, network, list(zip(starts, seeds, strict=True)), report, stop)
 
 
-def forecast(
-    network: nn.Module, start: Mapping[str, Tensor], examples: ExampleSet, recipe: Recipe, networks: int
-) -> float:
+def forecast(network: nn.Module, start: State, examples: ExampleSet, recipe: Recipe, networks: int) -> float:
     """Return the seconds that `train_each` will take for so many networks, from the time of one step of one."""
     single = dataclasses.replace(recipe, steps=1)
     workers = min(networks, torch.get_num_threads()) if examples.inputs.device.type == "cpu" else 1
     for _ in range(2):  # the first one warms up
         started = time.perf_counter()
-        train_each(network, [start] * workers, range(workers), examples, single, lambda weights: None)
+        train_each(network, [start] * workers, range(workers), examples, single, lambda state: None)
     return (time.perf_counter() - started) * recipe.steps * networks / workers

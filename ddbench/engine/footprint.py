@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ddbench.contract.state import State
 from ddbench.contract.task import Loss, cross_entropy
 from ddbench.engine.inner_steps import Engine, choose_engine
 from ddbench.engine.memory import MEMORIES, Footprint, Memory
@@ -65,7 +66,8 @@ def _footprint(
     """Return the footprint of `networks` in one call on inputs `[steps, n, *sample]`, with hard labels."""
     module = copy.deepcopy(network).to("meta")
     dtype = next(module.parameters()).dtype
-    start = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    params = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    start = State(params, dict(module.named_buffers()))
     # One batch stands for all: the memory of a step does not depend on their number.
     images = torch.empty((1, *inputs.shape[1:]), device="meta", dtype=dtype)
     labels = torch.empty((1, inputs.shape[1]), device="meta", dtype=torch.int64)

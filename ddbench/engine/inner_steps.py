@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ddbench.contract.state import Params
+from ddbench.contract.state import Params, State
 from ddbench.contract.task import CrossEntropy, Loss, cross_entropy
 from ddbench.engine.cpu import Chain
 from ddbench.engine.cpu.operators import fast_operators
@@ -76,7 +76,7 @@ class Engine(Protocol):
         ...
 
     def trainer(
-        self, network: nn.Module, starts: Sequence[Params], inputs: Tensor, labels: Tensor, inner_loss: Loss
+        self, network: nn.Module, starts: Sequence[State], inputs: Tensor, labels: Tensor, inner_loss: Loss
     ) -> Trainer:
         """Return a trainer of up to `stack` networks from their initial weights."""
         ...
@@ -112,7 +112,7 @@ class Autograd:
     def trainer(
         self,
         network: nn.Module,
-        starts: Sequence[Params],
+        starts: Sequence[State],
         inputs: Float[Tensor, "steps n *sample"],
         labels: Shaped[Tensor, "steps n *classes"],
         inner_loss: Loss,
@@ -136,7 +136,7 @@ class HandDerivedChain:
     def trainer(
         self,
         network: nn.Module,
-        starts: Sequence[Params],
+        starts: Sequence[State],
         inputs: Float[Tensor, "steps n *sample"],
         labels: Shaped[Tensor, "steps n *classes"],
         inner_loss: Loss,
@@ -151,15 +151,15 @@ class _AutogradTrainer:
     def __init__(
         self,
         network: nn.Module,
-        start: Params,
+        start: State,
         inputs: Float[Tensor, "steps n *sample"],
         labels: Shaped[Tensor, "steps n *classes"],
         inner_loss: Loss,
     ) -> None:
-        self.network, self.names, self.inner_loss = network, list(start), inner_loss
+        self.network, self.names, self.inner_loss = network, list(start.params), inner_loss
         self.inputs, self.labels = inputs.detach(), labels.detach()
-        self.start = [tensor.detach() for tensor in start.values()]
-        self.buffers = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
+        self.start = [tensor.detach() for tensor in start.params.values()]
+        self.buffers = {name: buffer.detach().clone() for name, buffer in start.buffers.items()}
 
     def step(self, batch: int, weights: Weights, buffers: dict[str, Tensor], *, with_graph: bool) -> Step:
         leaves = [w.detach().requires_grad_() for w in weights]
@@ -208,13 +208,13 @@ class _ChainTrainer:
     def __init__(
         self,
         chain: Chain,
-        starts: Sequence[Params],
+        starts: Sequence[State],
         inputs: Float[Tensor, "steps n *sample"],
         labels: Shaped[Tensor, "steps n *classes"],
     ) -> None:
         self.chain, self.labels = chain, labels.detach()
-        self.shapes = {name: starts[0][name].shape for name in chain.names}
-        self.start = self.stack(starts)
+        self.shapes = {name: starts[0].params[name].shape for name in chain.names}
+        self.start = self.stack([start.params for start in starts])
         self.buffers: dict[str, Tensor] = {}
         self.batches, self.stack_inputs = chain.first_inputs(inputs.detach())
 

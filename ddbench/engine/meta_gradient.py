@@ -79,7 +79,7 @@ class MetaGradient:
 
 def meta_gradient(
     network: nn.Module,
-    params: Params,
+    start: State | Params,
     inputs: Float[Tensor, "steps n *sample"],
     labels: Shaped[Tensor, "steps n *classes"],
     lrs: Float[Tensor, "epochs steps"],
@@ -93,10 +93,11 @@ def meta_gradient(
 ) -> MetaGradient:
     """Return the exact gradient of the outer loss after training on `inputs`, averaged over the networks.
 
-    `params` holds the initial weights, `{name: [nets, *shape]}` (as `torch.func.stack_module_state` gives) or
-    `{name: shape}` for one network. The inner steps normalise by batch statistics and leave dropout and its like off
-    (`inner_mode`); the outer loss is `outer_loss(logits, real_labels)` in evaluation mode. Running statistics, where a
-    network has them, follow the inner steps and are constants to the gradient.
+    `start` holds the initial networks: a `State`, or parameters alone, `{name: [nets, *shape]}` (as
+    `torch.func.stack_module_state` gives) or `{name: shape}` for one network. The inner steps normalise by batch
+    statistics and leave dropout and its like off (`inner_mode`); the outer loss is `outer_loss(logits, real_labels)` in
+    evaluation mode. Running statistics, where a network has them, follow the inner steps and are constants to the
+    gradient.
 
     `memory` trades memory for time at equal results: `Store()`, `Recompute()` or `Checkpoint(every)`.
     `window=k` stops the reverse pass after the last k steps; `window=(first, end)` takes the outer loss after `end`
@@ -113,10 +114,10 @@ def meta_gradient(
     _check(inputs, labels, lrs, memory)
     first, end = _window(window, lrs.numel())
     rates = lrs.flatten().tolist()
-    starts = list(unstack(network, params))
+    starts = list(unstack(network, start))
     engine = choose_engine(network, inputs, len(starts), inner_loss)
 
-    def gradients(replica: nn.Module, group: Sequence[Params]) -> tuple[list[Tensor], list[Tensor]]:
+    def gradients(replica: nn.Module, group: Sequence[State]) -> tuple[list[Tensor], list[Tensor]]:
         trainer = engine.trainer(replica, group, inputs, labels, inner_loss)
         loop = InnerLoop(trainer, rates, first, end)
         tape = memory.tape(loop)
@@ -139,14 +140,15 @@ def meta_gradient(
 
 def train(
     network: nn.Module,
-    params: Params,
+    start: State | Params,
     inputs: Float[Tensor, "steps n *sample"],
     labels: Shaped[Tensor, "steps n *classes"],
     lrs: Float[Tensor, "epochs steps"],
     inner_loss: Loss = cross_entropy,
 ) -> State:
-    """Return the state of one network after the inner steps, without a graph. `params`: `{name: shape}`."""
-    trainer = choose_engine(network, inputs, 1, inner_loss).trainer(network, [params], inputs, labels, inner_loss)
+    """Return the state of one network after the inner steps, without a graph. `start`: `{name: shape}`."""
+    [single] = unstack(network, start)
+    trainer = choose_engine(network, inputs, 1, inner_loss).trainer(network, [single], inputs, labels, inner_loss)
     loop = InnerLoop(trainer, lrs.flatten().tolist(), lrs.numel(), lrs.numel())
     weights = trainer.start
     for t in range(loop.end):

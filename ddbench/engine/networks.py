@@ -46,23 +46,37 @@ def _restored_modes(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def unstack(network: nn.Module, params: Params) -> Iterator[dict[str, Tensor]]:
-    """Yield the parameters of each network, `{name: shape}`, from `{name: [nets, *shape]}`.
+def buffers_of(network: nn.Module, state: State) -> dict[str, Tensor]:
+    """Return every buffer of one network: those of `state`, and the module's own where it has none."""
+    return {name: state.buffers.get(name, own) for name, own in network.named_buffers()}
 
-    Parameters of a single network, without the leading dimension, are yielded as they are.
+
+def unstack(network: nn.Module, start: State | Params) -> Iterator[State]:
+    """Yield the state of each network, `{name: shape}`, from a stack `{name: [nets, *shape]}`.
+
+    A single network, without the leading dimension, is yielded as it is. From parameters alone, and where buffers are
+    missing, each network gets the module's own buffers; they are not copied.
     Raises `ValueError` where names or shapes are not those of `network`.
     """
+    state = start if isinstance(start, State) else State(dict(start))
     shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    own = dict(network.named_buffers())
+    params, buffers = state.params, state.buffers
     if params.keys() != shapes.keys():
         raise ValueError(f"params name {sorted(params)}; the network has {sorted(shapes)}")
-    if all(params[name].shape == shape for name, shape in shapes.items()):
-        yield dict(params)
+    if not buffers.keys() <= own.keys():
+        raise ValueError(f"buffers name {sorted(buffers)}; the network has {sorted(own)}")
+    expected = [*shapes.values(), *(own[name].shape for name in buffers)]
+    tensors = [*(params[name] for name in shapes), *buffers.values()]
+    if all(tensor.shape == shape for tensor, shape in zip(tensors, expected, strict=True)):
+        yield State(dict(params), buffers_of(network, state))
         return
-    counts = {tensor.shape[0] for tensor in params.values()}
-    if len(counts) != 1 or any(params[name].shape[1:] != shape for name, shape in shapes.items()):
+    counts = {tensor.shape[:1] for tensor in tensors}
+    if len(counts) != 1 or any(tensor.shape[1:] != shape for tensor, shape in zip(tensors, expected, strict=True)):
         raise ValueError("params must have the network's shapes, or those with the same leading [nets] dimension")
-    for index in range(counts.pop()):
-        yield {name: tensor[index] for name, tensor in params.items()}
+    for index in range(len(tensors[0])):
+        single = state.network(index)
+        yield State(single.params, buffers_of(network, single))
 
 
 def forward(
@@ -70,7 +84,8 @@ def forward(
 ) -> Float[Tensor, " n *outputs"]:
     """Return the network's outputs on `inputs` in evaluation mode, without a graph, `batch` examples at a time."""
     with torch.no_grad(), evaluation_mode(network):
-        parts = [functional_call(network, (state.params, state.buffers), (x,)) for x in torch.split(inputs, batch)]
+        tensors = (state.params, buffers_of(network, state))
+        parts = [functional_call(network, tensors, (x,)) for x in torch.split(inputs, batch)]
         return torch.cat(parts)
 
 

@@ -147,22 +147,17 @@ def _score_full_data(setting: Setting) -> Companion:
     It is the upper bound that a distilled set is compared with. Raises `MissingPrerequisite` where training them would
     take long.
     """
-    trained = _full_data(setting)
+    trained = setting.full_data(PATIENCE)
     metrics = [measure(setting.module, state, setting.test, setting.objective) for state in trained]
     scores = {metric.name: [values[metric.name] for values in metrics] for metric in setting.objective.metrics}
     return _companion(finite(scores, setting), setting.objective.primary, HARD)
-
-
-def _full_data(setting: Setting) -> list[State]:
-    """Return networks trained on the full data. Raises `MissingPrerequisite` where training them would take long."""
-    return [State(weights) for weights in setting.full_data(PATIENCE)]
 
 
 def _score(prepared: Prepared, setting: Setting, method: Component, labels: str, reporter: Reporter) -> Companion:
     """Return the score of a companion; `labels` as for `_score_cached`."""
     networks, protocol = prepared.eval_networks, prepared.plan.protocol
     # Teachers that are trained first have a stage of their own.
-    teachers = _full_data(setting) if labels == TEACHER else []
+    teachers = setting.full_data(PATIENCE) if labels == TEACHER else []
     reporter.stage(f"Scoring the companion {method.name}{labels}")
     sets = [_distil(prepared, method, derive_seed("companion", i)) for i in range(networks)]
     if teachers:
@@ -177,7 +172,7 @@ def _labelled(distilled: DistilledSet, setting: Setting, teachers: Sequence[Stat
     inputs, _ = distilled.flat()
     answers = [forward(setting.module, teacher, inputs).softmax(-1) for teacher in teachers]
     labels = torch.stack(answers).mean(0)
-    return replace(distilled, labels=labels.view(*distilled.labels.shape[:2], -1))
+    return replace(distilled, labels=labels.view(*distilled.labels.shape[:2], -1), label_kind="distribution")
 
 
 def _companion(values: Mapping[str, Sequence[float]], primary: str, regime: str) -> Companion:
@@ -194,7 +189,7 @@ def _distil(prepared: Prepared, method: Component, seed: int) -> DistilledSet:
         task = prepared.task(run.generator)
         distilled: DistilledSet = method.call(method.validated({}), task, run)
         distilled.validate(task)
-    return distilled.to(prepared.device)
+    return prepared.decoded(distilled)
 
 
 def _key(prepared: Prepared, method: Component, labels: str) -> str:

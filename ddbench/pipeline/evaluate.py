@@ -69,7 +69,6 @@ def evaluate(
         distilled.validate(prepared.task(torch.Generator()), "the set has")
     except PluginError as error:
         raise UsageError(f"this set does not fit {prepared.record.name}: {error.message}", error.hint) from error
-    distilled = distilled.to(prepared.device)
     return prepared, score(prepared, prepared.setting, distilled, catalog, reporter, companions=companions)
 
 
@@ -159,7 +158,9 @@ def score(
     """Score a set in `setting`, which is that of `prepared` with the journal to keep scores in."""
     protocol = prepared.plan.protocol
     reporter.stage(f"Scoring under {protocol.name}")
-    evaluation = protocol.evaluate([distilled], setting.scoring("the set"), prepared.eval_networks, reporter)
+    evaluation = protocol.evaluate(
+        [prepared.decoded(distilled)], setting.scoring("the set"), prepared.eval_networks, reporter
+    )
     before = {name: summarise(values) for name, values in evaluation.before.items()}
     regime = label_regime(protocol, distilled)
     baselines = score_companions(prepared, setting, catalog, reporter, regime) if companions else {}

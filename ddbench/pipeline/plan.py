@@ -16,7 +16,7 @@ USUAL_IMAGES_PER_CLASS = 10
 _EXTENT = {"seed", "time_limit", "eval_networks", "smoke", "device", "experiment", "best_coreset"}
 """Fields that may differ between an experiment and a run that carries it out."""
 _POOL_OPTIONS = ("count", "held_out", "steps", "lr")
-"""Options of an init or target that say how large a pool is and how it was trained (arguments of `Sources.pool`)."""
+"""Options of an init or target about the size and the training of a pool (arguments of `InitRequest.pool`)."""
 
 
 def plan_run(spec: RunSpec, catalog: Catalog) -> Plan:

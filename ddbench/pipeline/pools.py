@@ -1,7 +1,6 @@
 """Pools of pretrained networks: trained once, kept by content, those to train on and those held out never mixed."""
 
 import contextlib
-import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +16,12 @@ from torch import Tensor, nn
 
 from ddbench.contract.component import Component
 from ddbench.contract.examples import DatasetInfo
+from ddbench.contract.inits import InitRequest, Side
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Pace, Reporter, Silent
 from ddbench.contract.spec import Choice, RunSpec, Settings
 from ddbench.contract.state import State
-from ddbench.contract.task import Objective, Side
+from ddbench.contract.task import Objective
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import BATCH, Recipe, forecast, train_each
 from ddbench.engine.networks import measure
@@ -42,6 +42,8 @@ _CLASSIFICATION = Objective(
     measure=lambda logits, labels: {"accuracy": (logits.argmax(-1) == labels).float().mean().item()},
     metrics=(Metric("accuracy", "share"),),
 )
+BUFFERS = "buffers/"
+"""Prefix of the names of buffers in the file of a network; parameters stand under their own names."""
 _SIDES: tuple[Side, ...] = ("train", "evaluation")
 
 
@@ -83,7 +85,7 @@ class Pool:
 
     def __init__(self, folder: Path, spec: PoolSpec) -> None:
         self.folder, self.spec = folder, spec
-        self._loaded: dict[Path, dict[str, Tensor]] = {}
+        self._loaded: dict[Path, State] = {}
         self._loaded_bytes = 0
 
     def count(self, side: Side) -> int:
@@ -105,26 +107,29 @@ class Pool:
                 accuracies.append(float(file.metadata()["accuracy"]))
         return accuracies
 
-    def weights(self, side: Side, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return the networks of these numbers, `{name: [n, *shape]}`."""
-        parts = [self._read(self.path(side, index)) for index in indices]
-        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    def weights(self, side: Side, indices: Sequence[int]) -> State:
+        """Return the stack of the networks of these numbers, `{name: [n, *shape]}`."""
+        return State.stack([self._read(self.path(side, index)) for index in indices])
 
-    def write(self, side: Side, index: int, weights: Mapping[str, Tensor], accuracy: float) -> None:
+    def write(self, side: Side, index: int, state: State, accuracy: float) -> None:
         """Write the file of one network."""
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        tensors = {**state.params, **{f"{BUFFERS}{name}": tensor for name, tensor in state.buffers.items()}}
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         atomic_write(self.path(side, index), safetensors.torch.save(plain, {"accuracy": repr(accuracy)}))
 
-    def _read(self, path: Path) -> dict[str, Tensor]:
+    def _read(self, path: Path) -> State:
         if path in self._loaded:
             return self._loaded[path]
         with _readable(path):
-            weights = safetensors.torch.load_file(path)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+            tensors = safetensors.torch.load_file(path)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        # Files of networks without running statistics that were written before buffers were kept have none.
+        buffers = {name: tensors.pop(name) for name in list(tensors) if name.startswith(BUFFERS)}
+        state = State(tensors, {name.removeprefix(BUFFERS): tensor for name, tensor in buffers.items()})
         if self._loaded_bytes + size <= MOST_LOADED:
-            self._loaded[path] = weights
+            self._loaded[path] = state
             self._loaded_bytes += size
-        return weights
+        return state
 
 
 @contextlib.contextmanager
@@ -155,7 +160,7 @@ class _Source:
 
 
 class Pools:
-    """The pools of one run: opens them, trains what they lack, and gives init distributions their `Sources`.
+    """The pools of one run: opens them, trains what they lack, and supplies init distributions with networks.
 
     Networks are of one `architecture`. `data` are the run's own examples, already loaded. Without `may_train` a
     pool that lacks networks is a `MissingPrerequisite`, and nothing is downloaded.
@@ -183,9 +188,7 @@ class Pools:
 
     def pool(
         self,
-        side: Side,
-        n: int,
-        generator: torch.Generator,
+        request: InitRequest,
         *,
         count: int,
         held_out: int,
@@ -193,8 +196,9 @@ class Pools:
         lr: float,
         dataset: str | None = None,
         sample_shape: tuple[int, int, int] | None = None,
-    ) -> dict[str, Tensor]:
-        """See `Sources.pool`."""
+    ) -> State:
+        """See `InitRequest.pool`."""
+        side, n = request.side, request.n
         size, purpose = (count, "to train on") if side == "train" else (held_out, "held out")
         if n > size:
             option = "count" if side == "train" else "held_out"
@@ -207,20 +211,18 @@ class Pools:
             count, held_out, steps = min(count, SMOKE_SIZE), min(held_out, SMOKE_SIZE), min(steps, SMOKE_STEPS)
             n, size = min(n, SMOKE_SIZE), min(size, SMOKE_SIZE)
         pool = self.open(count, held_out, Recipe(steps, lr), dataset, sample_shape)
-        in_order = side == "evaluation" or n == size
-        return pool.weights(side, range(n) if in_order else torch.randperm(size, generator=generator)[:n].tolist())
+        if side == "evaluation" or n == size:
+            return pool.weights(side, range(n))
+        return pool.weights(side, torch.randperm(size, generator=request.generator)[:n].tolist())
 
-    def draw(
-        self, init: object, network: nn.Module, info: DatasetInfo, n: int, generator: torch.Generator, side: Side
-    ) -> dict[str, Tensor]:
-        """See `Sources.draw`."""
+    def draw(self, init: object, request: InitRequest) -> State | dict[str, Tensor]:
+        """See `Supplier.draw`."""
         try:
             choice = Choice.from_name(init)
         except pydantic.ValidationError as error:
             raise UsageError(f"{init!r} names no init distribution.", "Give a name, or {name, options}.") from error
         component, choice = self._catalog.resolve("init", choice)
-        arguments = sampler_arguments(component.function, (network, info, n, generator, side), self)
-        drawn: dict[str, Tensor] = component.call(choice.options, *arguments)
+        drawn: State | dict[str, Tensor] = component.call(choice.options, request)
         return drawn
 
     def open(
@@ -301,11 +303,6 @@ class Pools:
             if not missing:
                 return
             module = build(network, spec.network, data.train.info).to(self._device)
-            if any(buffer.is_floating_point() for buffer in module.buffers()):
-                raise UsageError(
-                    f"{spec.network.name} keeps running statistics, which a pool of networks cannot give each its own.",
-                    "Choose a network without batch normalisation, such as lenet or convnet.",
-                )
             train, validation = data.train.to(self._device), data.validation.to(self._device)
             recipe = Recipe(spec.steps, spec.lr, spec.batch)
             if patience < math.inf:
@@ -320,12 +317,12 @@ class Pools:
             self._reporter.stage(f"Training {len(missing)} networks for the pool {pool.folder.name}")
             pace, accuracies, remaining = Pace(), list[float](), iter(missing)
 
-            def done(weights: dict[str, Tensor]) -> None:
+            def done(state: State) -> None:
                 side, index = next(remaining)
-                if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
+                if not state.finite:
                     raise DdbenchError(f"network {side}-{index} of the pool diverged.", f"Lower the rate {spec.lr:g}.")
-                accuracies.append(measure(module, State(weights), validation, _CLASSIFICATION)["accuracy"])
-                pool.write(side, index, weights, accuracies[-1])
+                accuracies.append(measure(module, state, validation, _CLASSIFICATION)["accuracy"])
+                pool.write(side, index, state, accuracies[-1])
                 pace.tick()
                 count = len(accuracies)
                 mean = math.fsum(accuracies) / count
@@ -359,14 +356,6 @@ class Pools:
                 stack.enter_context(locked(path, timeout=24 * 3600))
             yield
 
-    def _start(self, spec: PoolSpec, module: nn.Module, info: DatasetInfo, side: Side, index: int) -> dict[str, Tensor]:
+    def _start(self, spec: PoolSpec, module: nn.Module, info: DatasetInfo, side: Side, index: int) -> State:
         generator = torch.Generator().manual_seed(derive_seed("pool", side, index, "start"))
-        drawn = self.draw(spec.init, module, info, 1, generator, "train")
-        return {name: tensor[0].to(self._device) for name, tensor in drawn.items()}
-
-
-def sampler_arguments(function: Any, arguments: tuple[Any, ...], sources: object) -> tuple[Any, ...]:
-    """Return the `arguments` of an init sampler, followed by `sources` where the function takes it."""
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    taken = [p for p in inspect.signature(function).parameters.values() if p.kind in positional]
-    return (*arguments, sources) if len(taken) > len(arguments) else arguments
+        return InitRequest(module, info, 1, generator, "train", self).other(spec.init).network(0)

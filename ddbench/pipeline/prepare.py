@@ -12,19 +12,23 @@ from torch import Tensor, nn
 
 from ddbench.contract.component import Component
 from ddbench.contract.examples import ExampleSet
+from ddbench.contract.inits import InitDistribution, InitRequest, Side
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Reporter
 from ddbench.contract.plan import EvaluationPlan
+from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import Choice, Settings
-from ddbench.contract.task import AdaptationTarget, Budget, InitSampler, Networks, Objective, Side, Task
+from ddbench.contract.state import State
+from ddbench.contract.task import AdaptationTarget, Budget, Networks, Objective, Task
 from ddbench.discovery.catalog import Catalog
+from ddbench.discovery.decoders import Decoders
 from ddbench.engine.fit import Recipe
 from ddbench.engine.networks import unstack
 from ddbench.errors import PluginError, UsageError, blamed_on
 from ddbench.machine.environment import resolve_device
 from ddbench.machine.files import sha256
 from ddbench.pipeline.data import Data, build, check_network
-from ddbench.pipeline.pools import Architecture, Pools, sampler_arguments
+from ddbench.pipeline.pools import Architecture, Pools
 from ddbench.protocols import Setting
 from ddbench.protocols.base import FULL_NETWORKS
 from ddbench.records.result import DatasetRecord
@@ -45,11 +49,12 @@ class Prepared:
         checksum: the checksum of `train` as it was loaded, so that a method which writes into it is noticed.
         setting: everything a protocol needs besides the set; its network is the one that scores.
         module: the network to distil for.
-        init: the sampler of the weights of `module`.
+        init: the init distribution of `module`, with its options bound.
         pools: pools of pretrained networks that init distributions draw on.
         weights: files of pretrained weights that were read, `{name: {"sha256": ...}}`.
         record: the facts about the data that the record holds.
         device: the device that data and networks are on.
+        decode: the decoders of parametrised sets.
     """
 
     plan: EvaluationPlan
@@ -57,11 +62,12 @@ class Prepared:
     checksum: str
     setting: Setting
     module: nn.Module
-    init: InitSampler
+    init: InitDistribution
     pools: tuple[Pools, ...]
     weights: Mapping[str, dict[str, Any]]
     record: DatasetRecord
     device: torch.device
+    decode: Decoders
 
     @property
     def settings(self) -> Settings:
@@ -100,8 +106,13 @@ class Prepared:
         The data are those of the run, not a copy (see `check_untouched`); the network is a copy.
         """
         setting, info = self.setting, self.train.info
-        networks = Networks(copy.deepcopy(self.module), self.init, info, generator, "train")
-        return Task(self.train, setting.objective, networks, setting.budget, info)
+        networks = Networks(copy.deepcopy(self.module), self.init, info, generator, "train", self.pools[0])
+        return Task(self.train, setting.objective, networks, setting.budget, info, self.decode)
+
+    def decoded(self, distilled: DistilledSet) -> DistilledSet:
+        """Return a set as protocols take it: on the device, with the inputs of a payload in place of it."""
+        with torch.no_grad():
+            return distilled.to(self.device).decoded(self.decode)
 
     def check_untouched(self, method: Component) -> None:
         """Raise `PluginError` where `method` has written into the training data it was given."""
@@ -166,19 +177,23 @@ def prepare(
 
     pools = open_pools(network)
     eval_pools = pools if eval_network == network else open_pools(eval_network)
-    init = _sampler(plan.init, settings.init, plan.adaptation, pools)
+    init = _distribution(plan.init, settings.init, plan.adaptation)
     eval_adaptation = plan.adaptation if settings.eval_init == settings.init else None
-    eval_init = _sampler(plan.eval_init, settings.eval_init, eval_adaptation, eval_pools)
+    eval_init = _distribution(plan.eval_init, settings.eval_init, eval_adaptation)
 
     def networks(side: Side, generator: torch.Generator) -> Networks:
-        return Networks(eval_module, eval_init, info, generator, side)
+        return Networks(eval_module, eval_init, info, generator, side, eval_pools)
 
-    def full_data(patience: float) -> list[dict[str, Tensor]]:
+    def full_data(patience: float) -> list[State]:
+        if eval_module is module and plan.adaptation is not None and plan.adaptation.adapt is not None:
+            raise UsageError(
+                f"networks adapted by {plan.init.name} start from weights of their own; no pool of them is trained.",
+                "Score on another network with --eval-network, or choose a target whose networks come from a pool.",
+            )
         # Beside a score they are not what the run draws on: pools of their own keep them out of its record.
         own = eval_pools if protocol.teacher else open_pools(eval_network)
         pool = own.open(0, FULL_NETWORKS, Recipe(SMOKE_STEPS) if settings.smoke else Recipe(), patience=patience)
-        stacked = pool.weights("evaluation", range(FULL_NETWORKS))
-        return list(unstack(eval_module, {name: tensor.to(device) for name, tensor in stacked.items()}))
+        return list(unstack(eval_module, pool.weights("evaluation", range(FULL_NETWORKS)).to(device)))
 
     return Prepared(
         plan=plan,
@@ -189,7 +204,7 @@ def prepare(
             validation=data.validation,
             test=data.test,
             objective=objective,
-            budget=Budget(settings.images_per_class, settings.steps, settings.epochs),
+            budget=Budget(settings.images_per_class, settings.steps, settings.epochs, settings.byte_budget),
             networks=networks,
             full_data=full_data,
         ),
@@ -199,6 +214,7 @@ def prepare(
         weights=_weights_read(plan.adaptation),
         record=_record(data),
         device=device,
+        decode=Decoders(catalog, info),
     )
 
 
@@ -267,21 +283,20 @@ def _record(data: Data) -> DatasetRecord:
     )
 
 
-def _sampler(component: Component, choice: Choice, adaptation: AdaptationTarget | None, pools: Pools) -> InitSampler:
-    """Return the component as a sampler with its options bound; what it raises names it."""
+def _distribution(component: Component, choice: Choice, adaptation: AdaptationTarget | None) -> InitDistribution:
+    """Return the component as an init distribution with its options bound; what it raises names it."""
     if adaptation is None:
 
-        def draw(*arguments: Any) -> dict[str, Tensor]:
-            arguments = sampler_arguments(component.function, arguments, pools)
-            drawn: dict[str, Tensor] = component.call(choice.options, *arguments)
+        def draw(request: InitRequest) -> State | dict[str, Tensor]:
+            drawn: State | dict[str, Tensor] = component.call(choice.options, request)
             return drawn
 
         return draw
 
-    def draw_pretrained(*arguments: Any) -> dict[str, Tensor]:
+    def draw_pretrained(request: InitRequest) -> State | dict[str, Tensor]:
         if adaptation.sample is None:
-            return {name: parameter.detach()[None] for name, parameter in arguments[0].named_parameters()}
+            return {name: parameter.detach()[None] for name, parameter in request.network.named_parameters()}
         with blamed_on(component.who):
-            return adaptation.sample(*sampler_arguments(adaptation.sample, arguments, pools))
+            return adaptation.sample(request)
 
     return draw_pretrained

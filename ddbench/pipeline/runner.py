@@ -204,7 +204,7 @@ class StartedRun:
         distill_seconds = method_run.seconds
         journal = Journal(self.folder.journal, identity)
         setting = replace(prepared.setting, journal=journal)
-        scores = score(prepared, setting, distilled.to(prepared.device), self.catalog, self.reporter)
+        scores = score(prepared, setting, distilled, self.catalog, self.reporter)
         seconds = Seconds(distill=round(distill_seconds, 3), evaluate=round(journal.seconds, 3))
         return self._result(method_run, distilled, scores, seconds)
 
@@ -236,8 +236,10 @@ class StartedRun:
                 path=str(self.folder.artifact),
                 sha256=method_run.artifact,
                 bytes=distilled.nbytes,
-                images=distilled.count,
+                images=distilled.stored,
                 label_regime=scores.label_regime,
+                decoder=distilled.decoder,
+                decoded_images=distilled.count if distilled.decoder else None,
             ),
             seconds=seconds,
             peak_memory_mb=round(peak_memory_mb(), 1),
@@ -260,6 +262,9 @@ def _call_method(plan: Plan, prepared: Prepared, method_run: Run) -> DistilledSe
 def _described(distilled: DistilledSet, plan: Plan, prepared: Prepared) -> DistilledSet:
     """Return the set with the metadata that a stranger needs to use it."""
     settings, info = plan.settings, prepared.train.info
+    if distilled.decoder:
+        # Inputs show their shape; a payload does not.
+        distilled = distilled.described(sample_shape=list(info.sample_shape))
     return distilled.described(
         format="ddbench/1",
         classes=list(info.classes),
@@ -301,6 +306,7 @@ def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Repor
     reporter.say(f"Network  {settings.network.name}, {parameters:,} weights from {origin}, on {prepared.device}")
     reporter.say(
         f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
+        + ("" if budget.bytes is None else f", {budget.bytes} bytes")
     )
     if plan.protocol.teacher:
         reporter.say("Labels   while students train, of networks trained on the full data; ranked apart")

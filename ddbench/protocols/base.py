@@ -14,7 +14,8 @@ from ddbench.contract.journal import Journal, digest
 from ddbench.contract.observer import Pace, Reporter
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.state import State
-from ddbench.contract.task import Budget, Networks, Objective, Side
+from ddbench.contract.task import Budget, Loss, Networks, Objective, Side
+from ddbench.engine.example_weights import weigh, weighted_loss
 from ddbench.engine.networks import measure, unstack
 from ddbench.engine.workers import for_each_network
 from ddbench.errors import DdbenchError
@@ -29,7 +30,7 @@ class Setting:
     """Everything a protocol needs besides the set: data to select on and to score on, networks, objective, budget.
 
     `networks(side, generator)` opens one side of the init distribution, drawn with `generator`. `full_data(patience)`
-    are the weights of networks trained on all that methods are given; it raises `MissingPrerequisite` where that would
+    are the states of networks trained on all that methods are given; it raises `MissingPrerequisite` where that would
     take longer than `patience` seconds. `journal` keeps the values of networks already scored; the default keeps none.
     """
 
@@ -39,7 +40,7 @@ class Setting:
     objective: Objective
     budget: Budget
     networks: Callable[[Side, torch.Generator], Networks]
-    full_data: Callable[[float], Sequence[dict[str, Tensor]]]
+    full_data: Callable[[float], Sequence[State]]
     journal: Journal = field(default_factory=Journal)
 
     def scoring(self, name: str) -> "Setting":
@@ -119,10 +120,21 @@ def finite(values: dict[str, list[float]], setting: Setting) -> dict[str, list[f
     return finite
 
 
-def draw(protocol: str, setting: Setting, side: Side, count: int) -> list[dict[str, Tensor]]:
-    """Return initial weights that depend on the protocol, the side and the init distribution alone."""
+def draw(protocol: str, setting: Setting, side: Side, count: int) -> list[State]:
+    """Return initial networks that depend on the protocol, the side and the init distribution alone."""
     generator = torch.Generator().manual_seed(derive_seed(protocol, side))
     return list(unstack(setting.module, setting.networks(side, generator).sample(count)))
+
+
+def training_targets(distilled: DistilledSet, setting: Setting) -> tuple[Tensor, Loss]:
+    """Return what networks train on, `[steps, n]` or `[steps, n, ...]`, and the loss that takes it.
+
+    They are the set's `targets` and the objective's inner loss; weights of examples are folded into them.
+    """
+    loss, targets, weights = setting.objective.inner_loss, distilled.targets(), distilled.relative_weights()
+    if weights is None:
+        return targets, loss
+    return weigh(loss, targets, weights, len(setting.test.info.classes)), weighted_loss(loss)
 
 
 def journal_of(protocol: str, sets: Sequence[DistilledSet], setting: Setting, selected: str) -> Journal:
@@ -136,18 +148,17 @@ def journal_of(protocol: str, sets: Sequence[DistilledSet], setting: Setting, se
 def score_networks(
     protocol: str,
     sets: Sequence[DistilledSet],
-    drawn: Sequence[dict[str, Tensor]],
-    train: Callable[[nn.Module, int, dict[str, Tensor], int], State],
+    drawn: Sequence[State],
+    train: Callable[[nn.Module, int, State, int], State],
     setting: Setting,
     selected: str,
     reporter: Reporter,
 ) -> Evaluation:
-    """Score each drawn network on the test split before and after `train(module, set, weights, number)`.
+    """Score each drawn network on the test split before and after `train(module, set, start, number)`.
 
     With several sets network i is trained on set i; a distribution with one network (fixed) gives one value for one
     set, and one for each of several. Networks that the setting's journal holds are not trained again.
     """
-    buffers = dict(setting.module.named_buffers())
     before: dict[str, list[float]] = {}
     scores: dict[str, list[float]] = {}
     total, primary, pace = max(len(drawn), len(sets)), setting.objective.primary, Pace()
@@ -159,9 +170,9 @@ def score_networks(
         if known[number] is not None:
             pair: Sequence[dict[str, float]] = known[number]
             return pair
-        weights = drawn[number % len(drawn)]
-        first = measure(network, State(weights, buffers), setting.test, setting.objective)
-        after = measure(network, train(network, number % len(sets), weights, number), setting.test, setting.objective)
+        start = drawn[number % len(drawn)]
+        first = measure(network, start, setting.test, setting.objective)
+        after = measure(network, train(network, number % len(sets), start, number), setting.test, setting.objective)
         pair = [{name: float(value) for name, value in metrics.items()} for metrics in (first, after)]
         journal.put(pair, network=number)
         return pair

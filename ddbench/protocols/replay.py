@@ -16,7 +16,7 @@ from ddbench.contract.task import Side
 from ddbench.engine.meta_gradient import train
 from ddbench.engine.networks import measure
 from ddbench.engine.workers import for_each_network
-from ddbench.protocols.base import Evaluation, Setting, better, draw, journal_of, score_networks
+from ddbench.protocols.base import Evaluation, Setting, better, draw, journal_of, score_networks, training_targets
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 SELECTION_NETWORKS = 5
@@ -27,7 +27,8 @@ class Replay:
     """Plain gradient descent on the set's own batches, in order, at its own rates.
 
     A set without rates takes all steps of the budget (epochs * steps) and cycles through its batches. The rate is the
-    one of `RATES` with the best mean over 5 networks of the training side on the validation slice.
+    one of `RATES` with the best mean over 5 networks of the training side on the validation slice. A set with a single
+    rate takes as many steps at that rate.
     Networks are drawn from the evaluation side with seeds that belong to the protocol: all methods get the same ones.
     """
 
@@ -53,13 +54,17 @@ class Replay:
             rate = self._best_rate(sets, setting, reporter)
             rates = [_constant(d, setting.budget.total_steps, rate) if d.lrs is None else d.lrs for d in sets]
             selected = f"rate {rate:g} on {len(setting.validation)} validation images"
+        rates = [
+            _constant(d, setting.budget.total_steps, float(lrs)) if lrs is not None and not lrs.dim() else lrs
+            for d, lrs in zip(sets, rates, strict=True)
+        ]
 
         drawn = draw(self.name, setting, "evaluation", networks)
 
-        def train_on(network: nn.Module, index: int, weights: dict[str, Tensor], number: int) -> State:
+        def train_on(network: nn.Module, index: int, start: State, number: int) -> State:
             lrs = rates[index]
             assert lrs is not None
-            return _train(network, sets[index], lrs, weights, setting)
+            return _train(network, sets[index], lrs, start, setting)
 
         return score_networks(self.name, sets, drawn, train_on, setting, selected, reporter)
 
@@ -76,9 +81,9 @@ class Replay:
             rate, i = trials[number]
             if known[number] is not None:
                 return float(known[number])
-            distilled, weights = sets[i % len(sets)], drawn[i % len(drawn)]
+            distilled, start = sets[i % len(sets)], drawn[i % len(drawn)]
             lrs = _constant(distilled, setting.budget.total_steps, rate)
-            state = _train(network, distilled, lrs, weights, setting)
+            state = _train(network, distilled, lrs, start, setting)
             value = float(measure(network, state, setting.validation, setting.objective)[primary])
             journal.put(value, network=i, rate=str(rate))
             return value
@@ -103,10 +108,11 @@ def _train(
     network: nn.Module,
     distilled: DistilledSet,
     lrs: Float[Tensor, "epochs steps"],
-    weights: dict[str, Tensor],
+    start: State,
     setting: Setting,
 ) -> State:
-    return train(network, weights, distilled.inputs, distilled.labels, lrs, setting.objective.inner_loss)
+    targets, loss = training_targets(distilled, setting)
+    return train(network, start, distilled.inputs, targets, lrs, loss)
 
 
 def _constant(distilled: DistilledSet, total_steps: int, rate: float) -> Float[Tensor, "epochs steps"]:

@@ -103,7 +103,11 @@ def _against(record: RunResult, path: Path) -> Iterator[str]:
     for column in COLUMNS:
         if column.evidence is None:
             continue
-        recorded, wanted = column.get(record), column.evidence(settings, distilled)
+        try:
+            recorded, wanted = column.get(record), column.evidence(settings, distilled)
+        except (KeyError, ValueError, TypeError, ArithmeticError):
+            yield f"its distilled set does not say its {column.name}"
+            continue
         if recorded != wanted:
             yield f"it says {column.name} {recorded!r}, its distilled set {wanted!r}"
 

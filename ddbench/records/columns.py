@@ -68,13 +68,17 @@ class Column:
         return self.name.removesuffix("_options")
 
 
-def _setting(name: str, kind: type, description: str, compares: Literal["", "ranking", "line"] = "ranking") -> Column:
+def _setting(
+    name: str, kind: type, description: str, compares: Literal["", "ranking", "line"] = "ranking", phrase: str = ""
+) -> Column:
     """Return the column of a plain field of the settings."""
 
     def get(record: RunResult) -> Any:
         return getattr(record.settings, name)
 
-    return Column(name, kind, get, description, compares, evidence=lambda settings, _: getattr(settings, name))
+    return Column(
+        name, kind, get, description, compares, evidence=lambda settings, _: getattr(settings, name), phrase=phrase
+    )
 
 
 def _part(
@@ -202,7 +206,7 @@ COLUMNS: tuple[Column, ...] = (
         lambda r: _shape(r.dataset.sample_shape),
         "channels x height x width of an image",
         "line",
-        evidence=lambda _, d: _shape(d.inputs.shape[2:]),
+        evidence=lambda _, d: _shape(d.sample_shape),
     ),
     *_part("init", "init distribution of the networks to distil for", "line"),
     *_part("eval_init", "init distribution of the networks that scored", options="ranking"),
@@ -218,6 +222,7 @@ COLUMNS: tuple[Column, ...] = (
     _setting("images_per_class", int, "images per class in all (IPC)"),
     _setting("steps", int, "gradient steps with images of their own"),
     _setting("epochs", int, "times the steps are cycled through"),
+    _setting("byte_budget", int, "bytes that the set may store; empty for no such limit", phrase="at most {} bytes"),
     Column(
         "label_regime",
         str,
@@ -227,6 +232,15 @@ COLUMNS: tuple[Column, ...] = (
         evidence=_regime,
         phrase="{} labels",
         usual=HARD,
+    ),
+    Column(
+        "decoder",
+        str,
+        lambda r: r.artifact.decoder,
+        "decoder of a parametrised set; empty for stored images, which are never ranked with it",
+        "ranking",
+        evidence=lambda _, d: d.decoder,
+        phrase="decoder {}",
     ),
     _setting("protocol", str, "protocol that scored the set, with its version"),
     Column(
@@ -255,9 +269,26 @@ COLUMNS: tuple[Column, ...] = (
         "mean, std and n of each companion under the same protocol, its labels and other metrics",
         shown=False,
     ),
-    Column("images", int, lambda r: r.artifact.images, "images in the set", evidence=lambda _, d: d.count),
     Column(
-        "bytes", int, lambda r: r.artifact.bytes, "bytes of images, labels and rates", evidence=lambda _, d: d.nbytes
+        "images",
+        int,
+        lambda r: r.artifact.images,
+        "images that the set stores; of a payload, those that its values would fill",
+        evidence=lambda _, d: d.stored,
+    ),
+    Column(
+        "decoded_images",
+        int,
+        lambda r: r.artifact.decoded_images,
+        "images that a payload decodes to; empty for stored images",
+        evidence=lambda _, d: d.count if d.decoder else None,
+    ),
+    Column(
+        "bytes",
+        int,
+        lambda r: r.artifact.bytes,
+        "bytes of every tensor that the set stores",
+        evidence=lambda _, d: d.nbytes,
     ),
     Column("outer_steps", int, lambda r: r.loop.steps, "outer steps taken"),
     Column("stopped_by", str, lambda r: r.loop.stopped_by, "what ended the distillation early; empty for nothing"),

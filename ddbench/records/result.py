@@ -118,9 +118,11 @@ class Artifact(_Part):
     Attributes:
         path: path of the file; empty in a leaderboard's record, where the hash names the file.
         sha256: SHA-256 of the file.
-        bytes: size of images, labels and rates, without the file's header.
-        images: number of images.
+        bytes: size of every tensor that is stored, without the file's header.
+        images: number of images that are stored: of a payload, those that its values would fill.
         label_regime: `hard`, `stored soft` or `teacher online`.
+        decoder: the decoder of a parametrised set; empty for a set that stores its images.
+        decoded_images: number of images that the payload decodes to; None for a set that stores its images.
     """
 
     path: str = ""
@@ -128,6 +130,8 @@ class Artifact(_Part):
     bytes: int
     images: int
     label_regime: str
+    decoder: str = ""
+    decoded_images: int | None = None
 
 
 class Seconds(_Part):

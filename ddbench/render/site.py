@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ddbench.contract.metric import missed_thresholds
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import FLAGS, PARTS, Choice, RunSpec, Settings
+from ddbench.discovery.decoders import decode
+from ddbench.errors import MissingPrerequisite
 from ddbench.machine.files import atomic_write
 from ddbench.records.columns import COLUMNS
 from ddbench.records.dd_ranking import fairness_of_line
@@ -71,7 +73,7 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
     record, metric = line.first, line.first.metric
     assert record.artifact is not None
     artifact = artifact_path(leaderboards, record.artifact.sha256)
-    distilled = DistilledSet.load(artifact) if artifact.exists() else None
+    distilled = _pictured(artifact, catalog) if artifact.exists() else None
     curve = curve_path(leaderboards, record.artifact.sha256)
     whole = record.settings.fingerprint == record.fingerprint
     return {
@@ -109,6 +111,14 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
         "picture": _data_url(contact_sheet(distilled), "image/png") if distilled else "",
         "curve": json.loads(curve.read_text()) if curve.exists() else None,
     }
+
+
+def _pictured(artifact: Path, catalog: "Catalog") -> DistilledSet | None:
+    """Load a set with its images; None where its decoder is not installed."""
+    try:
+        return decode(DistilledSet.load(artifact), catalog)
+    except MissingPrerequisite:
+        return None
 
 
 def _data_url(raw: bytes, kind: str) -> str:

@@ -1,79 +1,70 @@
 """Checks of init distributions and of pretrained-adaptation targets."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ddbench.contract.examples import DatasetInfo
+from ddbench.contract.inits import InitDistribution, InitRequest, checked_state
+from ddbench.contract.state import State
 from ddbench.contract.task import AdaptationTarget
-from ddbench.errors import MissingPrerequisite, UsageError
+from ddbench.errors import MissingPrerequisite, PluginError, UsageError
 from ddbench.pipeline.data import info_from_facts
-from ddbench.pipeline.pools import sampler_arguments
 from ddbench.testing import tiny as small
 from ddbench.testing.checks import EVERY, Check, Failed, Skipped, Subject, untouched_globals
-from ddbench.testing.pools import TinySources
+from ddbench.testing.pools import TinyPools
 
 
-def _draw(subject: Subject, n: int, seed: int, module: nn.Module | None = None) -> dict[str, Tensor]:
+def _draw(subject: Subject, n: int, seed: int, module: nn.Module | None = None) -> State:
     """Draw `n` networks for the training side; pools and other distributions are tiny stand-ins."""
     component, (train, _) = subject.component, small.examples(1, 3)
-    module = module or small.network(1, 3)
     options = component.validated({})
 
-    def sample(*arguments: Any) -> dict[str, Tensor]:
-        drawn: dict[str, Tensor] = component.call(options, *arguments)
+    def sample(request: InitRequest) -> State | dict[str, Tensor]:
+        drawn: State | dict[str, Tensor] = component.call(options, request)
         return drawn
 
-    return _sampled(subject, sample, component.function, module, train.info, n, seed)
+    return _sampled(subject, sample, module or _network(), train.info, n, seed)
 
 
 def _sampled(
-    subject: Subject,
-    sample: Callable[..., dict[str, Tensor]],
-    signature: Callable[..., Any],
-    module: nn.Module,
-    info: DatasetInfo,
-    n: int,
-    seed: int,
-) -> dict[str, Tensor]:
+    subject: Subject, sample: InitDistribution, module: nn.Module, info: DatasetInfo, n: int, seed: int
+) -> State:
+    """Return the answer to a request. Raises `Failed` where it is no valid stack of up to `n` networks."""
     generator = torch.Generator().manual_seed(seed)
-    sources = TinySources(subject.catalog, module, info)
-    return sample(*sampler_arguments(signature, (module, info, n, generator, "train"), sources))
+    drawn = sample(InitRequest(module, info, n, generator, "train", TinyPools(subject.catalog)))
+    try:
+        return checked_state(drawn, module, n)
+    except PluginError as error:
+        raise Failed(error.message, error.hint or "Return {name: [n, *shape]}, or a ddbench.State.") from error
 
 
-def _check_weights(drawn: object, module: nn.Module, n: int) -> None:
-    wanted = dict(module.named_parameters())
-    if not isinstance(drawn, dict) or drawn.keys() != wanted.keys():
-        raise Failed("it does not return every parameter by name.", "Return {name: [n, *shape]}.")
-    for name, tensor in drawn.items():
-        if tensor.shape[1:] != wanted[name].shape or not 1 <= tensor.shape[0] <= n:
-            raise Failed(f"for {n} networks it returns {name} of shape {list(tensor.shape)}.", "Stack n networks.")
-        if not torch.isfinite(tensor).all():
-            raise Failed(f"{name} is not finite.", "Check the variances of the layers.")
+def _network() -> nn.Module:
+    """Return a network with running statistics."""
+    convolution, *others = small.network(1, 3).children()
+    return nn.Sequential(convolution, nn.BatchNorm2d(4), *others)
 
 
 def draws_every_weight(subject: Subject) -> None:
-    """Require `{name: [1 to n, *shape]}` for every parameter, finite."""
-    module = small.network(1, 3)
+    """Require 1 to n networks, `{name: [n, *shape]}` for every parameter, finite."""
     for n in (1, 3):
-        _check_weights(_draw(subject, n, 0, module), module, n)
+        _draw(subject, n, 0)
 
 
 def draws_the_same_for_the_same_seed(subject: Subject) -> None:
     """Require the same weights from a generator in the same state, and others for another seed (unless n is 1)."""
-    first, again, other = (_draw(subject, 2, seed) for seed in (0, 0, 1))
+    first, again, other = (_draw(subject, 2, seed).params for seed in (0, 0, 1))
     if any(not torch.equal(first[name], again[name]) for name in first):
-        raise Failed("the same seed gives other weights.", "Draw from the generator it is given.")
+        raise Failed("the same seed gives other weights.", "Draw from request.generator.")
     single = len(next(iter(first.values()))) == 1
     if not single and all(torch.equal(first[name], other[name]) for name in first):
-        raise Failed("another seed gives the same weights.", "Draw from the generator, or return one network.")
+        raise Failed("another seed gives the same weights.", "Draw from request.generator, or return one network.")
 
 
 def leaves_the_network_alone(subject: Subject) -> None:
     """Require that the weights of the given network and the global state of the process stay the same."""
-    module = small.network(1, 3)
+    module = _network()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with untouched_globals():
         _draw(subject, 2, 0, module)
@@ -100,7 +91,7 @@ def names_what_it_adapts(subject: Subject) -> None:
 
 
 def draws_source_weights(subject: Subject) -> None:
-    """Require `{name: [1 to n, *shape]}` for every parameter of the network of the target, finite."""
+    """Require 1 to n networks, `{name: [n, *shape]}` for every parameter of the network of the target, finite."""
     target = _target(subject)
     if target.sample is None:
         raise Skipped("it starts from the weights of its network")
@@ -110,7 +101,7 @@ def draws_source_weights(subject: Subject) -> None:
     network = subject.catalog.get("network", target.network, info)
     with torch.random.fork_rng(devices=[]):
         module = network.call(network.validated({}), info)
-    _check_weights(_sampled(subject, target.sample, target.sample, module, info, 2, 0), module, 2)
+    _sampled(subject, target.sample, module, info, 2, 0)
 
 
 INIT: Sequence[Check] = (*EVERY, draws_every_weight, draws_the_same_for_the_same_seed, leaves_the_network_alone)

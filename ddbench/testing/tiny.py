@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from ddbench.contract.examples import ExampleSet, ImageSplits
+from ddbench.contract.inits import InitRequest, Side
 from ddbench.contract.spec import Choice
-from ddbench.contract.task import Budget, Networks, Objective, Side, Task
+from ddbench.contract.task import Budget, Networks, Objective, Task
 from ddbench.discovery.catalog import Catalog
+from ddbench.discovery.decoders import Decoders
 from ddbench.modalities.image import normalise
 from ddbench.protocols.base import Setting
+from ddbench.testing.pools import TinyPools
 
 SIZE = 8
 
@@ -79,7 +82,8 @@ def task(catalog: Catalog, tiny: Tiny, generator: torch.Generator) -> Task:
     train, _ = examples(tiny.channels, tiny.classes)
     networks = _networks(catalog, tiny, train, "train", generator)
     budget = Budget(tiny.images_per_class, tiny.steps, tiny.epochs)
-    return Task(train, objective(catalog, tiny.objective, train), networks, budget, train.info)
+    decode = Decoders(catalog, train.info)
+    return Task(train, objective(catalog, tiny.objective, train), networks, budget, train.info, decode)
 
 
 def setting(catalog: Catalog, tiny: Tiny) -> Setting:
@@ -100,8 +104,9 @@ def setting(catalog: Catalog, tiny: Tiny) -> Setting:
 def _networks(catalog: Catalog, tiny: Tiny, train: ExampleSet, side: Side, generator: torch.Generator) -> Networks:
     component, choice = catalog.resolve("init", Choice(name="random"))
 
-    def draw(*arguments: object) -> dict[str, Tensor]:
-        drawn: dict[str, Tensor] = component.call(choice.options, *arguments)
+    def draw(request: InitRequest) -> dict[str, Tensor]:
+        drawn: dict[str, Tensor] = component.call(choice.options, request)
         return drawn
 
-    return Networks(network(tiny.channels, tiny.classes, linear=tiny.linear), draw, train.info, generator, side)
+    module = network(tiny.channels, tiny.classes, linear=tiny.linear)
+    return Networks(module, draw, train.info, generator, side, TinyPools(catalog))

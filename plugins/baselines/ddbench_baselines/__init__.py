@@ -7,11 +7,10 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import functional_call
 
 import ddbench
-from ddbench import DdbenchError, DistilledSet, ExampleSet, Run, Task
-from ddbench.networks import evaluation_mode, for_each_network, unstack
+from ddbench import DdbenchError, DistilledSet, ExampleSet, Run, State, Task
+from ddbench.networks import for_each_network, forward, unstack
 from ddbench.unroll import train
 
 Count = Annotated[int, Field(ge=1)]
@@ -74,14 +73,12 @@ def optimised_real(
     best_inputs, best_labels = torch.zeros_like(shape), torch.zeros(shape.shape[:2], dtype=torch.long)
     best_labels, best, any_finite = best_labels.to(run.device), torch.zeros(()), torch.tensor(False)
 
-    def primary(module: torch.nn.Module, trial: tuple[dict[str, Tensor], float, Tensor, Tensor]) -> float:
+    def primary(module: torch.nn.Module, trial: tuple[State, float, Tensor, Tensor]) -> float:
         start, rate, inputs, labels = trial
         steps = len(inputs)
         lrs = torch.full((task.budget.total_steps // steps, steps), rate, device=run.device)
         state = train(module, start, inputs, labels, lrs, objective.inner_loss)
-        with torch.no_grad(), evaluation_mode(module):
-            logits = functional_call(module, (state.params, state.buffers), (real.inputs,))
-        return objective.measure(logits, real.labels)[objective.primary]
+        return objective.measure(forward(module, state, real.inputs), real.labels)[objective.primary]
 
     # Checkpoints name the flag `found`.
     state = dict(inputs=best_inputs, labels=best_labels, best=best, found=any_finite)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ddbench import DdbenchError, DistilledSet, Run, Task, UsageError
-from ddbench.networks import State, free_memory, unstack
+from ddbench.networks import free_memory
 from ddbench_coreset.trace import TRACED, penultimate, trace
 
 Features = Annotated[
@@ -36,8 +36,8 @@ def compute_features(task: Task, run: Run, kind: str, epochs: int) -> Float[Tens
         if kind == "trained":
             state = trace(task, run, TRACED, epochs).last.network(0)
         else:
-            state = State(next(unstack(module, task.networks.sample(1))), dict(module.named_buffers()))
-        features, _ = penultimate(module, state, task.train.inputs)
+            state = task.networks.sample(1).network(0)
+        features = penultimate(module, state, task.train.inputs)
     return require_finite(features, "features", "Choose other --set features, or another --network or --init.")
 
 

@@ -12,7 +12,7 @@ import ddbench
 from ddbench import DistilledSet, Run, Task, UsageError
 from ddbench_coreset import selection
 from ddbench_coreset.choosing import Epochs, PerClass, check_memory, choose, highest, require_finite
-from ddbench_coreset.trace import TRACED, penultimate, trace
+from ddbench_coreset.trace import TRACED, eval_logits, penultimate, trace
 
 
 @ddbench.method(coreset=True)
@@ -99,7 +99,8 @@ def example_value(
 def _last_layer(task: Task, run: Run, epochs: int) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n d"]]:
     """Return the factors of the last-layer gradients (p - y) [h, 1]': errors p - y and features [h, 1]."""
     state = trace(task, run, TRACED, epochs).last.network(0)
-    features, logits = penultimate(task.networks.module, state, task.train.inputs)
+    features = penultimate(task.networks.module, state, task.train.inputs)
+    logits = eval_logits(task.networks.module, state, task.train.inputs)
     errors = logits.softmax(1) - F.one_hot(task.train.labels, logits.shape[1])
     with_bias = torch.cat([features, features.new_ones(len(features), 1)], 1)
     return require_finite(errors.double()), require_finite(with_bias.double())

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from ddbench import DdbenchError, ExampleSet, Run, Task, Unsupported, UsageError
+from ddbench import DdbenchError, ExampleSet, Run, Task, UsageError
 from ddbench.cache import atomic_write, cache_dir, derive_seed, sha256
-from ddbench.networks import State, evaluation_mode, fast_operators, fit, for_each_network, forward
+from ddbench.networks import State, evaluation_mode, fast_operators, features, fit, for_each_network, forward
 
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.05, 0.9, 5e-4
 TRACED = 2
@@ -58,10 +58,9 @@ def trace(task: Task, run: Run, networks: int, epochs: int) -> Trace:
     if cached is not None:
         return cached
 
-    count = len(next(iter(starts.values())))
-    buffers = {name: buffer[None].expand(count, *buffer.shape) for name, buffer in module.named_buffers()}
-    last, early = (State(_clone(starts), _clone(buffers)) for _ in range(2))
-    velocity = {name: torch.zeros_like(tensor) for name, tensor in starts.items()}
+    count = starts.count
+    last, early = (State(_clone(starts.params), _clone(starts.buffers)) for _ in range(2))
+    velocity = {name: torch.zeros_like(tensor) for name, tensor in starts.params.items()}
     margins = torch.zeros(count, epochs, len(examples), device=run.device)
     errors, done = torch.zeros_like(margins), torch.zeros((), dtype=torch.long)
     state = {**_named(last, early), **{f"m.{name}": tensor for name, tensor in velocity.items()}}
@@ -71,7 +70,7 @@ def trace(task: Task, run: Run, networks: int, epochs: int) -> Trace:
             seed = derive_seed(run.seed, "trace", net, epoch)
             momenta = [tensor[net] for tensor in velocity.values()]
             trained = _train_epoch(replica, last.network(net), momenta, examples, epoch, epochs, seed)
-            return trained, *_difficulty(_logits(replica, trained, examples.inputs), examples.labels)
+            return trained, *_difficulty(eval_logits(replica, trained, examples.inputs), examples.labels)
 
         for net, (trained, margin, error) in enumerate(for_each_network(one_epoch, module, range(count))):
             # The early epoch follows until it is over: a training that ends before it has its last one there.
@@ -79,9 +78,7 @@ def trace(task: Task, run: Run, networks: int, epochs: int) -> Trace:
                 _assign(stack, net, trained)
             margins[net, epoch], errors[net, epoch] = margin, error
             # A roll-back would not help: the same seed trains the same way again.
-            if not all(
-                t.isfinite().all() for t in (margin, error, *trained.params.values(), *trained.buffers.values())
-            ):
+            if not (trained.finite and margin.isfinite().all() and error.isfinite().all()):
                 raise DdbenchError(
                     f"the training that scores and features come from diverged in epoch {epoch + 1} of {epochs}.",
                     "Choose another --network, --init or --seed.",
@@ -98,7 +95,7 @@ def trace(task: Task, run: Run, networks: int, epochs: int) -> Trace:
 def mean_logits(task: Task, result: Trace) -> Float[Tensor, "n classes"]:
     """Return the logits of all training examples after the last epoch, averaged over the networks."""
     count = len(result.margins)
-    logits = [_logits(task.networks.module, result.last.network(net), task.train.inputs) for net in range(count)]
+    logits = [eval_logits(task.networks.module, result.last.network(net), task.train.inputs) for net in range(count)]
     return torch.stack(logits).mean(0)
 
 
@@ -128,23 +125,20 @@ def gradient_norms(task: Task, result: Trace) -> Float[Tensor, " n"]:
     return torch.stack(norms).mean(0)
 
 
-def penultimate(
-    module: nn.Module, state: State, inputs: Float[Tensor, " n *sample"]
-) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n classes"]]:
-    """Return the input of the last linear layer and the network's logits.
+def penultimate(module: nn.Module, state: State, inputs: Float[Tensor, " n *sample"]) -> Float[Tensor, "n d"]:
+    """Return the features of many examples in evaluation mode: the input of the last linear layer.
 
     Raises `Unsupported` for a network without a linear layer.
     """
-    last = next((layer for layer in reversed(list(module.modules())) if isinstance(layer, nn.Linear)), None)
-    if last is None:
-        raise Unsupported("the network has no linear layer whose input could serve as features.")
-    features: list[Tensor] = []
-    handle = last.register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0].flatten(1)))
-    try:
-        logits = _logits(module, state, inputs)
-    finally:
-        handle.remove()
-    return torch.cat(features), logits
+    with torch.no_grad(), fast_operators():
+        parts = [features(module, state, x, batch_statistics=False) for x in torch.split(inputs, CHUNK)]
+    return torch.cat(parts)
+
+
+def eval_logits(module: nn.Module, state: State, inputs: Float[Tensor, " n *sample"]) -> Float[Tensor, "n classes"]:
+    """Return the logits of many examples in evaluation mode."""
+    with fast_operators():
+        return forward(module, state, inputs, CHUNK)
 
 
 class _Momentum:
@@ -189,11 +183,6 @@ def _train_epoch(
     )
 
 
-def _logits(module: nn.Module, state: State, inputs: Float[Tensor, " n *sample"]) -> Float[Tensor, "n classes"]:
-    with fast_operators():
-        return forward(module, state, inputs, CHUNK)
-
-
 def _difficulty(
     logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -225,9 +214,10 @@ def _by_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _key(module: nn.Module, starts: dict[str, Tensor], examples: ExampleSet, seed: int, epochs: int) -> str:
+def _key(module: nn.Module, starts: State, examples: ExampleSet, seed: int, epochs: int) -> str:
     """Return a hash of everything the trace depends on: network, initial weights, data, order of examples, length."""
-    weights = b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in starts.values())
+    tensors = (*starts.params.values(), *starts.buffers.values())
+    weights = b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in tensors)
     recipe = (FORMAT, epochs, BATCH, RATE, MOMENTUM, DECAY)
     facts = [repr(module), sha256(weights), examples.info.content_hash, len(examples), seed, recipe]
     return sha256("\n".join(map(str, [*facts, torch.__version__, examples.inputs.device])).encode())

@@ -183,7 +183,7 @@ def test_features_of_a_network(catalog, cache, tmp_path, kind):
 
 def test_a_network_without_a_linear_layer_has_no_features(catalog, cache, tmp_path):
     module = torch.nn.Sequential(torch.nn.Flatten())
-    with pytest.raises(ddbench.Unsupported, match="no linear layer"):
+    with pytest.raises(ddbench.Unsupported, match="no last linear layer"):
         tracing.penultimate(module, State({}), torch.zeros(2, 3))
 
 
@@ -201,10 +201,13 @@ def with_batch_norm(catalog: Catalog, run: Run) -> ddbench.Task:
     task = prepared_of(catalog).task(run.generator)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
 
-    def draw(module, info, n, generator, side):
-        return {name: 0.2 * torch.randn((n, *p.shape), generator=generator) for name, p in module.named_parameters()}
+    def draw(request):
+        return {
+            name: 0.2 * torch.randn((request.n, *p.shape), generator=request.generator)
+            for name, p in request.network.named_parameters()
+        }
 
-    networks = Networks(module, draw, task.info, run.generator, "train")
+    networks = Networks(module, draw, task.info, run.generator, "train", None)
     return dataclasses.replace(task, networks=networks)
 
 

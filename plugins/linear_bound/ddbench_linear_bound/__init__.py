@@ -47,7 +47,7 @@ def linear_bound(task: Task, run: Run) -> DistilledSet:
         torch.ones(1, 1, device=run.device),
     )
 
-    starts = task.networks.sample(NETWORKS)
+    starts = task.networks.sample(NETWORKS).params
     w = torch.cat([starts[weight].flatten(2).transpose(1, 2), starts[bias][:, None]], 1).double()
     step = w - inputs.T @ (inputs @ w - inputs @ solution) / rows
     for _ in run.loop(1, {}):

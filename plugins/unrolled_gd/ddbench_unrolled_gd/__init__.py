@@ -48,8 +48,7 @@ def _peak_memory(
     task: Task, *, networks: int, real_batch: int, memory: str, window: int | None, **others: object
 ) -> tuple[int, str]:
     """Return the bytes that the method needs at its peak, and the way of going back."""
-    count = len(next(iter(task.networks.sample(networks).values())))
-    way, peak = _fitting(task, count, real_batch, memory, window)
+    way, peak = _fitting(task, task.networks.sample(networks).count, real_batch, memory, window)
     return peak, f"memory={way.name}"
 
 
@@ -118,9 +117,9 @@ def unrolled_gd(
     for _ in run.loop(outer_steps, dict(images=images, raw_lrs=raw_lrs, optimizer=optimizer)):
         for group in optimizer.param_groups:
             group["lr"] = outer_lr * _decay(schedule, run.share_done)
-        weights = task.networks.sample(networks)
+        start_networks = task.networks.sample(networks)
         if way is None:
-            count = len(next(iter(weights.values())))
+            count = start_networks.count
             way, _ = _fitting(task, count, real_batch, memory, window)
             engine = choose_engine(task.networks.module, images.detach(), count, task.objective.inner_loss)
             run.say(f"Engine   {engine}, memory={way.name}")
@@ -134,7 +133,7 @@ def unrolled_gd(
 
         gradient = meta_gradient(
             task.networks.module,
-            weights,
+            start_networks,
             images.detach(),
             labels,
             F.softplus(raw_lrs.detach()),

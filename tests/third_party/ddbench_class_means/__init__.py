@@ -27,11 +27,12 @@ def parity(root, download: bool) -> ImageSplits:
 
 
 @ddbench.init
-def small(
-    network, info, n, generator, side, *, std: Annotated[float, Field(gt=0, description="standard deviation")] = 0.01
-):
+def small(request, *, std: Annotated[float, Field(gt=0, description="standard deviation")] = 0.01):
     """Normal weights of one small standard deviation."""
-    return {name: std * torch.randn((n, *p.shape), generator=generator) for name, p in network.named_parameters()}
+    return {
+        name: std * torch.randn((request.n, *p.shape), generator=request.generator)
+        for name, p in request.network.named_parameters()
+    }
 
 
 @ddbench.hookimpl
