@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import RunSpec
 from ddbench.engine.kernels import relu_ntk
 from ddbench.errors import UsageError
+from ddbench.pipeline.plan import plan_run
 from ddbench.protocols import PROTOCOLS, get_protocol, protocol_hash, protocol_of
 from ddbench.protocols.krr import KRR_V1
 from ddbench.protocols.own import content_of
@@ -210,9 +212,23 @@ def test_a_record_outlives_the_file_of_its_protocol(ddbench, tmp_path: Path):
     assert again["scores"]["accuracy"]["values"] == ran["scores"]["accuracy"]["values"]
 
 
-def test_the_content_of_a_spec_belongs_to_its_protocol():
+def test_the_content_of_a_spec_belongs_to_its_protocol(catalog):
     content = content_of(dataclasses.replace(TRAIN_V1, name="file:mine", epochs=7))
     spec = RunSpec(method="random_subset", protocol="file:mine", protocol_content=content)
     assert protocol_of(spec).epochs == 7
     # Another name on top of it, as `evaluate --protocol` gives one, leaves the content behind.
     assert protocol_of(spec.model_copy(update={"protocol": "train/v1"})) == TRAIN_V1
+    settings = plan_run(spec, catalog).settings
+    assert settings.protocol_content == content and settings.asked().protocol_content == content
+    assert settings.fingerprint != plan_run(RunSpec(method="random_subset"), catalog).settings.fingerprint
+
+
+def test_the_command_of_a_row_holds_the_content_of_its_protocol(ddbench, catalog):
+    from ddbench.render.site import _command
+
+    content = content_of(dataclasses.replace(TRAIN_V1, name="file:mine", epochs=2, augment="crop"))
+    spec = RunSpec(method="random_subset", protocol="file:mine", protocol_content=content)
+    settings = plan_run(spec, catalog).settings
+    command = shlex.split(_command(settings, "ddbench 0.1.0", catalog))
+    planned = ddbench(*command[1:], "--dry-run", "--json").json()
+    assert planned["settings"]["protocol_content"] == content

@@ -213,7 +213,7 @@ class SameAs:
     field: str
 
 
-BORN_LATER: dict[str, Any] = {"eval_network": SameAs("network"), "byte_budget": None}
+BORN_LATER: dict[str, Any] = {"eval_network": SameAs("network"), "byte_budget": None, "protocol_content": None}
 """Fields younger than the first record, with the JSON defaults they were born with. Such a default never changes."""
 
 

@@ -75,6 +75,7 @@ def label_regime(protocol: Protocol, distilled: DistilledSet) -> str:
 
 
 __all__ = [
+    "PREFIX",
     "PROTOCOLS",
     "Evaluation",
     "Protocol",

@@ -12,7 +12,7 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import LABEL_REGIMES, Settings
 from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
-from ddbench.protocols import protocol_hash, protocol_of
+from ddbench.protocols import PREFIX, protocol_hash, protocol_of
 from ddbench.records import leaderboard, store
 from ddbench.records.columns import COLUMNS
 from ddbench.records.migrations import VERSION
@@ -135,8 +135,7 @@ def _malformed(record: RunResult) -> Iterator[str]:
         yield f"its label regime {artifact.label_regime!r} is not one of {', '.join(LABEL_REGIMES)}"
     if protocol.name != record.settings.protocol:
         yield f"it was scored under {protocol.name}, its settings say {record.settings.protocol}"
-    else:
-        yield from _wrong_protocol(record, protocol)
+    yield from _wrong_protocol(record, protocol)
     try:
         datetime.datetime.fromisoformat(record.created)
     except ValueError:
@@ -149,11 +148,15 @@ def _malformed(record: RunResult) -> Iterator[str]:
 
 
 def _wrong_protocol(record: RunResult, protocol: ProtocolRecord) -> Iterator[str]:
-    """Yield what a record says of its protocol that is not so here."""
+    """Yield what a record says of its protocol that is not so here; no file that it names is read."""
+    settings = record.settings.model_copy(update={"protocol": protocol.name})
+    if protocol.name.startswith(PREFIX) and (settings.protocol_content or {}).get("name") != protocol.name:
+        yield f"its settings do not hold the content of {protocol.name}"
+        return
     try:
-        here = protocol_of(record.settings)
+        here = protocol_of(settings)
     except UsageError as error:
-        yield error.message.rstrip(".")
+        yield error.message.partition(".")[0]
         return
     if protocol.hash != protocol_hash(here):
         yield f"its protocol hash is not that of {protocol.name} as it is here"
