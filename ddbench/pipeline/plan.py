@@ -9,7 +9,7 @@ from ddbench.contract.task import AdaptationTarget
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import PluginError, UsageError
 from ddbench.pipeline.data import info_from_facts
-from ddbench.protocols import get_protocol
+from ddbench.protocols import content_in_settings, protocol_of
 
 USUAL_IMAGES_PER_CLASS = 10
 """Images per class if neither the spec nor the dataset sets the number."""
@@ -40,7 +40,7 @@ def usual_network(dataset: Component) -> Choice:
 
 
 def _decide(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
-    protocol = get_protocol(spec.protocol)
+    protocol = protocol_of(spec)
     init, init_choice, adaptation = _resolve_init(spec, catalog)
     eval_init, eval_choice = init, init_choice
     if spec.eval_init is not None and spec.eval_init != init_choice:
@@ -69,6 +69,8 @@ def _decide(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
             "init": init_choice,
             "eval_init": eval_choice,
             "objective": objective_choice,
+            "protocol": protocol.name,
+            "protocol_content": content_in_settings(protocol),
             "target": None if spec.target is None else init_choice,
             "images_per_class": images_per_class,
             "steps": spec.steps or default_steps(images_per_class),

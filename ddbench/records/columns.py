@@ -132,9 +132,9 @@ def _shape(sizes: Any) -> str:
 
 
 def _regime(settings: Settings, distilled: "DistilledSet") -> str:
-    from ddbench.protocols import get_protocol, label_regime
+    from ddbench.protocols import label_regime, protocol_of
 
-    return label_regime(get_protocol(settings.protocol), distilled)
+    return label_regime(protocol_of(settings), distilled)
 
 
 def _companions(record: RunResult) -> dict[str, dict[str, Any]]:

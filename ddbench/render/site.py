@@ -157,7 +157,7 @@ def _command(settings: Settings, source: str, catalog: "Catalog") -> str:
         changed = {k: v for k, v in choice.options.items() if k not in defaults or defaults[k] != v}
         prefix = "" if part == "method" else f"{part}."
         words += [f"--set {prefix}{key}={_quoted(value)}" for key, value in changed.items()]
-    for name in ("validation", "sample_shape"):
+    for name in ("validation", "sample_shape", "protocol_content"):
         value, usual = getattr(settings, name), RunSpec.model_fields[name].default
         if value != usual and not (name == "sample_shape" and settings.target is not None):
             words.append(f"--set {name}={_quoted(value)}")
