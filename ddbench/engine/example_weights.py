@@ -47,7 +47,7 @@ def weighted_loss(loss: Loss) -> Loss:
 
 def weigh(
     loss: Loss,
-    targets: Shaped[Tensor, "*batch classes"] | Shaped[Tensor, "*batch"],
+    targets: Shaped[Tensor, "*targets"],
     weights: Float[Tensor, "*batch"],
     classes: int,
 ) -> Float[Tensor, "*batch packed"]:

@@ -34,6 +34,14 @@ def plan_evaluation(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
     return _decide(spec, catalog)
 
 
+def spec_of(settings: Settings, catalog: Catalog) -> RunSpec:
+    """Return the spec that asks for exactly this; options that the method got since then have their older values."""
+    method = next((c for c in catalog.components("method") if c.name == settings.method.name), None)
+    options = settings.method.options if method is None else method.recorded(settings.method.options)
+    choice = Choice(name=settings.method.name, options=options)
+    return settings.model_copy(update={"method": choice}).asked()
+
+
 def usual_network(dataset: Component) -> Choice:
     """Return the network for a dataset where none is named."""
     return Choice.from_name(dataset.facts.get("network", "mlp"))

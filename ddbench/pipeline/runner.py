@@ -22,7 +22,7 @@ from ddbench.machine.files import explained_os_errors, in_use
 from ddbench.machine.seeds import derive_seed, seed_everything
 from ddbench.modalities.image import conversion
 from ddbench.pipeline.evaluate import Scores, protocol_record, score
-from ddbench.pipeline.plan import plan_run
+from ddbench.pipeline.plan import plan_run, spec_of
 from ddbench.pipeline.prepare import Prepared, prepare
 from ddbench.protocols import label_regime
 from ddbench.records import store
@@ -84,11 +84,11 @@ def start(
 ) -> "StartedRun":
     """Plan and prepare a run and make its folder. Raises `DdbenchError`; then there is no folder."""
     catalog, reporter = catalog or Catalog(), reporter or Silent()
-    plan = plan_run(as_spec(spec), catalog)
+    plan = plan_run(as_spec(spec, catalog), catalog)
     store.check(store.path_for(leaderboards, plan.settings))
     prepared = prepare(plan, catalog, reporter=reporter)
     folder = _new_folder(runs, plan.settings, reporter)
-    asked = None if isinstance(spec, Settings) else as_spec(spec)
+    asked = None if isinstance(spec, Settings) else as_spec(spec, catalog)
     plugins = [str(path) for path in catalog.named]
     folder.write_origin(Origin(plugins=plugins, sources=plan.distributions, asked=asked))
     return StartedRun(plan, prepared, folder, catalog, leaderboards, reporter)
@@ -98,7 +98,7 @@ def restart(folder: RunFolder, *, catalog: Catalog | None, leaderboards: Path, r
     """Prepare an unfinished run again in its folder. Raises as `resume`."""
     origin = folder.read_origin()
     catalog = catalog or Catalog(map(Path, origin.plugins))
-    plan = plan_run(folder.read_spec().asked(), catalog)
+    plan = plan_run(spec_of(folder.read_spec(), catalog), catalog)
     store.check(store.path_for(leaderboards, plan.settings))
     for component, source in plan.distributions.items():
         before = origin.sources.get(component, source)
@@ -110,10 +110,10 @@ def restart(folder: RunFolder, *, catalog: Catalog | None, leaderboards: Path, r
     return StartedRun(plan, prepare(plan, catalog, reporter=reporter), folder, catalog, leaderboards, reporter)
 
 
-def as_spec(spec: RunSpec | Settings | Mapping[str, Any]) -> RunSpec:
+def as_spec(spec: RunSpec | Settings | Mapping[str, Any], catalog: Catalog) -> RunSpec:
     """Return the spec that is asked for. Raises `UsageError` for fields that make none."""
     if isinstance(spec, Settings):
-        return spec.asked()
+        return spec_of(spec, catalog)
     return spec if isinstance(spec, RunSpec) else RunSpec.parse(dict(spec))
 
 

@@ -154,7 +154,8 @@ def _command(settings: Settings, source: str, catalog: "Catalog") -> str:
             continue
         known = next((c for c in catalog.components(part.removeprefix("eval_")) if c.name == choice.name), None)
         defaults = known.validated({}) if known is not None else {}
-        changed = {k: v for k, v in choice.options.items() if k not in defaults or defaults[k] != v}
+        options = known.recorded(choice.options) if known is not None else choice.options
+        changed = {k: v for k, v in options.items() if k not in defaults or defaults[k] != v}
         prefix = "" if part == "method" else f"{part}."
         words += [f"--set {prefix}{key}={_quoted(value)}" for key, value in changed.items()]
     for name in ("validation", "sample_shape", "protocol_content"):

@@ -131,7 +131,10 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
         if not settings.smoke:
             yield f"  ddbench leaderboard --dataset {settings.dataset.name}{where}"
         yield f"  ddbench evaluate {folder.path}" + ("" if settings.target else " --network mlp")
-        yield f"  python -c \"import ddbench; print(ddbench.DistilledSet.load('{folder.artifact}').flat()[0].shape)\""
+        load = f"ddbench.DistilledSet.load('{folder.artifact}')"
+        if result.artifact is not None and result.artifact.decoder:
+            load = f"ddbench.decode({load})"
+        yield f'  python -c "import ddbench; print({load}.flat()[0].shape)"'
 
 
 def _score_in_context(result: RunResult) -> Iterator[str]:
