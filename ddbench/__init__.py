@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from ddbench.contract.component import Component as Component
     from ddbench.contract.component import component_of as component_of
     from ddbench.contract.component import dataset as dataset
+    from ddbench.contract.component import decoder as decoder
     from ddbench.contract.component import did_you_mean as did_you_mean
     from ddbench.contract.component import init as init
     from ddbench.contract.component import method as method
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ddbench.contract.task import Objective as Objective
     from ddbench.contract.task import Task as Task
     from ddbench.discovery.catalog import Catalog as Catalog
+    from ddbench.discovery.decoders import decode as decode
     from ddbench.errors import DdbenchError as DdbenchError
     from ddbench.errors import MissingPrerequisite as MissingPrerequisite
     from ddbench.errors import Unsupported as Unsupported
@@ -72,6 +74,8 @@ _HOME_OF = {
     "Component": "contract.component",
     "component_of": "contract.component",
     "dataset": "contract.component",
+    "decode": "discovery.decoders",
+    "decoder": "contract.component",
     "did_you_mean": "contract.component",
     "init": "contract.component",
     "method": "contract.component",

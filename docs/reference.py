@@ -258,11 +258,15 @@ def results() -> Iterator[str]:
     tables: dict[tuple[object, ...], list[Line]] = {}
     for group in groups(records):
         record = group[0].first
-        common = [column.cell(record) for column in compared() if column.name not in BUDGET]
+        common = [column.cell(record) for column in compared(record) if column.name not in BUDGET]
         tables.setdefault(tuple(common), []).extend(group)
     for lines in tables.values():
         higher = lines[0].first.metric.higher_is_better
-        yield from _results(sorted(lines, key=lambda line: line.score.mean, reverse=higher))
+        yield from _results(
+            sorted(
+                lines, key=lambda line: (not line.missed, line.score.mean if higher else -line.score.mean), reverse=True
+            )
+        )
 
 
 def _results(ordered: list[Line]) -> Iterator[str]:

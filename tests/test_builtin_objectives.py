@@ -8,6 +8,7 @@ from ddbench.contract.examples import DatasetInfo
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
 from ddbench.networks import CrossEntropy
+from ddbench.records.migrations import THRESHOLDS
 
 INFO = DatasetInfo("x", ("cat", "dog", "hen"), (1, 2, 2), (0.0,), (1.0,), "image", "", False)
 
@@ -51,6 +52,17 @@ def test_poisoning_figures(catalog: Catalog):
     assert torch.equal(objective.relabel(labels), rewritten)
     assert torch.equal(objective.loss(logits, labels), F.cross_entropy(logits, rewritten))
     assert isinstance(objective.inner_loss, CrossEntropy)
+    thresholds = {m.name: m.threshold for m in poisoning(catalog, keep=0.9).metrics if m.threshold is not None}
+    assert thresholds == {"accuracy_others": 0.9}
+
+
+def test_the_accuracy_to_keep_moves_no_older_fingerprint(catalog: Catalog):
+    component = catalog.get("objective", "poisoning")
+    assert component.validated({"keep": 0.5}) == {"attack_class": 0, "target_class": 1}
+    assert component.validated({"keep": 0.6})["keep"] == 0.6
+    # Records written before there were thresholds are ranked by the default.
+    [kept] = [m.threshold for m in poisoning(catalog).metrics if m.threshold is not None]
+    assert THRESHOLDS["attack_success"] == {"accuracy_others": kept}
 
 
 def test_poisoning_of_a_class_that_is_not_there_is_not_measured(catalog: Catalog):

@@ -2,12 +2,15 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.func import functional_call
 
 import ddbench
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Silent
+from ddbench.contract.sets import DistilledSet
 from ddbench.errors import Interrupted, PluginError, UsageError
 from ddbench.pipeline import baselines
 from ddbench.protocols.base import FULL_NETWORKS
@@ -39,6 +42,43 @@ def test_what_does_not_apply_is_left_out():
     assert fairness(ACCURACY, 0.7, {}, hard=True) == {}
     assert set(fairness(ACCURACY, 0.7, {**companions, "another": 0.6}, hard=True)) == {"HLR"}
     assert set(fairness(ACCURACY, 0.7, {"no_adaptation": 0.5, "full_data": 0.9}, hard=True)) == {"HLR"}
+
+
+def test_the_gain_over_random_images_is_over_those_with_the_same_kind_of_labels():
+    companions = {"random_subset": 0.5, "random_subset+teacher": 0.6, "full_data": 0.9}
+    assert fairness(ACCURACY, 0.7, companions, hard=False) == {"IOR": pytest.approx(0.1)}
+
+
+@pytest.mark.slow
+def test_a_set_with_soft_labels_stands_beside_random_images_with_soft_labels(make_prepared, catalog):
+    setting = {"method": "herding", "network": "linear", "images_per_class": 2, "steps": 1, "eval_networks": 2}
+    prepared = make_prepared(**setting, protocol="replay/v1")
+    prepared.setting.full_data(math.inf)
+    hard, soft = (
+        baselines.score_companions(prepared, prepared.setting, catalog, Silent(), regime)
+        for regime in ("hard", "stored soft")
+    )
+    regimes = {name: companion.label_regime for name, companion in soft.items()}
+    assert regimes == {"random_subset": "hard", "random_subset+teacher": "stored soft", "full_data": "hard"}
+    # A hard set has the companions that it had, with the same scores.
+    assert hard == {name: soft[name] for name in ("random_subset", "full_data")}
+    assert soft["random_subset+teacher"].values != hard["random_subset"].values
+    # Scores come from the cache, regime and other metrics included.
+    assert baselines.score_companions(prepared, prepared.setting, catalog, Silent(), "stored soft") == soft
+    assert set(soft["random_subset+teacher"].metrics) == {"loss"}
+
+
+def test_labels_of_the_teacher_are_the_mean_answer_to_each_image(make_prepared):
+    prepared = make_prepared(network="linear", images_per_class=2, steps=2, protocol="replay/v1")
+    prepared.setting.full_data(math.inf)
+    chosen = prepared.train.random_subset(2, torch.Generator().manual_seed(0))
+    images = chosen.inputs.view(2, 10, *chosen.inputs.shape[1:])
+    distilled = DistilledSet(images, chosen.labels.view(2, 10), torch.full((3, 2), 0.1))
+    teachers = prepared.setting.full_data(math.inf)
+    labelled = baselines._labelled(distilled, prepared.setting, teachers)
+    answers = [functional_call(prepared.setting.module, t.params, (images[1, 3:4],)).softmax(-1) for t in teachers]
+    assert torch.allclose(labelled.labels[1, 3], torch.cat(answers).mean(0), atol=1e-6)
+    assert torch.equal(labelled.inputs, images) and torch.equal(labelled.lrs, distilled.lrs)
 
 
 @given(st.floats(-1, 1), st.floats(-1, 1))
@@ -73,6 +113,9 @@ def test_labels_of_a_teacher_are_a_regime_of_their_own(tmp_path: Path):
     assert drawn["held_out"] == FULL_NETWORKS
     # Hard-label recovery is of hard labels.
     assert set(fairness_of(row, [row])) == set()
+    beside = ddbench.run({**spec, "method": "herding"}, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
+    regimes = {name: companion.label_regime for name, companion in beside.companions.items()}
+    assert regimes == {"random_subset": "teacher online", "full_data": "hard"}
     with pytest.raises(UsageError, match="classifier"):
         ddbench.run({**spec, "objective": "poisoning"}, runs=tmp_path / "runs", leaderboards=tmp_path / "boards")
 

@@ -291,9 +291,18 @@ def test_the_label_regime_is_reported(ddbench, released, tmp_path, chosen, make_
     torch.save({"data": [[images, torch.nn.functional.one_hot(labels, 10) * 9.0]]}, tmp_path / "res.pt")
     assert "--file-labels logits" in ddbench(*released).message()
     soft = ddbench(*released, "--file-labels", "logits")
-    assert "stored soft; companions have hard labels" in soft.out and "in fractions" not in soft.out
+    rows = {line.split()[0]: line for line in soft.out.splitlines()}
+    assert ["labels", "stored", "soft"] in [line.split() for line in soft.out.splitlines()]
+    assert all(rows[name].endswith("; hard labels") for name in ("random_subset", "full_data"))
+    assert not rows["random_subset+teacher"].endswith("labels") and "in fractions" not in soft.out
     document = ddbench(*released, "--file-labels", "logits", "--json").json()
     assert document["label_regime"] == "stored soft" and document["fairness"].keys() == {"IOR"}
+    companions = document["companions"]
+    assert companions["random_subset+teacher"]["label_regime"] == "stored soft"
+    # The gain over random images is over those with soft labels.
+    gain = document["score"]["mean"] - companions["random_subset+teacher"]["mean"]
+    assert document["fairness"]["IOR"] == pytest.approx(gain)
+    assert "loss" in companions["full_data"]["metrics"]
 
 
 def test_unknown_names_are_reported_before_scoring(ddbench, released):

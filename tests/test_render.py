@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from ddbench.contract.metric import Metric
 from ddbench.contract.sets import DistilledSet
+from ddbench.records.result import Companion
 from ddbench.records.stats import summarise
 from ddbench.render.live import Bar, Plain, duration, live
 from ddbench.render.pictures import _spread_evenly_in_ratio, contact_sheet, draw_curve, draw_images
@@ -67,7 +68,7 @@ def test_a_contact_sheet_of_many_colour_images_is_cut():
 
 def test_lines_of_one_method_are_told_apart(capsys, monkeypatch):
     from ddbench.records.ranking import groups
-    from ddbench.render.tables import ranking
+    from ddbench.render.rankings import ranking
     from tests.rows import make_record
 
     monkeypatch.setenv("COLUMNS", "200")
@@ -101,7 +102,50 @@ def test_lines_of_one_method_are_told_apart(capsys, monkeypatch):
 
 def test_as_good_as_a_companion():
     score = summarise([0.5, 0.5])
-    assert list(score_lines(ACCURACY, score, score, {"random": score}))[1].endswith("this run is as good")
+    companion = Companion(**score.model_dump())
+    lines = list(score_lines([ACCURACY], {"accuracy": score}, score, {"random": companion}, "hard"))
+    assert lines[1].endswith("this run is as good")
+
+
+def test_the_labels_of_companions_are_named_where_they_are_others():
+    score = summarise([0.5, 0.5])
+    hard, soft = (Companion(**score.model_dump(), label_regime=regime) for regime in ("hard", "stored soft"))
+    companions = {"random": hard, "random+teacher": soft, "full_data": hard}
+    lines = list(score_lines([ACCURACY], {"accuracy": score}, score, companions, "stored soft"))
+    assert [line.endswith("; hard labels") for line in lines] == [False, True, False, True, False]
+    lines = list(score_lines([ACCURACY], {"accuracy": score}, score, companions, "hard"))
+    assert [line.endswith("; stored soft labels") for line in lines] == [False, False, True, False, False]
+    # A record of an earlier version does not hold them: companions had hard labels, or those of the teacher.
+    earlier = Companion(**score.model_dump())
+    assert earlier.regime_beside("random", "stored soft") == "hard"
+    assert earlier.regime_beside("random", "teacher online") == "teacher online"
+    assert earlier.regime_beside("full_data", "teacher online") == "hard"
+    assert earlier.regime_beside("no_adaptation", "stored soft") == ""
+
+
+def test_a_companion_that_wrecks_the_network_is_marked(capsys, monkeypatch):
+    from ddbench.records.ranking import groups
+    from ddbench.render.rankings import ranking
+    from tests.rows import make_record
+
+    monkeypatch.setenv("COLUMNS", "200")
+    record = make_record(metric="attack_success", metrics='{"accuracy_others": 0.8}', mean=0.8, run_id="good")
+    wrecked = record.companions["random"].model_copy(update={"mean": 0.9, "metrics": {"accuracy_others": 0.126}})
+    record = record.model_copy(update={"companions": {"random": wrecked}})
+    ranking(groups([record]))
+    shown = capsys.readouterr().out
+    assert "-10.0†" in shown and "80.0 %†" not in shown
+    assert "† random beside good: accuracy_others 12.6 % misses 50.0 %." in shown
+    ranking(groups([record.model_copy(update={"scores": record.scores | {"accuracy_others": wrecked}})]))
+    missing = {name: score.model_copy(update={"mean": 0.2}) for name, score in record.scores.items()}
+    ranking(
+        groups([record.model_copy(update={"scores": record.scores | {"accuracy_others": missing["accuracy_others"]}})])
+    )
+    shown = capsys.readouterr().out
+    assert (
+        "80.0 %†" in shown
+        and "† good is ranked behind rows that reach it: accuracy_others 20.0 % misses 50.0 %." in shown
+    )
 
 
 def test_sets_without_metadata_or_with_many_images_are_drawn(tmp_path: Path):
@@ -176,10 +220,11 @@ def test_scores_for_people():
     score, companion = summarise([0.8, 0.9]), summarise([0.5, 0.6])
     assert score_text(ACCURACY, score).startswith("85.0 % (std 7.1, 95 % interval 21.5 to 100.0")
     assert score_text(LOSS, summarise([0.5])) == "0.5 (1 network, so no interval)"
-    lines = list(score_lines(ACCURACY, score, summarise([0.1]), {"random_subset": companion}))
+    companions = {"random_subset": Companion(**companion.model_dump())}
+    lines = list(score_lines([ACCURACY], {"accuracy": score}, summarise([0.1]), companions, "hard"))
     assert "this run is 30.0 points better" in lines[1]
     assert "10.0 %" in lines[2]
-    lines = list(score_lines(LOSS, score, summarise([0.1]), {"random_subset": companion}))
+    lines = list(score_lines([LOSS], {"loss": score}, summarise([0.1]), companions, "hard"))
     assert "this run is 0.3 worse" in lines[1]
     assert number(ACCURACY, 0.5, signed=True) == "+50.0 %"
     assert json.loads(score.model_dump_json())["values"] == [0.8, 0.9]

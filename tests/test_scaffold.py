@@ -20,7 +20,8 @@ def test_a_new_plugin_conforms_and_runs(ddbench, tmp_path, kind):
     package = written.folder / "ddbench_my_own"
     catalog = Catalog([package])
     assert not catalog.broken
-    thing = find(kind, "ddbench_my_own" if kind == "tracker" else "my_own", catalog)
+    registered = {"tracker": "ddbench_my_own", "decoder": "my_own/v1"}
+    thing = find(kind, registered.get(kind, "my_own"), catalog)
     assert [o for o in conform(thing, catalog) if o.status == "failed"] == []
     done = ddbench(*written.commands[2].split()[1:], "--plugin", package)
     assert done.code == 0, done.err

@@ -15,6 +15,7 @@ from ddbench.pipeline.runner import run
 from ddbench.records.leaderboard import published
 from ddbench.records.store import read
 from ddbench.render.site import write_site
+from tests.rows import make_record
 
 pytestmark = pytest.mark.slow
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -159,6 +160,19 @@ def test_seeds_share_a_line(ddbench, tmp_path):
     [[line]] = shown["groups"]
     assert [one["seed"] for one in line["seeds"]] == [0, 1]
     assert line["mean"] == pytest.approx(sum(one["mean"] for one in line["seeds"]) / 2)
+
+
+def test_the_page_names_thresholds_that_are_missed_and_labels_of_companions(tmp_path: Path, catalog):
+    record = make_record(metric="attack_success", metrics='{"accuracy_others": 0.2}', label_regime="stored soft")
+    folder = write_site(tmp_path / "page", [record], [], tmp_path, catalog)
+    [[row]] = json.loads(re.search(r'id="data">(.*?)</script>', folder.read_text())[1])["groups"]
+    assert row["missed"] and row["companions"]["random"]["missed"]
+    assert row["companions"]["random"]["remarks"] == ["hard labels", "accuracy_others was not recorded"]
+    assert row["notes"] == [
+        "Companions with hard labels: random.",
+        "† x is ranked behind rows that reach it: accuracy_others 20.0 % misses 50.0 %.",
+        "† random beside x: accuracy_others was not recorded.",
+    ]
 
 
 def test_commands_make_the_same_spec(ddbench, site):

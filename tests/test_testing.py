@@ -174,6 +174,17 @@ OTHERS = {
         'method = "herding"\n[published]\nmetric = "accuracy"\nmean = 0.5\nstd = -1.0\nsource = "Author et al. 2020"',
         'method = "herding"\n[published]\nmetric = "accuracy"\nmean = 0.5\nsource = ""',
     ],
+    ("decoder", "decodes its example"): [
+        'return payload["images"].double()',
+        'return payload["images"][:0]',
+        'return payload["images"] / 0',
+        'return payload["images"] + torch.rand(1)',
+    ],
+    ("decoder", "can be differentiated"): [
+        'return payload["images"].detach()',
+        'return payload["images"] + 0 * payload["other"].round()',
+    ],
+    ("decoder", "refuses other payloads"): ['return payload["images"] * payload["other"]'],
     ("tracker", "observes every end"): [
         "raise ValueError('none')",
         "return object()",
@@ -221,6 +232,11 @@ FRAMES = {
         '    """Images that are made up."""\n'
         "    x, y = torch.zeros(6, 1, 4, 4, dtype=torch.uint8), torch.arange(6) % 2\n    "
     ),
+    "decoder": (
+        "def example(info, generator):\n"
+        '    return {"images": torch.randn((2, *info.sample_shape), generator=generator), "other": torch.ones(1)}\n\n'
+        '@ddbench.decoder(version=1, example=example)\ndef mine(payload, info):\n    """Images that are made up."""\n    '
+    ),
     "network": (
         "class Noise(nn.Module):\n    def forward(self, x): return x + torch.rand_like(x)\n\n"
         "class _Cut(torch.autograd.Function):\n"
@@ -238,7 +254,7 @@ def caught(tmp_path: Path, kind: str, source: str, only: str = "") -> dict[str, 
     path.write_text(HEAD + textwrap.dedent(source))
     catalog = Catalog([path])
     assert not catalog.broken, catalog.broken
-    thing = find(kind, "faulty" if kind == "tracker" else "mine", catalog)
+    thing = find(kind, {"tracker": "faulty", "decoder": "mine/v1"}.get(kind, "mine"), catalog)
     checks = [check for check in CHECKS[kind] if only in ("", title(check))]
     outcomes = [outcome(check, Subject(thing, catalog, tmp_path)) for check in checks]
     failures = {o.check: (o.text, o.advice) for o in outcomes if o.status == "failed"}

@@ -15,6 +15,11 @@ Logits = Float[Tensor, "n classes"]
 Labels = Int[Tensor, " n"]
 ClassName = Annotated[int | str, Field(union_mode="left_to_right")]
 AttackClass = Annotated[ClassName, Field(description="number or name of the class that is attacked")]
+Kept = Annotated[
+    float,
+    Field(ge=0, le=1, description="accuracy on the other classes that a row must keep to be ranked among the first"),
+    ddbench.BornLater(),
+]
 TargetClass = Annotated[ClassName, Field(description="number or name of the class that it is to be classified as")]
 ACCURACY = Metric("accuracy", "share", bounded_by_full_data=True)
 LOSS = Metric("loss", higher_is_better=False)
@@ -44,13 +49,17 @@ def classification(info: DatasetInfo) -> Objective:
 
 
 @ddbench.objective
-def poisoning(info: DatasetInfo, *, attack_class: AttackClass = 0, target_class: TargetClass = 1) -> Objective:
+def poisoning(
+    info: DatasetInfo, *, attack_class: AttackClass = 0, target_class: TargetClass = 1, keep: Kept = 0.5
+) -> Objective:
     """Poisoning: networks classify one class as another and the rest correctly (Wang et al. 2018, Section 4.3).
 
     Every label `attack_class` of the real data is rewritten to `target_class`. The loss is cross-entropy over all
     classes, which preserves the other classes. Rows are ranked by `attack_success`, the share of the attacked class
-    that is classified as the target. `accuracy` is measured against the true labels, `accuracy_rewritten` against the
-    rewritten labels, `accuracy_others` on the classes that are not attacked, `accuracy_of_NAME` on class NAME.
+    that is classified as the target. Those whose `accuracy_others` is below `keep` come last: a network that answers
+    nothing but the target class is no poisoned classifier. `accuracy` is measured against the true labels,
+    `accuracy_rewritten` against the rewritten labels, `accuracy_others` on the classes that are not attacked,
+    `accuracy_of_NAME` on class NAME.
     """
     attacked, target = _index("attack_class", attack_class, info), _index("target_class", target_class, info)
     if attacked == target:
@@ -79,7 +88,7 @@ def poisoning(info: DatasetInfo, *, attack_class: AttackClass = 0, target_class:
     metrics = (
         Metric("attack_success", "share"),
         Metric("accuracy", "share", beside=True),
-        Metric("accuracy_others", "share", beside=True),
+        Metric("accuracy_others", "share", beside=True, threshold=keep),
         Metric("accuracy_rewritten", "share"),
         *(Metric(f"accuracy_of_{name}", "share") for name in info.classes),
     )

@@ -70,7 +70,9 @@ def new_plugin(
     name: Annotated[str, typer.Argument(help="Name of the plugin: small letters and underscores.")],
     kind: Annotated[
         str,
-        typer.Option(help="method, init, objective, target, dataset, network or tracker.", autocompletion=lambda: NEW),
+        typer.Option(
+            help="method, init, objective, target, dataset, network, decoder or tracker.", autocompletion=lambda: NEW
+        ),
     ] = "method",
     into: Annotated[
         Path, typer.Option(help="Folder of the new package, or an existing plugin package to extend.", metavar="DIR")

@@ -46,7 +46,7 @@ def leaderboard(
         from ddbench.records.leaderboard import published
         from ddbench.records.ranking import groups
         from ddbench.records.store import read
-        from ddbench.render.tables import published_table, ranking
+        from ddbench.render.rankings import published_table, ranking
 
         every = read(leaderboards)
         records = [
@@ -218,14 +218,15 @@ def compare(
     """
     with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.records.leaderboard import find
-        from ddbench.records.ranking import compared, seeds_of
+        from ddbench.records.ranking import Line, compared, seeds_of
         from ddbench.records.stats import paired
         from ddbench.records.store import read
-        from ddbench.render.tables import difference_line
+        from ddbench.render.rankings import difference_line, notes
+        from ddbench.render.tables import shortfalls
 
         records = read(leaderboards)
         one, other = (find(leaderboards, name, any_seed=True) for name in (first, second))
-        cells = [(column.name, column.cell(one), column.cell(other)) for column in compared()]
+        cells = [(column.name, column.cell(one), column.cell(other)) for column in compared(one)]
         differing = [f"{name} {a!r} and {b!r}" for name, a, b in cells if a != b]
         if differing:
             raise UsageError(
@@ -243,9 +244,13 @@ def compare(
             )
         difference = paired([a.values for a, _ in scores], [b.values for _, b in scores])
         if as_json:
-            print_json({"status": "ok", **difference.model_dump(), "shown": difference.shown, "seeds": shared})
+            missed = {record.run_id: shortfalls(record.metrics, record.means) for record in (one, other)}
+            document = {**difference.model_dump(), "shown": difference.shown, "seeds": shared, "missed": missed}
+            print_json({"status": "ok", **document})
             return
         typer.echo(difference_line(one, other, difference))
+        for note in notes([Line.join([one]), Line.join([other])]):
+            typer.echo(note)
 
 
 def reproduction(

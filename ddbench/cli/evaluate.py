@@ -10,7 +10,7 @@ import typer
 from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, Sets, merged, named, warn_of_plugins
 from ddbench.contract.component import parse_assignments
-from ddbench.contract.spec import HARD, STORED_SOFT
+from ddbench.contract.spec import HARD
 from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -148,12 +148,11 @@ def _lines(prepared: "Prepared", scores: "Scores") -> "Iterator[str]":
     """Yield a score with its companions, and the kind of labels it was reached with."""
     from ddbench.render.tables import fairness_lines, score_lines
 
-    metric = prepared.setting.objective.metric
-    primary = metric.name
-    yield from score_lines(metric, scores.after[primary], scores.before[primary], scores.companions)
-    beside = "; companions have hard labels" if scores.label_regime == STORED_SOFT and scores.companions else ""
-    width = max(map(len, (primary, "before training", *scores.companions)))
-    yield f"{'labels':<{width}}  {scores.label_regime}{beside}"
+    objective, regime = prepared.setting.objective, scores.label_regime
+    before = scores.before[objective.primary]
+    yield from score_lines(objective.metrics, scores.after, before, scores.companions, regime)
+    width = max(map(len, (objective.primary, "before training", *scores.companions)))
+    yield f"{'labels':<{width}}  {regime}"
     yield from fairness_lines(_fairness(prepared, scores))
 
 

@@ -57,6 +57,7 @@ def run(
         int | None, typer.Option(help="Gradient steps with images of their own. [largest divisor of IPC up to 10]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Times the steps are cycled through. [3]")] = None,
+    byte_budget: Annotated[int | None, typer.Option(help="Bytes that the set may store. [no limit]")] = None,
     protocol: Annotated[str | None, named("protocol", "How the result is scored. [replay/v1]")] = None,
     eval_networks: Annotated[int | None, typer.Option(help="Networks that score the result. [20]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the distillation. [0]")] = None,
@@ -117,6 +118,7 @@ def run(
         "images_per_class": ipc,
         "steps": steps,
         "epochs": epochs,
+        "byte_budget": byte_budget,
         "protocol": protocol,
         "eval_networks": eval_networks,
         "seed": seed,
@@ -157,7 +159,7 @@ def run(
             started = runner.start(spec, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
             attempt.run_dir = started.folder.path
             result = started.carry_out()
-        _conclude(result, leaderboards, as_json)
+        _conclude(result, catalog, leaderboards, as_json)
         if experiment is not None and not as_json and result.settings.experiment:
             for line in published_lines(catalog.experiment(experiment), result):
                 typer.echo(line)
@@ -188,7 +190,7 @@ def resume(
         warn_of_plugins(catalog, plugin)
         with _resumable(leaderboards), live() as reporter:
             result = runner.resume(folder, catalog=catalog, leaderboards=leaderboards, reporter=reporter)
-        _conclude(result, leaderboards, as_json)
+        _conclude(result, catalog, leaderboards, as_json)
 
 
 def _spec(
@@ -330,7 +332,7 @@ def _dry_run(spec: "RunSpec", catalog: "Catalog", runs: Path, leaderboards: Path
     )
 
 
-def _conclude(result: "RunResult", leaderboards: Path, as_json: bool) -> None:
+def _conclude(result: "RunResult", catalog: "Catalog", leaderboards: Path, as_json: bool) -> None:
     """Draw the pictures and print the result."""
     from ddbench.records.result import RunFolder
     from ddbench.render.tables import result_lines
@@ -340,7 +342,7 @@ def _conclude(result: "RunResult", leaderboards: Path, as_json: bool) -> None:
         from ddbench.render.pictures import draw_run
 
         try:
-            draw_run(folder)
+            draw_run(folder, catalog)
         except Exception as error:
             # The run and its row are there; a picture is not worth losing them.
             sys.stderr.write(f"Warning: the pictures could not be drawn: {error}\n")

@@ -14,14 +14,22 @@ from ddbench.contract.facts import did_you_mean as did_you_mean
 from ddbench.contract.facts import validated_facts
 from ddbench.errors import PluginError, UsageError, blamed_on
 
-KINDS = ("method", "init", "objective", "target", "dataset", "network")
+KINDS = ("method", "init", "objective", "target", "dataset", "network", "decoder")
 
 
+@dataclass(frozen=True)
 class BornLater:
     """Marks an option that is younger than records of its component: `Annotated[int, Field(...), BornLater()]`.
 
-    With its default the option enters no fingerprint, so that older runs keep theirs. Such a default never changes.
+    With the value that older runs had, the option enters no fingerprint, so that they keep theirs. That value never
+    changes. `BornLater(False)`, for an option of a method, states one that is not the default: runs from then on do
+    better, and older records still mean what was done.
+
+    Attributes:
+        value: what runs did before the option was born; `...` stands for the default.
     """
+
+    value: Any = ...
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,8 @@ class Component:
     """A function that a plugin offers, with its help, options and facts.
 
     Attributes:
-        kind: `method`, `init`, `objective`, `target`, `dataset` or `network`.
-        name: the name on the command line.
+        kind: `method`, `init`, `objective`, `target`, `dataset`, `network` or `decoder`.
+        name: the name on the command line; of a decoder with its version, such as `tiles/v1`.
         function: the decorated function.
         options: a pydantic model of the keyword-only parameters.
         facts: what the decorator declares, such as `companion` or `classes`, validated; see `ddbench.contract.facts`.
@@ -75,7 +83,7 @@ class Component:
     def validated(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return all options, defaults included, as JSON values.
 
-        An option marked `BornLater` is left out where it has its default: so it changes no record that is older.
+        An option marked `BornLater` is left out where it has the value of older runs: so it changes no older record.
         Raises `UsageError` for an option that is unknown or has an invalid value.
         """
         known = self.options.model_fields
@@ -89,10 +97,8 @@ class Component:
                 )
         try:
             model = self.options.model_validate(dict(options))
-            values = model.model_dump(mode="json")
-            defaults = self.options().model_dump(mode="json")
-            young = {name for name, field in known.items() if any(isinstance(m, BornLater) for m in field.metadata)}
-            return {name: value for name, value in values.items() if name not in young or value != defaults[name]}
+            values, born = model.model_dump(mode="json"), self._born_values()
+            return {name: value for name, value in values.items() if name not in born or value != born[name]}
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             option = f"{'.'.join(map(str, first['loc']))}={first['input']}"
@@ -102,12 +108,24 @@ class Component:
                 f"See its options: ddbench show {self.name}",
             ) from error
 
+    def recorded(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of a record with those that `validated` left out, or that were not born yet."""
+        return {**self._born_values(), **options}
+
+    def _born_values(self) -> dict[str, Any]:
+        """Return the values, as JSON, that younger options had before they were born."""
+        defaults = self.options().model_dump(mode="json")
+        marks = {
+            name: m for name, f in self.options.model_fields.items() for m in f.metadata if isinstance(m, BornLater)
+        }
+        return {name: defaults[name] if mark.value is ... else mark.value for name, mark in marks.items()}
+
     def call(self, options: Mapping[str, Any], /, *args: Any) -> Any:
         """Call the function with validated options bound as keyword arguments.
 
         An exception of the function, other than ddbench's own errors, becomes a `PluginError` that names the component.
         """
-        model = self.options.model_validate(dict(options))
+        model = self.options.model_validate(self.recorded(options))
         with blamed_on(self.who):
             return self.function(*args, **{name: getattr(model, name) for name in self.options.model_fields})
 
@@ -171,7 +189,9 @@ def component(kind: str, function: Callable[..., Any], /, **facts: Any) -> Compo
         model()
     except (pydantic.ValidationError, pydantic.errors.PydanticUserError, NameError) as error:
         raise PluginError(f"the options of {kind} {name!r} are not valid: {error}") from error
-    return Component(kind, name, function, model, validated_facts(kind, name, facts))
+    declared = validated_facts(kind, name, facts)
+    full_name = f"{name}/v{declared['version']}" if "version" in declared else name
+    return Component(kind, full_name, function, model, declared)
 
 
 _ATTRIBUTE = "__ddbench_component__"
@@ -235,3 +255,4 @@ objective = _decorator("objective")
 target = _decorator("target")
 dataset = _decorator("dataset")
 network = _decorator("network")
+decoder = _decorator("decoder")

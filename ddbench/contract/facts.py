@@ -66,6 +66,15 @@ class DatasetFacts(_Facts):
     modality: StrictStr = Field("image", description="image")
 
 
+class DecoderFacts(_Facts):
+    """The facts of a decoder: `@ddbench.decoder(version=1, example=function)`."""
+
+    version: Length = Field(description="the version, part of the name; other numbers from a payload need a new one")
+    example: Callable[..., Mapping[str, Any]] = Field(
+        description="called as (info, generator, **options); returns a payload that the decoder accepts"
+    )
+
+
 FACTS: Mapping[str, type[pydantic.BaseModel]] = {
     "method": MethodFacts,
     "init": NoFacts,
@@ -73,8 +82,14 @@ FACTS: Mapping[str, type[pydantic.BaseModel]] = {
     "target": NoFacts,
     "dataset": DatasetFacts,
     "network": NoFacts,
+    "decoder": DecoderFacts,
 }
 """The facts that each kind of component may declare."""
+EXAMPLES = {
+    "dataset": 'classes=("a", "b"), sample_shape=(1, 28, 28)',
+    "decoder": "version=1, example=random_payload",
+}
+"""The facts of the kinds that must declare some, as they are written."""
 
 
 def validated_facts(kind: str, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +107,7 @@ def validated_facts(kind: str, name: str, facts: Mapping[str, Any]) -> dict[str,
     if missing:
         raise PluginError(
             f"{who} does not declare {' and '.join(missing)}.",
-            'Write @ddbench.dataset(classes=("a", "b"), sample_shape=(1, 28, 28)).',
+            f"Write @ddbench.{kind}({EXAMPLES[kind]}).",
         )
     try:
         return model.model_validate(dict(facts)).model_dump(exclude_unset=True)

@@ -133,6 +133,29 @@ def ddbench_networks() -> Iterable[object]:  # type: ignore[empty-body]
 
 
 @_hookspec
+def ddbench_decoders() -> Iterable[object]:  # type: ignore[empty-body]
+    """Return decoders, which make inputs of the payload of a parametrised set.
+
+    Each is a function `(payload: {name: tensor}, info: DatasetInfo, *, options) -> inputs [n, *sample_shape]` marked
+    `@ddbench.decoder(version=1, example=function)`. Its name is that of the function with the version, such as
+    `shifted/v1`; a change that moves numbers needs a new version. It is differentiable, draws no random numbers and
+    raises `UsageError` for a payload that it cannot decode: files hold payloads too. Inputs are normalised like the
+    training data. `example`, called as `(info, generator, **options)`, returns a payload for `ddbench check`.
+
+    A method decodes by `task.decode("shifted/v1", payload)` and returns
+    `DistilledSet.encoded("shifted/v1", payload, labels)`. The budget counts the payload, not what it decodes to.
+
+        def random_mean(info, generator):
+            return {"mean": torch.randn(info.sample_shape, generator=generator), "shift": torch.tensor([0.0, 0.1])}
+
+        @ddbench.decoder(version=1, example=random_mean)
+        def shifted(payload, info):
+            \"\"\"Add each of several numbers to one image.\"\"\"
+            return payload["mean"] + payload["shift"].view(-1, 1, 1, 1)
+    """
+
+
+@_hookspec
 def ddbench_experiments() -> Iterable[object]:  # type: ignore[empty-body]
     """Return paths of named experiments, TOML files with a run spec. `ddbench run --experiment NAME` runs one.
 

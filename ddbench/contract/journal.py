@@ -4,11 +4,10 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from ddbench.contract.sets import DistilledSet
 from ddbench.errors import DdbenchError
@@ -114,9 +113,10 @@ def digest(sets: Sequence[DistilledSet]) -> str:
     """Return the beginning of a SHA-256 over the tensors of `sets`, metadata left out."""
     parts = []
     for distilled in sets:
-        for item in fields(distilled):
-            tensor = getattr(distilled, item.name)
-            if isinstance(tensor, Tensor):
-                array = tensor.detach().cpu().contiguous().numpy()
-                parts += [f"{item.name} {array.dtype} {array.shape}".encode(), array.tobytes()]
+        parts += [] if distilled.label_kind is None else [distilled.label_kind.encode()]
+        for name, tensor in distilled.tensors.items():
+            array = tensor.detach().cpu().contiguous()
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raw = array.flatten().view(torch.uint8).numpy().tobytes()
+            parts += [f"{name} {kind} {tuple(array.shape)}".encode(), raw]
     return sha256(b"\n".join(parts))[:16]

@@ -1,5 +1,6 @@
 """The description of a metric: its name, unit and direction, and how tables show it."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,8 @@ class Metric:
         beside: show it beside the metric that ranks, because it must not be given up for that one.
         bounded_by_full_data: networks trained on the full training data bound it, as they do for the accuracy of a
             classifier. Their score is then a companion, and gains and losses to it are reported (DD-Ranking).
+        threshold: the value that its mean must reach, from below where higher is better and from above otherwise; None
+            for any value. A row that misses it is ranked behind all rows that do not.
     """
 
     # Pydantic refuses unknown fields, so that a record of a later version is noticed.
@@ -28,3 +31,17 @@ class Metric:
     higher_is_better: bool = True
     beside: bool = False
     bounded_by_full_data: bool = False
+    threshold: float | None = None
+
+    def reaches_threshold(self, mean: float) -> bool:
+        """Return True if `mean` reaches the threshold, or there is none."""
+        if self.threshold is None:
+            return True
+        return mean >= self.threshold if self.higher_is_better else mean <= self.threshold
+
+
+def missed_thresholds(metrics: Iterable[Metric], means: Mapping[str, float]) -> list[Metric]:
+    """Return the metrics whose threshold the means miss; a metric that was not measured misses it."""
+    return [
+        m for m in metrics if m.threshold is not None and not (m.name in means and m.reaches_threshold(means[m.name]))
+    ]

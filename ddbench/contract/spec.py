@@ -98,7 +98,10 @@ class _Fields(_Frozen):
     objective: Named = Field(Choice(name="classification"), description="objective of the distilled set")
     target: Named | None = Field(None, description="pretrained-adaptation target; it sets network and init")
     epochs: int = Field(3, ge=1, description="times the steps are cycled through")
-    protocol: str = Field("replay/v1", description="protocol that scores the set")
+    protocol: str = Field("replay/v1", description="protocol that scores the set, or `file:` and a path")
+    protocol_content: dict[str, Any] | None = Field(
+        None, description="content of the file that the protocol was read from; none: a protocol of ddbench"
+    )
     eval_networks: int = Field(20, ge=1, le=10_000, description="networks trained to score the result")
     validation: float = Field(0.1, gt=0, lt=1, description="share of the training set that selection happens on")
     seed: int = Field(0, ge=0, description="seed of the distillation; networks that score have their own seeds")
@@ -111,6 +114,9 @@ class _Fields(_Frozen):
     )
     experiment: str = Field("", description="named experiment that the run carries out")
     best_coreset: bool = Field(False, description="compare the score with that of the best coreset too")
+    byte_budget: int | None = Field(
+        None, ge=1, description="bytes of all tensors that the set may store; none: images alone are counted"
+    )
 
 
 @with_fields
@@ -147,7 +153,7 @@ class RunSpec(_Fields):
 class Settings(_Fields):
     """Everything that decides what a run computes, complete: every default is filled in, every option spelt out.
 
-    Only `target`, `sample_shape` and `time_limit` may be None, which then means none.
+    Only `target`, `sample_shape`, `time_limit` and `byte_budget` may be None, which then means none.
     """
 
     network: Named = Field(description="network")
@@ -207,7 +213,7 @@ class SameAs:
     field: str
 
 
-BORN_LATER: dict[str, Any] = {"eval_network": SameAs("network")}
+BORN_LATER: dict[str, Any] = {"eval_network": SameAs("network"), "byte_budget": None, "protocol_content": None}
 """Fields younger than the first record, with the JSON defaults they were born with. Such a default never changes."""
 
 
@@ -225,7 +231,7 @@ def _born_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
 FLAGS = {
     name: "ipc" if name == "images_per_class" else name.replace("_", "-")
     for name in RunSpec.model_fields
-    if name not in (*NOT_COMPUTED, "smoke", "sample_shape", "validation")
+    if name not in (*NOT_COMPUTED, "smoke", "sample_shape", "validation", "protocol_content")
 }
 """Fields of a spec that take a value on the command line, with their flags; `--set` takes the others."""
 

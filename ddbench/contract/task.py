@@ -1,8 +1,8 @@
 """The task of a method: training data, an objective, networks to distil for, and a budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -15,6 +15,7 @@ from ddbench.contract.inits import InitDistribution, InitRequest, Supplier, chec
 from ddbench.contract.inits import Side as Side
 from ddbench.contract.metric import Metric
 from ddbench.contract.state import State
+from ddbench.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Budget:
         images_per_class: images per class (IPC), over all steps together.
         steps: gradient steps with a batch of images each.
         epochs: passes over the steps; an evaluation takes at most `epochs * steps` gradient steps.
+        bytes: bytes of every tensor that the set stores; None for no limit beside the number of images.
     """
 
     images_per_class: int
     steps: int
     epochs: int
+    bytes: int | None = None
 
     @property
     def total_steps(self) -> int:
@@ -129,6 +132,11 @@ class Networks:
         return checked_state(self._init(request), self.module, n)
 
 
+def _no_decoder(name: str, payload: Mapping[str, Tensor], /, **options: Any) -> Tensor:
+    """Stand for `Task.decode` in a task that was built by hand."""
+    raise UsageError(f"this task has no decoder {name!r}.", "Give the task a `decode` of its own.")
+
+
 @dataclass(frozen=True)
 class Task:
     """The input of a method. It holds no test data, and the validation slice is not in `train`.
@@ -143,6 +151,8 @@ class Task:
             `task.experts(count=10, epochs=20).trajectory(0)`.
         teachers: networks trained on the training data, to take labels, features or statistics from:
             `task.teachers(count=1)[0]`.
+        decode: `decode("tiles/v1", payload, **options)`, the inputs `[n, *sample_shape]` that a decoder makes of the
+            tensors in `payload`, differentiable. Raises `MissingPrerequisite` for a decoder that no plugin offers.
     """
 
     train: ExampleSet
@@ -152,6 +162,7 @@ class Task:
     info: DatasetInfo
     experts: Experts = no_experts
     teachers: Teachers = no_teachers
+    decode: Callable[..., Tensor] = _no_decoder
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Find plugins, load each in isolation, and look names up.
 
 May import: contract, machine and errors.
-Imported by: cli, testing, scaffold and pipeline.
+Imported by: cli, render, testing, scaffold and pipeline.
 """

@@ -38,13 +38,8 @@ class Augmentation:
     draws: Float[Tensor, "numbers n"]
 
 
-def draw(strategy: str, generator: torch.Generator, images: int = 1, *, every: bool = False) -> Augmentation:
-    """Draw one operation of `strategy` and its amounts (Zhao and Bilen 2021, arXiv 2102.08259, Section 3).
-
-    `strategy` joins names by underscores, such as `DSA`: color (brightness, saturation and contrast), crop, cutout,
-    flip, scale, rotate. The batch shares one amount; with `images=n` each of n images has its own. With `every=True`
-    all operations run in order. Raises `UsageError` for an unknown name.
-    """
+def check(strategy: str) -> list[str]:
+    """Return the names that a strategy joins. Raises `UsageError` for an unknown one."""
     names = strategy.split("_")
     for name in names:
         if name not in STRATEGIES:
@@ -53,6 +48,17 @@ def draw(strategy: str, generator: torch.Generator, images: int = 1, *, every: b
                 f"{did_you_mean(name, STRATEGIES)}",
                 f"Join any of {', '.join(STRATEGIES)} by underscores.",
             )
+    return names
+
+
+def draw(strategy: str, generator: torch.Generator, images: int = 1, *, every: bool = False) -> Augmentation:
+    """Draw one operation of `strategy` and its amounts (Zhao and Bilen 2021, arXiv 2102.08259, Section 3).
+
+    `strategy` joins names by underscores, such as `DSA`: color (brightness, saturation and contrast), crop, cutout,
+    flip, scale, rotate. The batch shares one amount; with `images=n` each of n images has its own. With `every=True`
+    all operations run in order. Raises `UsageError` for an unknown name.
+    """
+    names = check(strategy)
     if not every:
         names = [names[int(torch.randint(len(names), (), generator=generator))]]
     operations = tuple(operation for name in names for operation in STRATEGIES[name])

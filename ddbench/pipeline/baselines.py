@@ -4,16 +4,20 @@ import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from ddbench.contract.component import Component
 from ddbench.contract.observer import Reporter
 from ddbench.contract.run import Run
 from ddbench.contract.sets import DistilledSet
+from ddbench.contract.spec import HARD, STORED_SOFT
+from ddbench.contract.state import State
 from ddbench.discovery.catalog import Catalog
-from ddbench.engine.networks import measure
+from ddbench.engine.networks import forward, measure
 from ddbench.errors import DdbenchError, Interrupted, Unsupported
 from ddbench.machine.environment import describe
 from ddbench.machine.files import atomic_write, sha256
@@ -21,41 +25,41 @@ from ddbench.machine.folders import cache_dir
 from ddbench.machine.seeds import derive_seed, seed_everything
 from ddbench.pipeline.plan import plan_method, reason_to_skip
 from ddbench.pipeline.prepare import Prepared
-from ddbench.protocols import Setting
-from ddbench.protocols.base import better
-from ddbench.records.result import BEST_CORESET, FULL_DATA
-from ddbench.records.stats import Score, summarise
+from ddbench.protocols import Setting, label_regime
+from ddbench.protocols.base import better, finite
+from ddbench.records.result import BEST_CORESET, FULL_DATA, TEACHER, Companion
+from ddbench.records.stats import summarise
 
 CHOOSING_NETWORKS = 5
+FORM = "companion/2"
+"""Form of the files in the cache; those of an earlier form lack the label regime and are computed again."""
 PATIENCE = 60
 """Seconds that networks are trained on the full data for unasked."""
 
 
-def score_companions(prepared: Prepared, setting: Setting, catalog: Catalog, reporter: Reporter) -> dict[str, Score]:
-    """Return the primary score of every method declared `companion=True` but the run's own, and of `full_data`.
+def score_companions(
+    prepared: Prepared, setting: Setting, catalog: Catalog, reporter: Reporter, regime: str = HARD
+) -> dict[str, Companion]:
+    """Return the score of every method declared `companion=True` but the run's own, and of `full_data`.
 
     A companion makes one set for each network, so its spread covers the choice of images as well as the network.
     It is computed once and kept in the cache folder. One that fails is reported and left out.
+
+    `regime` is the label regime of the set that is scored. Beside stored soft labels, each companion is scored a second
+    time, with the labels that networks trained on the full data give its images; the run's own method is, too.
     """
-    scores = {}
-    for method in catalog.components("method"):
-        if not method.facts.get("companion") or method.name == prepared.settings.method.name:
-            continue
-        path = cache_dir() / "companions" / f"{_key(prepared, method)}.json"
-        with contextlib.suppress(OSError, ValueError):
-            scores[method.name] = Score.model_validate_json(path.read_text())
-            continue
-        reporter.stage(f"Scoring the companion {method.name}")
-        with _reported_failure(prepared, method, "companion", reporter):
-            scores[method.name] = _score(prepared, setting, method, reporter)
-        if method.name not in scores:
-            continue
-        # A cache that cannot be written costs time, not the run.
-        with contextlib.suppress(DdbenchError):
-            atomic_write(path, scores[method.name].model_dump_json())
     # The accuracy of nearest neighbours is no matter of networks.
     trains = bool(prepared.plan.protocol.networks_needed(prepared.eval_networks))
-    if setting.objective.metric.bounded_by_full_data and trains and not prepared.settings.smoke:
+    bounded = setting.objective.metric.bounded_by_full_data and trains and not prepared.settings.smoke
+    scores: dict[str, Companion] = {}
+    for method in catalog.components("method"):
+        if not method.facts.get("companion"):
+            continue
+        if method.name != prepared.settings.method.name:
+            scores |= _score_cached(prepared, setting, method, "", reporter)
+        if regime == STORED_SOFT and bounded:
+            scores |= _score_cached(prepared, setting, method, TEACHER, reporter)
+    if bounded:
         try:
             scores[FULL_DATA] = _score_full_data(setting)
         except Interrupted:
@@ -67,7 +71,29 @@ def score_companions(prepared: Prepared, setting: Setting, catalog: Catalog, rep
     return scores
 
 
-def _score_best_coreset(prepared: Prepared, setting: Setting, catalog: Catalog, reporter: Reporter) -> dict[str, Score]:
+def _score_cached(
+    prepared: Prepared, setting: Setting, method: Component, labels: str, reporter: Reporter
+) -> dict[str, Companion]:
+    """Return the score of a companion by its name, from the cache folder if it is there; nothing where it fails.
+
+    `labels` is `TEACHER` for labels by networks trained on the full data; empty for those of the method.
+    """
+    name = method.name + labels
+    path = cache_dir() / "companions" / f"{_key(prepared, method, labels)}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return {name: Companion.model_validate_json(path.read_text())}
+    scores = {}
+    with _reported_failure(prepared, method, "companion", reporter, labels):
+        scores[name] = _score(prepared, setting, method, labels, reporter)
+        # A cache that cannot be written costs time, not the run.
+        with contextlib.suppress(DdbenchError):
+            atomic_write(path, scores[name].model_dump_json())
+    return scores
+
+
+def _score_best_coreset(
+    prepared: Prepared, setting: Setting, catalog: Catalog, reporter: Reporter
+) -> dict[str, Companion]:
     """Return the score of the method declared `coreset=True` that does best on the validation slice, under its name.
 
     Each makes one set with its default options. A few networks choose; the test split is read for the best alone.
@@ -91,11 +117,14 @@ def _score_best_coreset(prepared: Prepared, setting: Setting, catalog: Catalog, 
         return {}
     reporter.stage(f"Scoring the best coreset, {best[0]}")
     evaluation = protocol.evaluate([best[1]], setting.scoring(f"coreset {best[0]}"), networks, reporter)
-    return {f"{BEST_CORESET} ({best[0]})": summarise(evaluation.scores[objective.primary])}
+    regime = label_regime(protocol, best[1])
+    return {f"{BEST_CORESET} ({best[0]})": _companion(evaluation.scores, objective.primary, regime)}
 
 
 @contextlib.contextmanager
-def _reported_failure(prepared: Prepared, method: Component, role: str, reporter: Reporter) -> Iterator[None]:
+def _reported_failure(
+    prepared: Prepared, method: Component, role: str, reporter: Reporter, labels: str = ""
+) -> Iterator[None]:
     """Report a failure within a `with` block instead of raising it; an interruption passes.
 
     Raises `PluginError` where the method has written into the training data.
@@ -105,13 +134,15 @@ def _reported_failure(prepared: Prepared, method: Component, role: str, reporter
     except Interrupted:
         raise
     except Exception as error:
-        reason = error.message if isinstance(error, DdbenchError) else f"{type(error).__name__}: {error}"
-        reporter.say(f"No {role} {method.name}: {reason}")
+        reason = (
+            f"{error.message} {error.hint}" if isinstance(error, DdbenchError) else f"{type(error).__name__}: {error}"
+        )
+        reporter.say(f"No {role} {method.name}{labels}: {reason}")
     # An interruption is not replaced by this check.
     prepared.check_untouched(method)
 
 
-def _score_full_data(setting: Setting) -> Score:
+def _score_full_data(setting: Setting) -> Companion:
     """Return the test accuracy of networks trained on all that methods are given, by the recipe of pools.
 
     It is the upper bound that a distilled set is compared with. Raises `MissingPrerequisite` where training them would
@@ -119,15 +150,36 @@ def _score_full_data(setting: Setting) -> Score:
     """
     trained = setting.full_data(PATIENCE)
     metrics = [measure(setting.module, state, setting.test, setting.objective) for state in trained]
-    return summarise([values[setting.objective.primary] for values in metrics])
+    scores = {metric.name: [values[metric.name] for values in metrics] for metric in setting.objective.metrics}
+    return _companion(finite(scores, setting), setting.objective.primary, HARD)
 
 
-def _score(prepared: Prepared, setting: Setting, method: Component, reporter: Reporter) -> Score:
-    networks = prepared.eval_networks
+def _score(prepared: Prepared, setting: Setting, method: Component, labels: str, reporter: Reporter) -> Companion:
+    """Return the score of a companion; `labels` as for `_score_cached`."""
+    networks, protocol = prepared.eval_networks, prepared.plan.protocol
+    # Teachers that are trained first have a stage of their own.
+    teachers = setting.full_data(PATIENCE) if labels == TEACHER else []
+    reporter.stage(f"Scoring the companion {method.name}{labels}")
     sets = [_distil(prepared, method, derive_seed("companion", i)) for i in range(networks)]
-    own = setting.scoring(f"companion {method.name}")
-    evaluation = prepared.plan.protocol.evaluate(sets, own, networks, reporter)
-    return summarise(evaluation.scores[setting.objective.primary])
+    if teachers:
+        sets = [_labelled(distilled, setting, teachers) for distilled in sets]
+    own = setting.scoring(f"companion {method.name}{labels}")
+    evaluation = protocol.evaluate(sets, own, networks, reporter)
+    return _companion(evaluation.scores, setting.objective.primary, label_regime(protocol, sets[0]))
+
+
+def _labelled(distilled: DistilledSet, setting: Setting, teachers: Sequence[State]) -> DistilledSet:
+    """Return the set with the mean softmax of the teachers on its images as stored labels."""
+    inputs, _ = distilled.flat()
+    answers = [forward(setting.module, teacher, inputs).softmax(-1) for teacher in teachers]
+    labels = torch.stack(answers).mean(0)
+    return replace(distilled, labels=labels.view(*distilled.labels.shape[:2], -1), label_kind="distribution")
+
+
+def _companion(values: Mapping[str, Sequence[float]], primary: str, regime: str) -> Companion:
+    """Return the score in the metric that ranks, and the means of the others."""
+    others = {name: summarise(each).mean for name, each in values.items() if name != primary}
+    return Companion(**summarise(values[primary]).model_dump(), label_regime=regime, metrics=others)
 
 
 def _distil(prepared: Prepared, method: Component, seed: int) -> DistilledSet:
@@ -145,11 +197,14 @@ def _distil(prepared: Prepared, method: Component, seed: int) -> DistilledSet:
         task = prepared.task(run.generator)
         distilled: DistilledSet = method.call(plan.settings.method.options, task, run)
         distilled.validate(task)
-    return distilled.to(prepared.device)
+    return prepared.decoded(distilled)
 
 
-def _key(prepared: Prepared, method: Component) -> str:
-    """Return a hash of all that a companion's score depends on: the spec but for the method, the data, the machine."""
+def _key(prepared: Prepared, method: Component, labels: str) -> str:
+    """Return a hash of all that a companion's score depends on: the spec but for the method, the data, the machine.
+
+    Fields that the protocol ignores count: a companion that is made for other steps is another set.
+    """
     plan, networks = prepared.plan, prepared.eval_networks
     changes = {"seed": 0, "time_limit": None, "eval_networks": networks}
     settings = plan_method(plan, method, {}).settings.model_copy(update=changes)
@@ -157,5 +212,5 @@ def _key(prepared: Prepared, method: Component) -> str:
     sources = [method.distribution, *(f"{part.kind} {part.name} {part.distribution}" for part in parts)]
     origin = json.dumps(prepared.provenance(), sort_keys=True)
     machine = json.dumps(describe(prepared.device))
-    key = [settings.canonical(), prepared.record.content_hash, *sources, origin, machine]
+    key = [FORM + labels, settings.canonical(), prepared.record.content_hash, *sources, origin, machine]
     return sha256("\n".join(key).encode())

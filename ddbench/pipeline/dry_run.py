@@ -59,7 +59,7 @@ def dry_run(
     Raises `DdbenchError` if the run could not begin for another reason than missing data or networks.
     """
     catalog = catalog or Catalog()
-    plan = plan_run(spec if isinstance(spec, Settings) else as_spec(spec), catalog)
+    plan = plan_run(spec if isinstance(spec, Settings) else as_spec(spec, catalog), catalog)
     settings = plan.settings
     # A device that does not exist is no data to fetch.
     resolve_device(settings.device)

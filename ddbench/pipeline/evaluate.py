@@ -3,7 +3,7 @@
 import datetime
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ddbench.pipeline.plan import plan_evaluation
 from ddbench.pipeline.prepare import Prepared, made_with, prepare
 from ddbench.protocols import Setting, label_regime, protocol_hash
 from ddbench.records import store
-from ddbench.records.result import NO_ADAPTATION, ProtocolRecord, RunFolder
+from ddbench.records.result import NO_ADAPTATION, Companion, ProtocolRecord, RunFolder
 from ddbench.records.stats import Score, summarise
 
 
@@ -33,14 +33,15 @@ class Scores:
     Attributes:
         after: the score in each metric, after training on the set.
         before: the score in each metric, without any step on the set.
-        companions: the score of each baseline in the primary metric, at the same budget under the same protocol.
+        companions: the score of each baseline in the primary metric, at the same budget under the same protocol, with
+            its label regime and its other metrics.
         selected: the choice that the protocol made, and on which data.
         label_regime: the kind of labels that networks were trained on.
     """
 
     after: dict[str, Score]
     before: dict[str, Score]
-    companions: dict[str, Score]
+    companions: dict[str, Companion]
     selected: str
     label_regime: str
 
@@ -68,7 +69,6 @@ def evaluate(
         distilled.validate(prepared.task(torch.Generator()), "the set has")
     except PluginError as error:
         raise UsageError(f"this set does not fit {prepared.record.name}: {error.message}", error.hint) from error
-    distilled = distilled.to(prepared.device)
     return prepared, score(prepared, prepared.setting, distilled, catalog, reporter, companions=companions)
 
 
@@ -135,11 +135,7 @@ def _add_row(
             "fingerprint": settings.fingerprint,
             "dataset": prepared.record,
             "metrics": prepared.setting.objective.metrics,
-            "protocol": ProtocolRecord(
-                name=prepared.plan.protocol.name,
-                hash=protocol_hash(prepared.plan.protocol),
-                selected=scores.selected,
-            ),
+            "protocol": protocol_record(prepared, scores),
             "scores": scores.after,
             "before": scores.before,
             "companions": scores.companions,
@@ -164,15 +160,35 @@ def score(
     """Score a set in `setting`, which is that of `prepared` with the journal to keep scores in."""
     protocol = prepared.plan.protocol
     reporter.stage(f"Scoring under {protocol.name}")
-    evaluation = protocol.evaluate([distilled], setting.scoring("the set"), prepared.eval_networks, reporter)
+    evaluation = protocol.evaluate(
+        [prepared.decoded(distilled)], setting.scoring("the set"), prepared.eval_networks, reporter
+    )
     before = {name: summarise(values) for name, values in evaluation.before.items()}
-    baselines = score_companions(prepared, setting, catalog, reporter) if companions else {}
+    regime = label_regime(protocol, distilled)
+    baselines = score_companions(prepared, setting, catalog, reporter, regime) if companions else {}
     if prepared.plan.adaptation is not None:
-        baselines = {NO_ADAPTATION: before[setting.objective.primary], **baselines}
+        baselines = {NO_ADAPTATION: _unadapted(before, setting.objective.primary), **baselines}
     return Scores(
         after={name: summarise(values) for name, values in evaluation.scores.items()},
         before=before,
         companions=baselines,
         selected=evaluation.selected,
-        label_regime=label_regime(protocol, distilled),
+        label_regime=regime,
+    )
+
+
+def _unadapted(before: Mapping[str, Score], primary: str) -> Companion:
+    """Return the companion that networks are before any step."""
+    others = {name: score.mean for name, score in before.items() if name != primary}
+    return Companion(**before[primary].model_dump(), metrics=others)
+
+
+def protocol_record(prepared: Prepared, scores: Scores) -> ProtocolRecord:
+    """Return the record of the protocol that scored a set."""
+    protocol = prepared.plan.protocol
+    return ProtocolRecord(
+        name=protocol.name,
+        hash=protocol_hash(protocol),
+        selected=scores.selected,
+        ignores=tuple(sorted(protocol.ignores)),
     )

@@ -11,7 +11,7 @@ from ddbench.contract.task import AdaptationTarget, Budget
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import PluginError, UsageError, blamed_on
 from ddbench.pipeline.data import info_from_facts
-from ddbench.protocols import get_protocol
+from ddbench.protocols import content_in_settings, protocol_of
 
 USUAL_IMAGES_PER_CLASS = 10
 """Images per class if neither the spec nor the dataset sets the number."""
@@ -27,7 +27,7 @@ def plan_run(spec: RunSpec | Settings, catalog: Catalog) -> Plan:
     Options of the method are those that are asked for, then those of its recipe, then its defaults. Complete settings
     leave nothing to a recipe.
     """
-    asked = spec.asked() if isinstance(spec, Settings) else spec
+    asked = spec_of(spec, catalog) if isinstance(spec, Settings) else spec
     method, choice = catalog.resolve("method", asked.method)
     decided = _decide(asked.model_copy(update={"method": choice}), catalog)
     if isinstance(spec, RunSpec):
@@ -109,13 +109,21 @@ def plan_evaluation(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
     return _decide(spec, catalog)
 
 
+def spec_of(settings: Settings, catalog: Catalog) -> RunSpec:
+    """Return the spec that asks for exactly this; options that the method got since then have their older values."""
+    method = next((c for c in catalog.components("method") if c.name == settings.method.name), None)
+    options = settings.method.options if method is None else method.recorded(settings.method.options)
+    choice = Choice(name=settings.method.name, options=options)
+    return settings.model_copy(update={"method": choice}).asked()
+
+
 def usual_network(dataset: Component) -> Choice:
     """Return the network for a dataset where none is named."""
     return Choice.from_name(dataset.facts.get("network", "mlp"))
 
 
 def _decide(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
-    protocol = get_protocol(spec.protocol)
+    protocol = protocol_of(spec)
     init, init_choice, adaptation = _resolve_init(spec, catalog)
     eval_init, eval_choice = init, init_choice
     if spec.eval_init is not None and spec.eval_init != init_choice:
@@ -144,6 +152,8 @@ def _decide(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
             "init": init_choice,
             "eval_init": eval_choice,
             "objective": objective_choice,
+            "protocol": protocol.name,
+            "protocol_content": content_in_settings(protocol),
             "target": None if spec.target is None else init_choice,
             "images_per_class": images_per_class,
             "steps": spec.steps or default_steps(images_per_class),

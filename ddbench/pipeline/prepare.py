@@ -22,6 +22,7 @@ from ddbench.contract.spec import Choice, Settings
 from ddbench.contract.state import State
 from ddbench.contract.task import AdaptationTarget, Budget, Networks, Objective, Task
 from ddbench.discovery.catalog import Catalog
+from ddbench.discovery.decoders import Decoders
 from ddbench.engine.fit import Recipe
 from ddbench.engine.networks import unstack
 from ddbench.errors import PluginError, UsageError, blamed_on
@@ -58,6 +59,7 @@ class Prepared:
         weights: files of pretrained weights that were read, `{name: {"sha256": ...}}`.
         record: the facts about the data that the record holds.
         device: the device that data and networks are on.
+        decode: the decoders of parametrised sets.
     """
 
     plan: EvaluationPlan
@@ -72,6 +74,7 @@ class Prepared:
     weights: Mapping[str, dict[str, Any]]
     record: DatasetRecord
     device: torch.device
+    decode: Decoders
 
     @property
     def settings(self) -> Settings:
@@ -124,6 +127,7 @@ class Prepared:
             info,
             self.experts.within(time_left),
             self.teachers.within(time_left),
+            self.decode,
         )
 
     def train_needs(self, method: Component, options: Mapping[str, Any]) -> None:
@@ -132,6 +136,11 @@ class Prepared:
         if needs is not None:
             with blamed_on(method.who):
                 needs(self.task(torch.Generator()), **options)
+
+    def decoded(self, distilled: DistilledSet) -> DistilledSet:
+        """Return a set as protocols take it: on the device, with the inputs of a payload in place of it."""
+        with torch.no_grad():
+            return distilled.to(self.device).decoded(self.decode)
 
     def check_untouched(self, method: Component) -> None:
         """Raise `PluginError` where `method` has written into the training data it was given."""
@@ -223,7 +232,7 @@ def prepare(
             validation=data.validation,
             test=data.test,
             objective=objective,
-            budget=Budget(settings.images_per_class, settings.steps, settings.epochs),
+            budget=Budget(settings.images_per_class, settings.steps, settings.epochs, settings.byte_budget),
             networks=networks,
             full_data=full_data,
         ),
@@ -235,6 +244,7 @@ def prepare(
         weights=_weights_read(plan.adaptation),
         record=_record(data),
         device=device,
+        decode=Decoders(catalog, info),
     )
 
 

@@ -22,16 +22,15 @@ from ddbench.machine.environment import describe, free_memory, peak_memory_mb
 from ddbench.machine.files import explained_os_errors, in_use
 from ddbench.machine.seeds import derive_seed, seed_everything
 from ddbench.modalities.image import conversion
-from ddbench.pipeline.evaluate import Scores, score
-from ddbench.pipeline.plan import plan_run, reason_to_skip
+from ddbench.pipeline.evaluate import Scores, protocol_record, score
+from ddbench.pipeline.plan import plan_run, reason_to_skip, spec_of
 from ddbench.pipeline.prepare import Prepared, made_with, prepare
-from ddbench.protocols import label_regime, protocol_hash
+from ddbench.protocols import label_regime
 from ddbench.records import store
 from ddbench.records.result import (
     Artifact,
     LoopRecord,
     Origin,
-    ProtocolRecord,
     RunFolder,
     RunResult,
     Seconds,
@@ -89,11 +88,11 @@ def start(
 ) -> "StartedRun":
     """Plan and prepare a run and make its folder. Raises `DdbenchError`; then there is no folder."""
     catalog, reporter = catalog or Catalog(), reporter or Silent()
-    plan = plan_run(spec if isinstance(spec, Settings) else as_spec(spec), catalog)
+    plan = plan_run(spec if isinstance(spec, Settings) else as_spec(spec, catalog), catalog)
     store.check(store.path_for(leaderboards, plan.settings))
     prepared = prepare_supported(plan, catalog, reporter)
     folder = _new_folder(runs, plan.settings, reporter)
-    asked = None if isinstance(spec, Settings) else as_spec(spec)
+    asked = None if isinstance(spec, Settings) else as_spec(spec, catalog)
     plugins = [str(path) for path in catalog.named]
     folder.write_origin(Origin(plugins=plugins, sources=plan.distributions, asked=asked))
     return StartedRun(plan, prepared, folder, catalog, leaderboards, reporter)
@@ -121,10 +120,10 @@ def prepare_supported(plan: Plan, catalog: Catalog, reporter: Reporter) -> Prepa
     return reason_to_skip(plan) or prepare(plan, catalog, reporter=reporter)
 
 
-def as_spec(spec: RunSpec | Settings | Mapping[str, Any]) -> RunSpec:
+def as_spec(spec: RunSpec | Settings | Mapping[str, Any], catalog: Catalog) -> RunSpec:
     """Return the spec that is asked for. Raises `UsageError` for fields that make none."""
     if isinstance(spec, Settings):
-        return spec.asked()
+        return spec_of(spec, catalog)
     return spec if isinstance(spec, RunSpec) else RunSpec.parse(dict(spec))
 
 
@@ -216,7 +215,7 @@ class StartedRun:
         distill_seconds = method_run.seconds
         journal = Journal(self.folder.journal, identity)
         setting = replace(prepared.setting, journal=journal)
-        scores = score(prepared, setting, distilled.to(prepared.device), self.catalog, self.reporter)
+        scores = score(prepared, setting, distilled, self.catalog, self.reporter)
         saved = round(method_run.seconds_saved, 3)
         seconds = Seconds(distill=round(distill_seconds, 3), evaluate=round(journal.seconds, 3), saved=saved)
         return self._result(method_run, prepared, distilled, scores, seconds)
@@ -248,9 +247,7 @@ class StartedRun:
             scores=scores.after,
             before=scores.before,
             companions=scores.companions,
-            protocol=ProtocolRecord(
-                name=self.plan.protocol.name, hash=protocol_hash(self.plan.protocol), selected=scores.selected
-            ),
+            protocol=protocol_record(prepared, scores),
             pretrained={**prepared.provenance(), **made_with(distilled)},
             loop=LoopRecord(
                 steps=method_run.steps_done,
@@ -262,8 +259,10 @@ class StartedRun:
                 path=str(self.folder.artifact),
                 sha256=method_run.artifact,
                 bytes=distilled.nbytes,
-                images=distilled.count,
+                images=distilled.stored,
                 label_regime=scores.label_regime,
+                decoder=distilled.decoder,
+                decoded_images=distilled.count if distilled.decoder else None,
             ),
             seconds=seconds,
             peak_memory_mb=round(peak_memory_mb(), 1),
@@ -298,6 +297,9 @@ def _described(distilled: DistilledSet, plan: Plan, prepared: Prepared) -> Disti
     asked = prepared.asked_by_method()
     if asked:
         distilled = distilled.described(made_with=asked)
+    if distilled.decoder:
+        # Inputs show their shape; a payload does not.
+        distilled = distilled.described(sample_shape=list(info.sample_shape))
     return distilled.described(
         format="ddbench/1",
         classes=list(info.classes),
@@ -339,6 +341,7 @@ def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Repor
     reporter.say(f"Network  {settings.network.name}, {parameters:,} weights from {origin}, on {prepared.device}")
     reporter.say(
         f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
+        + ("" if budget.bytes is None else f", {budget.bytes} bytes")
     )
     if plan.recipe:
         reporter.say(f"Recipe   {plan.recipe_text}")

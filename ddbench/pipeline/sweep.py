@@ -90,8 +90,8 @@ def sweep(
     [1, 2, 5]}` for fields that take the same values together. Raises `UsageError` for keys that do not exist.
     """
     catalog = catalog or Catalog()
-    fields = as_spec(spec).model_dump(exclude_unset=True)
-    options = set(catalog.get("method", as_spec(spec).method.name).options.model_fields)
+    fields = as_spec(spec, catalog).model_dump(exclude_unset=True)
+    options = set(catalog.get("method", as_spec(spec, catalog).method.name).options.model_fields)
 
     def spec_at(assignments: dict[str, Any]) -> RunSpec:
         return RunSpec.parse(place_assignments(fields, assignments, options))

@@ -7,14 +7,15 @@ from typing import Any
 from typing import Protocol as Structural
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddbench.contract.examples import ExampleSet
 from ddbench.contract.journal import Journal, digest
 from ddbench.contract.observer import Pace, Reporter
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.state import State
-from ddbench.contract.task import Budget, Networks, Objective, Side
+from ddbench.contract.task import Budget, Loss, Networks, Objective, Side
+from ddbench.engine.example_weights import weigh, weighted_loss
 from ddbench.engine.networks import measure, unstack
 from ddbench.engine.workers import for_each_network
 from ddbench.errors import DdbenchError
@@ -79,6 +80,11 @@ class Protocol(Structural):
         """True where labels come from networks trained on the full data, not from the set."""
         ...
 
+    @property
+    def ignores(self) -> frozenset[str]:
+        """Fields of the settings that the score of a set does not depend on, so that rankings leave them out."""
+        ...
+
     def networks_needed(self, networks: int) -> dict[Side, int]:
         """Return how many networks of each side `evaluate` may draw to score on `networks`."""
         ...
@@ -118,6 +124,17 @@ def draw(protocol: str, setting: Setting, side: Side, count: int) -> list[State]
     """Return initial networks that depend on the protocol, the side and the init distribution alone."""
     generator = torch.Generator().manual_seed(derive_seed(protocol, side))
     return list(unstack(setting.module, setting.networks(side, generator).sample(count)))
+
+
+def training_targets(distilled: DistilledSet, setting: Setting) -> tuple[Tensor, Loss]:
+    """Return what networks train on, `[steps, n]` or `[steps, n, ...]`, and the loss that takes it.
+
+    They are the set's `targets` and the objective's inner loss; weights of examples are folded into them.
+    """
+    loss, targets, weights = setting.objective.inner_loss, distilled.targets(), distilled.relative_weights()
+    if weights is None:
+        return targets, loss
+    return weigh(loss, targets, weights, len(setting.test.info.classes)), weighted_loss(loss)
 
 
 def journal_of(protocol: str, sets: Sequence[DistilledSet], setting: Setting, selected: str) -> Journal:

@@ -27,12 +27,14 @@ class Knn:
 
     Pixels are normalised. The metric (l1, l2) and k (1, 3) are those with the best mean over the sets on the validation
     slice. Of classes with equal votes the one with the nearer example wins. A soft label votes for its largest entry.
+    An example has as many votes as its weight, of mean 1.
     No network takes part, so one set has one value; "before" is a classifier that always answers the first class.
     """
 
     name: str = "knn/v1"
     summary: str = "nearest neighbours in pixels, {l1, l2} x {1, 3} chosen on the validation slice; no network"
     teacher: bool = False
+    ignores: frozenset[str] = frozenset({"steps", "epochs", "eval_network", "eval_init"})
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -54,7 +56,10 @@ class Knn:
         ) -> list[dict[str, float]]:
             nonlocal count
             nearest = neighbours(distilled, examples.inputs, norm, max(ks))
-            values = [objective.measure(votes(nearest[:, :k], classes), examples.labels) for k in ks]
+            labels = classes_of(distilled)
+            shares = distilled.relative_weights()
+            weights = None if shares is None else shares.flatten()
+            values = [objective.measure(votes(labels, nearest[:, :k], classes, weights), examples.labels) for k in ks]
             count += 1
             pace.tick()
             reporter.progress(count, total, {primary: values[0][primary]}, pace.left(total - count))
@@ -78,30 +83,41 @@ class Knn:
         return Evaluation(finite(scores, setting), finite(before, setting), selected)
 
 
+def classes_of(distilled: DistilledSet) -> Int[Tensor, " total"]:
+    """Return the class that each distilled example votes for."""
+    labels = distilled.flat()[1]
+    return labels.argmax(-1) if distilled.soft else labels
+
+
 def neighbours(
     distilled: DistilledSet, inputs: Float[Tensor, " n *sample"], norm: int, k: int
 ) -> Int[Tensor, "n neighbours"]:
-    """Return the labels of the k nearest distilled examples (or all of them, if fewer), nearest first."""
-    images, labels = distilled.flat()
-    if distilled.soft:
-        labels = labels.argmax(-1)
+    """Return the indices of the k nearest distilled examples (or all of them, if fewer), nearest first."""
+    images, _ = distilled.flat()
     k = min(k, len(images))
     parts = [
         torch.cdist(part, images.flatten(1), p=float(norm)).topk(k, largest=False).indices
         for part in torch.split(inputs.flatten(1), CHUNK)
     ]
-    return labels[torch.cat(parts)]
+    return torch.cat(parts)
 
 
-def votes(nearest: Int[Tensor, "n neighbours"], classes: int) -> Float[Tensor, "n classes"]:
+def votes(
+    labels: Int[Tensor, " total"],
+    nearest: Int[Tensor, "n neighbours"],
+    classes: int,
+    weights: Float[Tensor, " total"] | None = None,
+) -> Float[Tensor, "n classes"]:
     """Return the logarithm of the smoothed shares of votes: log (votes + 1) / (k + classes).
 
-    The nearest example's vote counts a little more, which decides ties and nothing else.
+    `nearest` are indices of examples, `weights` their votes (one each by default). The nearest example's vote counts a
+    little more, which decides ties and nothing else.
     """
     n, k = nearest.shape
-    weights = torch.ones(k, device=nearest.device)
-    weights[0] += 1e-3
-    counts = torch.zeros(n, classes, device=nearest.device).scatter_add_(1, nearest, weights.expand(n, k))
+    ballots = torch.ones(n, k, device=nearest.device) if weights is None else weights[nearest]
+    extra = torch.zeros(k, device=nearest.device)
+    extra[0] = 1e-3
+    counts = torch.zeros(n, classes, device=nearest.device).scatter_add_(1, labels[nearest], ballots + extra)
     return ((counts + 1) / (k + classes)).log()
 
 

@@ -17,7 +17,7 @@ from ddbench.engine.inner_optimisers import SGD
 from ddbench.engine.meta_gradient import train
 from ddbench.engine.networks import measure
 from ddbench.engine.workers import for_each_network
-from ddbench.protocols.base import Evaluation, Setting, better, draw, journal_of, score_networks
+from ddbench.protocols.base import Evaluation, Setting, better, draw, journal_of, score_networks, training_targets
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 SELECTION_NETWORKS = 5
@@ -28,13 +28,15 @@ class Replay:
     """Plain gradient descent on the set's own batches, in order, at its own rates.
 
     A set without rates takes all steps of the budget (epochs * steps) and cycles through its batches. The rate is the
-    one of `RATES` with the best mean over 5 networks of the training side on the validation slice.
+    one of `RATES` with the best mean over 5 networks of the training side on the validation slice. A set with a single
+    rate takes as many steps at that rate.
     Networks are drawn from the evaluation side with seeds that belong to the protocol: all methods get the same ones.
     """
 
     name: str = "replay/v1"
     summary: str = "the set's own gradient steps at its own rates (without rates: the best fixed rate), fresh networks"
     teacher: bool = False
+    ignores: frozenset[str] = frozenset()
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -53,6 +55,10 @@ class Replay:
             rate = self._best_rate(sets, setting, reporter)
             rates = [_constant(d, setting.budget.total_steps, rate) if d.lrs is None else d.lrs for d in sets]
             selected = f"rate {rate:g} on {len(setting.validation)} validation images"
+        rates = [
+            _constant(d, setting.budget.total_steps, float(lrs)) if lrs is not None and not lrs.dim() else lrs
+            for d, lrs in zip(sets, rates, strict=True)
+        ]
 
         drawn = draw(self.name, setting, "evaluation", networks)
 
@@ -106,7 +112,8 @@ def _train(
     start: State,
     setting: Setting,
 ) -> State:
-    return train(network, start, distilled.inputs, distilled.labels, SGD(lrs), inner_loss=setting.objective.inner_loss)
+    targets, loss = training_targets(distilled, setting)
+    return train(network, start, distilled.inputs, targets, SGD(lrs), inner_loss=loss)
 
 
 def _constant(distilled: DistilledSet, total_steps: int, rate: float) -> Float[Tensor, "epochs steps"]:

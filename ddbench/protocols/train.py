@@ -1,64 +1,136 @@
-"""train/v1, train-dsa/v1, train-teacher/v1: fresh networks trained from scratch on the flat set (as for DC and DM)."""
+"""train/v1 and its relatives: fresh networks trained from scratch on the flat set (as for DC, DM, MTT, SRe2L)."""
 
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from ddbench.contract.observer import Reporter
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.state import State
-from ddbench.contract.task import Side
+from ddbench.contract.task import Loss, Side
 from ddbench.engine import augment
+from ddbench.engine.example_weights import one_hot, weigh
 from ddbench.engine.fit import Recipe, fit
 from ddbench.engine.networks import forward
 from ddbench.engine.workers import for_each_network
+from ddbench.errors import UsageError
 from ddbench.machine.seeds import derive_seed
-from ddbench.protocols.base import FULL_NETWORKS, Evaluation, Setting, draw, journal_of, score_networks
+from ddbench.protocols.base import (
+    FULL_NETWORKS,
+    Evaluation,
+    Setting,
+    draw,
+    journal_of,
+    score_networks,
+    training_targets,
+)
+from ddbench.protocols.views import RATIO, augmented, cut_mixed, resized_crops
 
-RATE, MOMENTUM, DECAY, BATCH = 0.01, 0.9, 5e-4, 256
 ANNOUNCE_SECONDS = 60
 """Announce the estimated scoring time if it exceeds this many seconds."""
 
-_AUGMENTATION = {"colour": augment.DSA, "grey": augment.DSA_DIGITS, **augment.definition()}
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
 class Train:
-    """SGD at rate .01, momentum .9, weight decay 5e-4, batches of 256; from half of the epochs on the rate is a tenth.
+    """Training from scratch on shuffled batches of the flat set, whose steps are ignored.
 
-    The set is flat: its steps and rates are ignored. Networks are drawn from the evaluation side.
-    The seeds of networks, order of examples and augmentation belong to the protocol.
-    Each network is scored after the last epoch. Batch normalisation keeps running statistics.
-    Dropout is off: workers would share its random numbers.
+    Networks are drawn from the evaluation side. The seeds of networks, order of examples and augmentation belong to the
+    protocol. Each network is scored after the last epoch. Batch normalisation keeps running statistics.
+    Dropout is off: workers would share its random numbers. Weights of examples hold.
 
-    With a `teacher` the set's labels are ignored as well. A batch is labelled, after augmentation, by the softmax of a
-    network trained on the full data; student i learns from teacher i modulo their number.
+    Attributes:
+        name: name and version.
+        summary: one line.
+        epochs: passes through the set.
+        optimiser: `sgd`, or `adamw` with the usual betas .9 and .999.
+        rate: the learning rate, or `set`: the rate that the set brings, the mean of several.
+        momentum: momentum of `sgd`.
+        decay: weight decay, decoupled from the gradient in `adamw`.
+        batch: images in a batch.
+        schedule: `step`: from half of the epochs on the rate is a tenth; `cosine`: it falls to 0 along a half-wave,
+            epoch by epoch; `constant`.
+        augment: operations joined by underscores, one of which is drawn for each batch (see `ddbench.augment`); empty
+            for none. Grey images are not flipped.
+        resized_crop: smallest share of the area that random windows have, resized to the image; None for whole images.
+        cutmix: give each batch a window of other images of the batch.
+        labels: `own`, or `teacher`: the labels of the set are ignored. A batch is labelled, as it is after all of the
+            above, by the softmax of a network trained on the full data; student i learns from teacher i modulo their
+            number.
+        temperature: number that the logits of teacher and student are divided by.
     """
+
+    # Pydantic refuses unknown fields of a file.
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str
     summary: str
-    epochs: int
-    augmented: bool = False
-    teacher: bool = False
+    epochs: Count = 300
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    rate: Positive | Literal["set"] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    decay: Annotated[float, Field(ge=0)] = 5e-4
+    batch: Count = 256
+    schedule: Literal["constant", "step", "cosine"] = "step"
+    augment: str = ""
+    resized_crop: Annotated[float, Field(gt=0, lt=1)] | None = None
+    cutmix: bool = False
+    labels: Literal["own", "teacher"] = "own"
+    temperature: Positive = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature != 1 and self.labels == "own":
+            raise ValueError('temperature is for labels = "teacher"')
+        if self.augment:
+            augment.check(self.augment)
+
+    @property
+    def teacher(self) -> bool:
+        """See `Protocol.teacher`."""
+        return self.labels == "teacher"
+
+    @property
+    def ignores(self) -> frozenset[str]:
+        """See `Protocol.ignores`."""
+        return frozenset({"steps", "epochs"})
 
     @property
     def definition(self) -> dict[str, Any]:
-        """See `Protocol.definition`."""
-        sgd = {"rate": RATE, "momentum": MOMENTUM, "decay": DECAY, "batch": BATCH, "epochs": self.epochs}
+        """See `Protocol.definition`. Fields younger than train/v1 are left out where they have their default."""
+        sgd = {name: getattr(self, name) for name in ("rate", "momentum", "decay", "batch", "epochs")}
         teacher = {"networks": FULL_NETWORKS, **asdict(Recipe())} if self.teacher else None
-        return {**sgd, "augment": _AUGMENTATION if self.augmented else None, "teacher": teacher}
+        operations = {"strategy": self.augment, "grey": "not flipped", **augment.definition()} if self.augment else None
+        others = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name in ("optimiser", "schedule", "resized_crop", "cutmix", "temperature")
+            and getattr(self, field.name) != field.default
+        }
+        if self.resized_crop is not None:
+            others["ratio"] = RATIO
+        if self.optimiser == "adamw":
+            del sgd["momentum"]
+        return {**sgd, "augment": operations, "teacher": teacher, **others}
 
     def networks_needed(self, networks: int) -> dict[Side, int]:
         """See `Protocol.networks_needed`."""
         return {"evaluation": networks}
 
     def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter) -> Evaluation:
-        """See `Protocol.evaluate`. Raises `DdbenchError` when the primary metric is not finite."""
+        """See `Protocol.evaluate`. Raises `DdbenchError` when the primary metric is not finite.
+
+        Raises `UsageError` for a set without rates where the rate is the set's.
+        """
+        for distilled in sets:
+            self._check(distilled, setting)
         drawn = draw(self.name, setting, "evaluation", networks)
         teachers = setting.full_data(math.inf) if self.teacher else [None]
 
@@ -77,6 +149,19 @@ class Train:
                 "minutes; --eval-networks takes fewer."
             )
         return score_networks(self.name, sets, drawn, train, setting, "nothing", reporter)
+
+    def _check(self, distilled: DistilledSet, setting: Setting) -> None:
+        """Raise `UsageError` where a set or the objective does not go with this training."""
+        if self.rate == "set" and distilled.lrs is None:
+            raise UsageError(
+                f"{self.name} needs the rate of the set, and this set has none.",
+                "Score it under a protocol with a rate of its own, such as train-dsa/v1.",
+            )
+        if setting.objective.kind == "regression" and (self.cutmix or self.teacher):
+            raise UsageError(
+                f"{self.name} is for classification: it mixes labels, or takes the softmax of a teacher.",
+                "Score a regression under train/v1.",
+            )
 
     def forecast(
         self,
@@ -108,42 +193,86 @@ class Train:
         teacher: State | None = None,
     ) -> State:
         """Return the state of one network after the last epoch; `teacher` is the state of another."""
-        inputs, labels = distilled.flat()
-        per_epoch = math.ceil(len(labels) / BATCH)
+        inputs, (labels, loss) = distilled.inputs.flatten(0, 1), training_targets(distilled, setting)
+        labels, weights = labels.flatten(0, 1), distilled.relative_weights()
+        per_epoch, classes = math.ceil(len(labels) / self.batch), len(setting.test.info.classes)
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for _ in range(self.epochs):
                 order = torch.randperm(len(labels), generator=generator).to(labels.device)
-                for batch in torch.split(order, BATCH):
-                    images = _augment(inputs[batch], generator) if self.augmented else inputs[batch]
-                    if teacher is None:
-                        yield images, labels[batch]
-                        continue
-                    yield images, forward(network, teacher, images).softmax(-1)
+                for batch in torch.split(order, self.batch):
+                    images, targets = self._view(inputs[batch], labels[batch], classes, generator)
+                    if teacher is not None:
+                        targets = (forward(network, teacher, images) / self.temperature).softmax(-1)
+                        if weights is not None:
+                            targets = weigh(setting.objective.inner_loss, targets, weights.flatten()[batch], classes)
+                    yield images, targets
+
+        base = float(distilled.lrs.mean()) if distilled.lrs is not None and self.rate == "set" else float(self.rate)
 
         def optimiser(parameters: list[Tensor]) -> torch.optim.Optimizer:
-            return torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=DECAY, fused=True)
+            if self.optimiser == "adamw":
+                return torch.optim.AdamW(parameters, base, weight_decay=self.decay, fused=True)
+            return torch.optim.SGD(parameters, base, self.momentum, weight_decay=self.decay, fused=True)
 
         def rate(step: int) -> float:
-            return RATE if step // per_epoch < self.epochs // 2 else RATE / 10
+            return base * self._factor(step // per_epoch)
 
-        return fit(network, state, batches(), optimiser, loss=setting.objective.inner_loss, rate=rate)
+        return fit(network, state, batches(), optimiser, loss=_heated(loss, self.temperature), rate=rate)
+
+    def _view(self, images: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the images of a batch as networks see them, and the labels of the set that belong to them."""
+        if self.augment:
+            images = augmented(images, self.augment, generator)
+        if self.resized_crop is not None:
+            images = resized_crops(images, self.resized_crop, generator)
+        if self.cutmix:
+            return cut_mixed(images, one_hot(labels, classes), generator)
+        return images, labels
+
+    def _factor(self, epoch: int) -> float:
+        """Return what the rate is multiplied by in an epoch."""
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        return 0.1 if self.schedule == "step" and epoch >= self.epochs // 2 else 1.0
 
 
-def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the images under one operation, each with an amount of its own; grey images are not flipped."""
-    strategy = augment.DSA if images.shape[1] == 3 else augment.DSA_DIGITS
-    return augment.apply(images, augment.draw(strategy, generator, images=len(images)))
+def _heated(loss: Loss, temperature: float) -> Loss:
+    """Return the loss of logits divided by the temperature."""
+
+    def heated(logits: Tensor, labels: Tensor) -> Tensor:
+        return loss(logits / temperature, labels)
+
+    return loss if temperature == 1 else heated
 
 
-TRAIN_V1 = Train("train/v1", "fresh networks from scratch on the flat set: SGD, 300 epochs", 300)
+TRAIN_V1 = Train("train/v1", "fresh networks from scratch on the flat set: SGD, 300 epochs")
 TRAIN_DSA_V1 = Train(
-    "train-dsa/v1", "as train/v1, 1000 epochs with differentiable siamese augmentation", 1000, augmented=True
+    "train-dsa/v1",
+    "as train/v1, 1000 epochs with differentiable siamese augmentation",
+    epochs=1000,
+    augment=augment.DSA,
 )
-TRAIN_TEACHER_V1 = Train(
-    "train-teacher/v1",
-    "as train-dsa/v1, with labels by networks trained on the full data",
-    1000,
-    augmented=True,
-    teacher=True,
+TRAIN_DSA_RATE_V1 = replace(
+    TRAIN_DSA_V1, name="train-dsa-rate/v1", summary="as train-dsa/v1, at the rate that the set brings", rate="set"
+)
+TRAIN_TEACHER_V1 = replace(
+    TRAIN_DSA_V1,
+    name="train-teacher/v1",
+    summary="as train-dsa/v1, with labels by networks trained on the full data",
+    labels="teacher",
+)
+TRAIN_IMAGENET_V1 = Train(
+    "train-imagenet/v1",
+    "AdamW, 300 epochs of crops and CutMix, with labels by networks trained on the full data at temperature 20",
+    optimiser="adamw",
+    rate=1e-3,
+    decay=0.01,
+    batch=50,
+    schedule="cosine",
+    augment="flip",
+    resized_crop=0.08,
+    cutmix=True,
+    labels="teacher",
+    temperature=20,
 )

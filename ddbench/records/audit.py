@@ -12,11 +12,11 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import LABEL_REGIMES, Settings
 from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
-from ddbench.protocols import PROTOCOLS, protocol_hash
+from ddbench.protocols import PREFIX, protocol_hash, protocol_of
 from ddbench.records import leaderboard, store
 from ddbench.records.columns import COLUMNS
 from ddbench.records.migrations import VERSION
-from ddbench.records.result import RunResult, notice_unknown, validated
+from ddbench.records.result import ProtocolRecord, RunResult, notice_unknown, validated
 from ddbench.records.stats import Score, summarise
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -103,7 +103,11 @@ def _against(record: RunResult, path: Path) -> Iterator[str]:
     for column in COLUMNS:
         if column.evidence is None:
             continue
-        recorded, wanted = column.get(record), column.evidence(settings, distilled)
+        try:
+            recorded, wanted = column.get(record), column.evidence(settings, distilled)
+        except (KeyError, ValueError, TypeError, ArithmeticError):
+            yield f"its distilled set does not say its {column.name}"
+            continue
         if recorded != wanted:
             yield f"it says {column.name} {recorded!r}, its distilled set {wanted!r}"
 
@@ -129,12 +133,9 @@ def _malformed(record: RunResult) -> Iterator[str]:
             yield f"its {name} is not named by a SHA-256"
     if artifact.label_regime not in LABEL_REGIMES:
         yield f"its label regime {artifact.label_regime!r} is not one of {', '.join(LABEL_REGIMES)}"
-    if protocol.name not in PROTOCOLS:
-        yield f"there is no protocol {protocol.name!r}"
-    elif protocol.hash != protocol_hash(PROTOCOLS[protocol.name]):
-        yield f"its protocol hash is not that of {protocol.name} as it is here"
     if protocol.name != record.settings.protocol:
         yield f"it was scored under {protocol.name}, its settings say {record.settings.protocol}"
+    yield from _wrong_protocol(record, protocol)
     try:
         datetime.datetime.fromisoformat(record.created)
     except ValueError:
@@ -146,10 +147,29 @@ def _malformed(record: RunResult) -> Iterator[str]:
         yield "not all of its figures are finite"
 
 
+def _wrong_protocol(record: RunResult, protocol: ProtocolRecord) -> Iterator[str]:
+    """Yield what a record says of its protocol that is not so here; no file that it names is read."""
+    settings = record.settings.model_copy(update={"protocol": protocol.name})
+    if protocol.name.startswith(PREFIX) and (settings.protocol_content or {}).get("name") != protocol.name:
+        yield f"its settings do not hold the content of {protocol.name}"
+        return
+    try:
+        here = protocol_of(settings)
+    except UsageError as error:
+        yield error.message.partition(".")[0]
+        return
+    if protocol.hash != protocol_hash(here):
+        yield f"its protocol hash is not that of {protocol.name} as it is here"
+    elif not set(protocol.ignores or ()) <= here.ignores:
+        yield f"it says that {protocol.name} ignores {', '.join(protocol.ignores or ())}"
+
+
 def _all_figures(record: RunResult) -> Iterator[float]:
     for scores in (record.scores, record.before, record.companions):
         for score in scores.values():
             yield from _score_figures(score)
+    for companion in record.companions.values():
+        yield from companion.metrics.values()
     if record.seconds is not None:
         yield from (record.seconds.distill, record.seconds.evaluate)
     yield math.nan if record.peak_memory_mb is None else record.peak_memory_mb

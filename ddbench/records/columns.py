@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ddbench.contract.spec import FLAGS, LABEL_REGIMES, Choice, Settings
+from ddbench.contract.spec import FLAGS, HARD, LABEL_REGIMES, Choice, Settings
 from ddbench.records.result import RunResult
 from ddbench.records.stats import Score
 
@@ -31,6 +31,9 @@ class Column:
         shown: true where the page carries the value as it is.
         evidence: the value that the distilled set on disk gives, from its settings and itself; None where it does
             not say it.
+        phrase: words for the value in the title of a ranking and the summary of a run, such as `{} labels`; empty
+            where they say it otherwise, or not at all.
+        usual: the value that goes without saying there.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Column:
     compares: Literal["", "ranking", "line"] = ""
     shown: bool = True
     evidence: "Callable[[Settings, DistilledSet], Any] | None" = None
+    phrase: str = ""
+    usual: Cell = ""
 
     @property
     def flag(self) -> str:
@@ -57,14 +62,23 @@ class Column:
         cell: Cell = json.dumps(value, sort_keys=True) if self.is_json else value
         return cell
 
+    @property
+    def field(self) -> str:
+        """The field of the settings that it shows, where it shows one."""
+        return self.name.removesuffix("_options")
 
-def _setting(name: str, kind: type, description: str, compares: Literal["", "ranking", "line"] = "ranking") -> Column:
+
+def _setting(
+    name: str, kind: type, description: str, compares: Literal["", "ranking", "line"] = "ranking", phrase: str = ""
+) -> Column:
     """Return the column of a plain field of the settings."""
 
     def get(record: RunResult) -> Any:
         return getattr(record.settings, name)
 
-    return Column(name, kind, get, description, compares, evidence=lambda settings, _: getattr(settings, name))
+    return Column(
+        name, kind, get, description, compares, evidence=lambda settings, _: getattr(settings, name), phrase=phrase
+    )
 
 
 def _part(
@@ -118,17 +132,32 @@ def _shape(sizes: Any) -> str:
 
 
 def _regime(settings: Settings, distilled: "DistilledSet") -> str:
-    from ddbench.protocols import get_protocol, label_regime
+    from ddbench.protocols import label_regime, protocol_of
 
-    return label_regime(get_protocol(settings.protocol), distilled)
+    return label_regime(protocol_of(settings), distilled)
 
 
-def _companions(record: RunResult) -> dict[str, dict[str, float | None]]:
-    return {name: {"mean": s.mean, "std": s.std, "n": s.n} for name, s in record.companions.items()}
+def _companions(record: RunResult) -> dict[str, dict[str, Any]]:
+    # What a record does not hold takes no room in its row.
+    return {
+        name: {
+            "mean": c.mean,
+            "std": c.std,
+            "n": c.n,
+            **c.model_dump(include={"label_regime", "metrics"}, exclude_defaults=True),
+        }
+        for name, c in record.companions.items()
+    }
 
 
 def _other_metrics(record: RunResult) -> dict[str, float]:
-    return {name: score.mean for name, score in record.scores.items() if name != record.primary}
+    return {name: mean for name, mean in record.means.items() if name != record.primary}
+
+
+def phrases(record: RunResult, *, usual: bool = False) -> list[str]:
+    """Return what is unusual about a record, such as `stored soft labels`, in words; the `usual` too, where wanted."""
+    cells = [(column, column.cell(record)) for column in COLUMNS if column.phrase]
+    return [column.phrase.format(cell) for column, cell in cells if cell and (usual or cell != column.usual)]
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -177,7 +206,7 @@ COLUMNS: tuple[Column, ...] = (
         lambda r: _shape(r.dataset.sample_shape),
         "channels x height x width of an image",
         "line",
-        evidence=lambda _, d: _shape(d.inputs.shape[2:]),
+        evidence=lambda _, d: _shape(d.sample_shape),
     ),
     *_part("init", "init distribution of the networks to distil for", "line"),
     *_part("eval_init", "init distribution of the networks that scored", options="ranking"),
@@ -193,6 +222,7 @@ COLUMNS: tuple[Column, ...] = (
     _setting("images_per_class", int, "images per class in all (IPC)"),
     _setting("steps", int, "gradient steps with images of their own"),
     _setting("epochs", int, "times the steps are cycled through"),
+    _setting("byte_budget", int, "bytes that the set may store; empty for no such limit", phrase="at most {} bytes"),
     Column(
         "label_regime",
         str,
@@ -200,6 +230,17 @@ COLUMNS: tuple[Column, ...] = (
         f"{', '.join(LABEL_REGIMES[:-1])} or {LABEL_REGIMES[-1]}; never ranked together",
         "ranking",
         evidence=_regime,
+        phrase="{} labels",
+        usual=HARD,
+    ),
+    Column(
+        "decoder",
+        str,
+        lambda r: r.artifact.decoder,
+        "decoder of a parametrised set; empty for stored images, which are never ranked with it",
+        "ranking",
+        evidence=lambda _, d: d.decoder,
+        phrase="decoder {}",
     ),
     _setting("protocol", str, "protocol that scored the set, with its version"),
     Column(
@@ -221,10 +262,33 @@ COLUMNS: tuple[Column, ...] = (
     _score("values", list, "metric of every network"),
     Column("before", float, lambda r: r.before[r.primary].mean, "mean of the metric before any step on the set"),
     Column("metrics", dict, _other_metrics, "means of the other metrics", shown=False),
-    Column("companions", dict, _companions, "mean, std and n of each companion under the same protocol", shown=False),
-    Column("images", int, lambda r: r.artifact.images, "images in the set", evidence=lambda _, d: d.count),
     Column(
-        "bytes", int, lambda r: r.artifact.bytes, "bytes of images, labels and rates", evidence=lambda _, d: d.nbytes
+        "companions",
+        dict,
+        _companions,
+        "mean, std and n of each companion under the same protocol, its labels and other metrics",
+        shown=False,
+    ),
+    Column(
+        "images",
+        int,
+        lambda r: r.artifact.images,
+        "images that the set stores; of a payload, those that its values would fill",
+        evidence=lambda _, d: d.stored,
+    ),
+    Column(
+        "decoded_images",
+        int,
+        lambda r: r.artifact.decoded_images,
+        "images that a payload decodes to; empty for stored images",
+        evidence=lambda _, d: d.count if d.decoder else None,
+    ),
+    Column(
+        "bytes",
+        int,
+        lambda r: r.artifact.bytes,
+        "bytes of every tensor that the set stores",
+        evidence=lambda _, d: d.nbytes,
     ),
     Column("outer_steps", int, lambda r: r.loop.steps, "outer steps taken"),
     Column("stopped_by", str, lambda r: r.loop.stopped_by, "what ended the distillation early; empty for nothing"),

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from ddbench.contract.metric import Metric
 from ddbench.contract.spec import HARD
 from ddbench.records.ranking import but_seed
-from ddbench.records.result import BEST_CORESET, FULL_DATA, NO_ADAPTATION, RunResult
+from ddbench.records.result import BEST_CORESET, FULL_DATA, NO_ADAPTATION, TEACHER, RunResult
 
 AUGMENTED = ("train-dsa/v1", "train/v1")
 """Protocols of one lineage, with augmentation and without."""
@@ -45,13 +45,15 @@ def fairness(metric: Metric, mean: float, companions: Mapping[str, float], *, ha
     """Return IOR, HLR and LRS of a metric that the full data bounds, as far as companions and label regime allow.
 
     IOR is over the one baseline that records are shown beside, random images; a second baseline would leave it open.
+    Beside stored soft labels it is random images with soft labels, where they were scored.
     HLR is of `hard` labels.
     """
     scores: dict[str, float] = {}
     if not metric.bounded_by_full_data:
         return scores
     harness = (FULL_DATA, NO_ADAPTATION)
-    baselines = [v for name, v in companions.items() if name not in harness and not name.startswith(BEST_CORESET)]
+    names = [name for name in companions if name not in harness and not name.startswith(BEST_CORESET)]
+    baselines = [companions[name] for name in names if name + TEACHER not in companions]
     if len(baselines) == 1:
         scores["IOR"] = improvement_over_random(mean, baselines[0])
     if FULL_DATA in companions and hard:

@@ -27,6 +27,8 @@ ABSENT_2 = {
     "higher_is_better": "True",
 }
 """Cells of a row of version 2 that may be absent, with the default of that version."""
+THRESHOLDS = {"attack_success": {"accuracy_others": 0.5}}
+"""Thresholds of the metrics beside one that ranks, for records written before metrics had thresholds."""
 
 
 def migrate(fields: Fields) -> Fields:
@@ -38,7 +40,16 @@ def migrate(fields: Fields) -> Fields:
     while version < VERSION:
         fields = STEPS[version](fields)
         version = fields["version"]
-    return fields
+    return with_thresholds(fields)
+
+
+def with_thresholds(fields: Fields) -> Fields:
+    """Return the fields of a record whose metrics have the thresholds that its own version did not know."""
+    metrics = fields.get("metrics") or []
+    thresholds = THRESHOLDS.get(metrics[0]["name"], {}) if metrics else {}
+    if not thresholds:
+        return fields
+    return {**fields, "metrics": [{"threshold": thresholds.get(metric["name"]), **metric} for metric in metrics]}
 
 
 def result_2_to_3(fields: Fields) -> Fields:

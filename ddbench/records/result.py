@@ -10,7 +10,7 @@ import pydantic
 from pydantic import ConfigDict
 
 from ddbench.contract.metric import Metric
-from ddbench.contract.spec import RunSpec, Settings
+from ddbench.contract.spec import HARD, TEACHER_ONLINE, RunSpec, Settings
 from ddbench.errors import UnknownFields, UsageError
 from ddbench.machine.files import atomic_write
 from ddbench.records.migrations import VERSION, migrate
@@ -18,6 +18,8 @@ from ddbench.records.stats import Score
 
 FULL_DATA, NO_ADAPTATION, BEST_CORESET = "full_data", "no_adaptation", "best_coreset"
 """Companions of the harness; all others are baselines, methods declared `companion=True`."""
+TEACHER = "+teacher"
+"""End of a companion's name: its images with labels by networks trained on the full data, stored in the set."""
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 Status = Literal["ok", "skipped", "failed", "interrupted"]
@@ -64,11 +66,36 @@ class ProtocolRecord(_Part):
         name: name and version.
         hash: beginning of a SHA-256 over every number that the protocol is made of.
         selected: what was selected, and on which data; `nothing` for nothing.
+        ignores: fields of the settings that the score does not depend on; None in records of versions that did not
+            write them.
     """
 
     name: str
     hash: str = ""
     selected: str = ""
+    ignores: tuple[str, ...] | None = None
+
+
+class Companion(Score):
+    """The score of a companion in the metric that ranks.
+
+    Attributes:
+        label_regime: kind of labels that its networks were trained on; empty where they were trained on none, and in
+            records of versions that did not write it.
+        metrics: means of the other metrics; empty in records of versions that did not write them.
+    """
+
+    label_regime: str = ""
+    metrics: dict[str, float] = pydantic.Field(default_factory=dict)
+
+    def regime_beside(self, name: str, label_regime: str) -> str:
+        """Return the label regime of the companion called `name`, beside a set of `label_regime`.
+
+        Where a record does not hold it: all companions had hard labels, or those of the protocol's teacher.
+        """
+        if self.label_regime or name == NO_ADAPTATION:
+            return self.label_regime
+        return TEACHER_ONLINE if label_regime == TEACHER_ONLINE and name != FULL_DATA else HARD
 
 
 class LoopRecord(_Part):
@@ -93,9 +120,11 @@ class Artifact(_Part):
     Attributes:
         path: path of the file; empty in a leaderboard's record, where the hash names the file.
         sha256: SHA-256 of the file.
-        bytes: size of images, labels and rates, without the file's header.
-        images: number of images.
+        bytes: size of every tensor that is stored, without the file's header.
+        images: number of images that are stored: of a payload, those that its values would fill.
         label_regime: `hard`, `stored soft` or `teacher online`.
+        decoder: the decoder of a parametrised set; empty for a set that stores its images.
+        decoded_images: number of images that the payload decodes to; None for a set that stores its images.
     """
 
     path: str = ""
@@ -103,6 +132,8 @@ class Artifact(_Part):
     bytes: int
     images: int
     label_regime: str
+    decoder: str = ""
+    decoded_images: int | None = None
 
 
 class Seconds(_Part):
@@ -165,7 +196,7 @@ class RunResult(_Part):
     metrics: tuple[Metric, ...] = ()
     scores: dict[str, Score] = {}
     before: dict[str, Score] = {}
-    companions: dict[str, Score] = {}
+    companions: dict[str, Companion] = {}
     pretrained: dict[str, dict[str, Any]] = {}
     loop: LoopRecord = LoopRecord()
     artifact: Artifact | None = None
@@ -191,6 +222,11 @@ class RunResult(_Part):
     def score(self) -> Score | None:
         """The score in the metric that ranks; None where there is none."""
         return self.scores.get(self.primary)
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean in each metric."""
+        return {name: score.mean for name, score in self.scores.items()}
 
     def metric_of(self, name: str) -> Metric:
         """Return the metric of that name; a plain number where it is a figure that the method logged."""

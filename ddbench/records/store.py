@@ -13,7 +13,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pydantic
@@ -300,7 +300,7 @@ def _files(board: Path) -> list[Path]:
 def _write(path: Path, result: RunResult) -> None:
     """Write a record compactly: without paths of this machine, and raw values for the metric that ranks alone."""
 
-    def summaries(scores: dict[str, Score], keep: str = "") -> dict[str, Score]:
+    def summaries(scores: Mapping[str, Score], keep: str = "") -> dict[str, Score]:
         return {name: s if name == keep else s.model_copy(update={"values": []}) for name, s in scores.items()}
 
     record = result.model_copy(

@@ -1,5 +1,5 @@
 """Progress, tables, pictures and pages for people.
 
-May import: records, contract and machine.
+May import: records, discovery, contract, machine and errors.
 Imported by: cli.
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddbench.contract.sets import DistilledSet
+from ddbench.discovery.decoders import decode
 from ddbench.machine.files import atomic_write
 from ddbench.records.result import LOG_PLACE, RunFolder
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ddbench.contract.spec import Sweep
+    from ddbench.discovery.catalog import Catalog
     from ddbench.pipeline.sweep import Point
 
 MOST_COLUMNS, MOST_ROWS = 20, 20
@@ -26,10 +28,10 @@ INK, ACCENT, PALE = "#222222", "#3b6fb6", "#b8c4d6"
 COLOURS = (ACCENT, "#c46a2d", "#3f8f5f", "#8a5fa8", "#b03a48")
 
 
-def draw_run(folder: RunFolder) -> None:
-    """Draw the images and the curve, as far as the run folder has them."""
+def draw_run(folder: RunFolder, catalog: "Catalog | None" = None) -> None:
+    """Draw the images and the curve, as far as the run folder has them; `catalog` offers decoders of payloads."""
     if folder.artifact.exists():
-        draw_images(DistilledSet.load(folder.artifact), folder.picture)
+        draw_images(decode(DistilledSet.load(folder.artifact), catalog), folder.picture)
     records = [json.loads(line) for line in folder.log.read_text().splitlines()] if folder.log.exists() else []
     if records:
         draw_curve(records, folder.curve)
@@ -186,7 +188,7 @@ def _rank(indices: list[int], labels: list[int], index: int) -> int:
 
 def _rates(distilled: DistilledSet, step: int) -> list[str]:
     assert distilled.lrs is not None
-    rates = distilled.lrs[:, step].tolist()
+    rates = distilled.lrs[:, step].tolist() if distilled.lrs.dim() else [float(distilled.lrs)]
     shown = [f"lr {rate:.3g}" for rate in rates[:3]]
     return [*shown, f"... ({len(rates)})"] if len(rates) > 3 else shown
 
@@ -200,7 +202,7 @@ def _class_name(distilled: DistilledSet, index: int, classes: list[str]) -> str:
     label = _flat_labels(distilled)[index]
     name = classes[label] if label < len(classes) else str(label)
     if distilled.soft:
-        return f"{name} {float(distilled.flat()[1][index].max()):.2f}"
+        return f"{name} {float(distilled.targets().flatten(0, 1)[index].max()):.2f}"
     return name
 
 

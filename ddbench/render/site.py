@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddbench.contract.metric import missed_thresholds
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import FLAGS, PARTS, Choice, RunSpec, Settings
+from ddbench.discovery.decoders import decode
+from ddbench.errors import MissingPrerequisite
 from ddbench.machine.files import atomic_write
 from ddbench.records.columns import COLUMNS
 from ddbench.records.dd_ranking import fairness_of_line
 from ddbench.records.leaderboard import PublishedRow
 from ddbench.records.ranking import Line, groups, ranks
-from ddbench.records.result import RunResult
+from ddbench.records.result import NO_ADAPTATION, RunResult
 from ddbench.records.store import artifact_path, curve_path
 from ddbench.render.pictures import contact_sheet
-from ddbench.render.tables import bounds, title
+from ddbench.render.rankings import notes, title
+from ddbench.render.tables import bounds, companion_remarks
 
 if TYPE_CHECKING:
     from ddbench.discovery.catalog import Catalog
@@ -69,7 +73,7 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
     record, metric = line.first, line.first.metric
     assert record.artifact is not None
     artifact = artifact_path(leaderboards, record.artifact.sha256)
-    distilled = DistilledSet.load(artifact) if artifact.exists() else None
+    distilled = _pictured(artifact, catalog) if artifact.exists() else None
     curve = curve_path(leaderboards, record.artifact.sha256)
     whole = record.settings.fingerprint == record.fingerprint
     return {
@@ -78,6 +82,7 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
         "std": line.score.std,
         **dict(zip(("low", "high"), bounds(metric, line.score) or (None, None), strict=True)),
         "rank": rank,
+        "missed": bool(line.missed),
         "heading": title(record),
         "seeds": [{"seed": each.settings.seed, "mean": each.scores[each.primary].mean} for each in line.records],
         "percent": metric.unit == "share",
@@ -91,13 +96,29 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
             for other in record.metrics[1:]
             if other.name in record.scores
         ],
-        "companions": {name: {"mean": score.mean} for name, score in record.companions.items()},
+        "companions": {
+            name: {
+                "mean": companion.mean,
+                "missed": name != NO_ADAPTATION and bool(missed_thresholds(record.metrics, companion.metrics)),
+                "remarks": companion_remarks(record.metrics, name, companion, record.artifact.label_regime),
+            }
+            for name, companion in record.companions.items()
+        },
+        "notes": list(notes([line])),
         "environment": record.environment,
         "pretrained": record.pretrained,
         "command": _command(record.settings, record.method_source, catalog) if whole else "",
         "picture": _data_url(contact_sheet(distilled), "image/png") if distilled else "",
         "curve": json.loads(curve.read_text()) if curve.exists() else None,
     }
+
+
+def _pictured(artifact: Path, catalog: "Catalog") -> DistilledSet | None:
+    """Load a set with its images; None where its decoder is not installed."""
+    try:
+        return decode(DistilledSet.load(artifact), catalog)
+    except MissingPrerequisite:
+        return None
 
 
 def _data_url(raw: bytes, kind: str) -> str:
@@ -133,10 +154,11 @@ def _command(settings: Settings, source: str, catalog: "Catalog") -> str:
             continue
         known = next((c for c in catalog.components(part.removeprefix("eval_")) if c.name == choice.name), None)
         defaults = known.validated({}) if known is not None else {}
-        changed = {k: v for k, v in choice.options.items() if k not in defaults or defaults[k] != v}
+        options = known.recorded(choice.options) if known is not None else choice.options
+        changed = {k: v for k, v in options.items() if k not in defaults or defaults[k] != v}
         prefix = "" if part == "method" else f"{part}."
         words += [f"--set {prefix}{key}={_quoted(value)}" for key, value in changed.items()]
-    for name in ("validation", "sample_shape"):
+    for name in ("validation", "sample_shape", "protocol_content"):
         value, usual = getattr(settings, name), RunSpec.model_fields[name].default
         if value != usual and not (name == "sample_shape" and settings.target is not None):
             words.append(f"--set {name}={_quoted(value)}")

@@ -1,20 +1,17 @@
-"""Results, plans and rankings as text."""
+"""Results, plans and sweeps as text."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from ddbench.contract.metric import Metric
-from ddbench.contract.spec import HARD, Choice, Settings, Sweep
-from ddbench.records.leaderboard import PublishedRow
-from ddbench.records.ranking import Line, ranks
-from ddbench.records.result import RunFolder, RunResult
-from ddbench.records.stats import Difference, Score
+from ddbench.contract.metric import Metric, missed_thresholds
+from ddbench.contract.spec import Choice, Settings, Sweep
+from ddbench.records.columns import phrases
+from ddbench.records.result import NO_ADAPTATION, Companion, RunFolder, RunResult
+from ddbench.records.stats import Score
 from ddbench.render.live import duration
 
 if TYPE_CHECKING:
@@ -53,13 +50,44 @@ def score_text(metric: Metric, score: Score) -> str:
     return f"{number(metric, score.mean)} (std {std}, 95 % interval {low} to {high}, n={score.n})"
 
 
-def score_lines(metric: Metric, score: Score, before: Score, companions: Mapping[str, Score]) -> Iterator[str]:
-    """Yield the score, that of each companion, and that of networks before training."""
+def score_lines(
+    metrics: Sequence[Metric],
+    scores: Mapping[str, Score],
+    before: Score,
+    companions: Mapping[str, Companion],
+    regime: str,
+) -> Iterator[str]:
+    """Yield the score in the first metric, that of each companion, and that of networks before training.
+
+    `regime` is the label regime of the set; a companion of another one, or that misses a threshold, is marked.
+    """
+    metric, score = metrics[0], scores[metrics[0].name]
     width = max([len(metric.name), len("before training"), *(len(name) for name in companions)])
-    yield f"{metric.name:<{width}}  {score_text(metric, score)}"
+    missed = "".join(f"; {text}" for text in shortfalls(metrics, {name: each.mean for name, each in scores.items()}))
+    yield f"{metric.name:<{width}}  {score_text(metric, score)}{missed}"
     for name, companion in companions.items():
-        yield f"{name:<{width}}  {score_text(metric, companion)}; this run {_gap(metric, score, companion)}"
+        remarks = "".join(f"; {text}" for text in companion_remarks(metrics, name, companion, regime))
+        yield f"{name:<{width}}  {score_text(metric, companion)}; this run {_gap(metric, score, companion)}{remarks}"
     yield f"{'before training':<{width}}  {number(metric, before.mean)}"
+
+
+def shortfalls(metrics: Sequence[Metric], means: Mapping[str, float]) -> list[str]:
+    """Return `accuracy_others 12.6 % misses 50.0 %` for each threshold that the means miss."""
+    return [
+        f"{metric.name} {number(metric, means[metric.name])} misses {number(metric, metric.threshold)}"
+        if metric.name in means
+        else f"{metric.name} was not recorded"
+        for metric in missed_thresholds(metrics, means)
+        if metric.threshold is not None
+    ]
+
+
+def companion_remarks(metrics: Sequence[Metric], name: str, companion: Companion, regime: str) -> list[str]:
+    """Return the labels of a companion where they are not of the set's `regime`, and the thresholds it misses."""
+    labels = companion.regime_beside(name, regime)
+    remarks = [f"{labels} labels"] if labels not in ("", regime) else []
+    # Networks that nothing was done to are the point of reference, not a rival.
+    return remarks if name == NO_ADAPTATION else remarks + shortfalls(metrics, companion.metrics)
 
 
 def fairness_lines(scores: Mapping[str, float]) -> Iterator[str]:
@@ -86,7 +114,7 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
         if result.status == "interrupted":
             yield f"Go on with: ddbench resume {folder.path}"
         return
-    yield from _score_in_context(result, result.score)
+    yield from _score_in_context(result)
     yield ""
     for label, path in (
         ("images", folder.picture),
@@ -103,17 +131,22 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
         if not settings.smoke:
             yield f"  ddbench leaderboard --dataset {settings.dataset.name}{where}"
         yield f"  ddbench evaluate {folder.path}" + ("" if settings.target else " --network mlp")
-        yield f"  python -c \"import ddbench; print(ddbench.DistilledSet.load('{folder.artifact}').flat()[0].shape)\""
+        load = f"ddbench.DistilledSet.load('{folder.artifact}')"
+        if result.artifact is not None and result.artifact.decoder:
+            load = f"ddbench.decode({load})"
+        yield f'  python -c "import ddbench; print({load}.flat()[0].shape)"'
 
 
-def _score_in_context(result: RunResult, score: Score) -> Iterator[str]:
+def _score_in_context(result: RunResult) -> Iterator[str]:
     """Yield the score beside its companions, other metrics, and what the run cost."""
     from ddbench.records.dd_ranking import fairness_of
 
     assert result.dataset and result.seconds and result.artifact and result.protocol
     data, artifact, loop = result.dataset.name, result.artifact, result.loop
-    yield f"{result.settings.method.name} on {data}, {artifact.images} images, {setting(result.settings)}"
-    for line in score_lines(result.metric, score, result.before[result.primary], result.companions):
+    facts = [f"{artifact.images} images", setting(result.settings), *phrases(result, usual=True)]
+    yield f"{result.settings.method.name} on {data}, {', '.join(facts)}"
+    before = result.before[result.primary]
+    for line in score_lines(result.metrics, result.scores, before, result.companions, artifact.label_regime):
         yield f"  {line}"
     for line in fairness_lines(fairness_of(result)):
         yield f"  {line}"
@@ -207,123 +240,6 @@ def plan_lines(planned: "DryRun") -> Iterator[str]:
         yield f"  {'first':<12} {sentence}"
 
 
-def ranking(groups: Sequence[Sequence[Line]]) -> None:
-    """Print each group of comparable lines, best first, and what they cost where there is room for it."""
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(highlight=False, width=160)
-    for lines in groups:
-        console.print(Text(title(lines[0].first), style="bold"))
-        console.print(_ranking_table(lines, wide=console.width >= 120))
-        console.print()
-
-
-def title(record: RunResult) -> str:
-    """Return the title of a ranking: what its records have in common."""
-    settings, data = record.settings, record.dataset.name if record.dataset else ""
-    text = f"{data}, {settings.images_per_class} images per class, {settings.steps} x {settings.epochs} steps, "
-    text += f"{named(settings.eval_network)} from {settings.eval_init.name}, {settings.protocol}"
-    if settings.objective.name != Settings.model_fields["objective"].default.name:
-        text += f", {named(settings.objective)}"
-    regime = record.artifact.label_regime if record.artifact else ""
-    text += "" if regime == HARD else f", {regime} labels"
-    return text + (f", target {settings.target.name}" if settings.target else "")
-
-
-def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
-    first, metric = lines[0].first, lines[0].first.metric
-    beside = [other for other in first.metrics if other.beside and other.name in first.scores]
-    companions = sorted({name for line in lines for name in line.first.companions})
-    cost = ("kB", "time") if wide else ()
-    table = Table(box=None, pad_edge=False)
-    gains = [f"over {name}" for name in companions]
-    headings = ("", "method", metric.name, "95 % interval", "n", *(m.name for m in beside), *gains, *cost, "run")
-    for heading in headings:
-        left = heading in ("method", "run")
-        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=left)
-    for rank, line, name in zip(ranks(lines), lines, _names(lines), strict=True):
-        record, mean, seeds = line.first, line.score.mean, len(line.records)
-        table.add_row(
-            str(rank),
-            name,
-            number(metric, mean),
-            _interval(metric, line.score),
-            f"{seeds} x {line.score.n}" if seeds > 1 else str(line.score.n),
-            *(number(m, sum(each.scores[m.name].mean for each in line.records) / seeds) for m in beside),
-            *(_gain(record, mean, companion) for companion in companions),
-            *(_cost(record) if wide else ()),
-            record.run_id + (f" and {seeds - 1} other{'s' * (seeds > 2)}" if seeds > 1 else ""),
-        )
-    return table
-
-
-def _gain(record: RunResult, mean: float, companion: str) -> str:
-    if companion not in record.companions:
-        return ""
-    sign = 1 if record.metric.higher_is_better else -1
-    return points(record.metric, sign * (mean - record.companions[companion].mean))
-
-
-def _cost(record: RunResult) -> tuple[str, str]:
-    assert record.artifact and record.seconds
-    return f"{record.artifact.bytes / 1000:.1f}", distilling(record)
-
-
-def _names(lines: Sequence[Line]) -> list[str]:
-    """Return the method of each line, with what distinguishes it from other lines of the same method."""
-    facts = [
-        {
-            **line.first.settings.method.options,
-            "network": named(line.first.settings.network),
-            "init": named(line.first.settings.init),
-            "from": line.first.method_source.rpartition("@")[2],
-            "pools": line.first.pretrained,
-        }
-        for line in lines
-    ]
-    methods = [line.first.settings.method.name for line in lines]
-    names = []
-    for method, own in zip(methods, facts, strict=True):
-        others = [other for name, other in zip(methods, facts, strict=True) if name == method]
-        differing = [key for key in own if any(other.get(key) != own[key] for other in others)]
-        shown = [f"{key}={own[key]}" for key in differing if key != "pools"] or ["other pools"] * bool(differing)
-        names.append(method + (f" ({', '.join(shown[:3])}{', ...' * (len(shown) > 3)})" if shown else ""))
-    return names
-
-
-def difference_line(first: RunResult, second: RunResult, difference: Difference) -> str:
-    """Return `A is 3.1 points better than B (95 % interval 1.0 to 5.2, n=20 networks)`, or that none is shown."""
-    metric = first.metric
-    scale, unit = (100, " points") if metric.unit == "share" else (1, "")
-    pairs = f"n={difference.n} {difference.of}" + (" of one seed each" if difference.of == "networks" else "")
-    if difference.low is None or difference.high is None:
-        gap = f"{scale * difference.mean:+.4g}{unit}"
-        return f"{metric.name}: {first.settings.method.name} {gap}; one pair supports no interval ({pairs})."
-    interval = f"95 % interval {scale * difference.low:+.3g} to {scale * difference.high:+.3g}{unit}, {pairs}"
-    if not difference.shown:
-        return f"{metric.name}: no difference shown ({interval})."
-    better = (difference.mean > 0) == metric.higher_is_better
-    gap = f"{abs(scale * difference.mean):.3g}{unit} {'better' if better else 'worse'}"
-    return f"{metric.name}: {first.run_id} is {gap} than {second.run_id} ({interval})."
-
-
-def published_table(figures: Sequence[PublishedRow]) -> None:
-    """Print published figures, which others measured under other protocols."""
-    if not figures:
-        return
-    console = Console(highlight=False)
-    console.print(Text("Published elsewhere, under other protocols; not measured here and not ranked", style="bold"))
-    table = Table(box=None, pad_edge=False)
-    for heading in ("method", "images per class", "network", "setting", "metric", "", "source"):
-        table.add_column(heading, overflow="fold")
-    for f in figures:
-        metric = Metric(f.metric, f.unit)
-        figure = number(metric, f.mean) + ("" if f.std is None else f" +- {number(metric, f.std)}")
-        cells = (f.method, str(f.images_per_class), f.network, f.setting, f.metric.replace("_", " "), figure, f.source)
-        table.add_row(*map(Text, cells))
-    console.print(table)
-
-
 def sweep_table(sweep: Sweep, points: "Sequence[Point]", figure: str) -> None:
     """Print a sweep: a row for each run, with the figure that is drawn, the metric that ranks, and its companions."""
     table = Table(box=None, pad_edge=False)
@@ -344,10 +260,3 @@ def sweep_table(sweep: Sweep, points: "Sequence[Point]", figure: str) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print("(+- half of the 95 % interval of the mean)")
-
-
-def _interval(metric: Metric, score: Score) -> str:
-    interval = bounds(metric, score)
-    if interval is None:
-        return "-"
-    return f"{number(metric, interval[0]).removesuffix(' %')} to {number(metric, interval[1])}"

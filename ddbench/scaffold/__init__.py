@@ -22,6 +22,7 @@ FLAGS = {
     "target": "--method random_subset --target {name} --smoke",
     "dataset": "--method random_subset --dataset {name} --smoke",
     "network": "--method random_subset --network {name} --smoke",
+    "decoder": "--method {name}_subset --smoke",
     "tracker": "--method random_subset --smoke",
 }
 """Arguments of `ddbench run` that try a plugin of each kind."""
@@ -53,15 +54,17 @@ def new_plugin(name: str, kind: str, into: Path) -> Written:
         raise UsageError(f"{name!r} cannot be the name of a plugin.", "Use small letters, digits and underscores.")
     if kind not in FLAGS:
         raise UsageError(f"there is no kind {kind!r}.{did_you_mean(kind, FLAGS)}", f"The kinds are {', '.join(FLAGS)}.")
+    registered = f"{name}/v1" if kind == "decoder" else name
     catalog = Catalog()
     known = catalog.components(kind) if kind in KINDS else catalog.plugins
-    taken = next((thing for thing in known if thing.name == name), None)
+    taken = next((thing for thing in known if thing.name == registered), None)
     if taken is not None:
         raise UsageError(f"there is a {kind} {name!r} already ({taken.distribution}).", "Choose another name.")
     package = _package(into)
     values = {
         "name": name,
         "kind": kind,
+        "registered": registered,
         "tests": f"{kind.capitalize()}Tests",
         "title": "".join(word.capitalize() for word in name.split("_")),
         "flags": FLAGS[kind].format(name=name),

@@ -21,6 +21,7 @@ from ddbench.contract.component import KINDS, Component
 from ddbench.discovery.catalog import Catalog, Experiment, Plugin
 from ddbench.errors import UsageError
 from ddbench.testing.checks import Check, Failed, Outcome, Skipped, Subject, carry_out, kind_of, outcome
+from ddbench.testing.decoders import DECODER
 from ddbench.testing.experiments import EXPERIMENT
 from ddbench.testing.inits import INIT, TARGET
 from ddbench.testing.methods import METHOD
@@ -28,7 +29,8 @@ from ddbench.testing.parts import DATASET, NETWORK, OBJECTIVE
 from ddbench.testing.trackers import TRACKER
 
 __all__ = [
-    "CHECKS", "DatasetTests", "ExperimentTests", "Failed", "InitTests", "MethodTests", "NetworkTests", "ObjectiveTests",
+    "CHECKS", "DatasetTests", "DecoderTests", "ExperimentTests", "Failed", "InitTests", "MethodTests", "NetworkTests",
+    "ObjectiveTests",
     "Outcome", "Skipped", "Subject", "TargetTests", "TrackerTests", "conform", "find",
 ]  # fmt: skip
 
@@ -39,6 +41,7 @@ CHECKS: Mapping[str, Sequence[Check]] = {
     "target": TARGET,
     "dataset": DATASET,
     "network": NETWORK,
+    "decoder": DECODER,
     "experiment": EXPERIMENT,
     "tracker": TRACKER,
 }
@@ -114,5 +117,6 @@ ObjectiveTests = _tests("objective", "ObjectiveTests")
 TargetTests = _tests("target", "TargetTests")
 DatasetTests = _tests("dataset", "DatasetTests")
 NetworkTests = _tests("network", "NetworkTests")
+DecoderTests = _tests("decoder", "DecoderTests")
 ExperimentTests = _tests("experiment", "ExperimentTests")
 TrackerTests = _tests("tracker", "TrackerTests")

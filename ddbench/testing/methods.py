@@ -1,6 +1,7 @@
 """Checks of distillation methods, each on a task of some hundred images."""
 
 import contextlib
+import json
 import signal
 import tempfile
 import threading
@@ -116,8 +117,9 @@ def honours_shapes_and_budget(subject: Subject) -> None:
         attempt.distilled.validate(attempt.task, "it returns")
     except PluginError as error:
         raise Failed(error.message, error.hint) from error
-    if attempt.distilled.inputs.device.type != attempt.run.device.type:
-        raise Failed(f"it returns tensors on {attempt.distilled.inputs.device}.", "Leave them on run.device.")
+    for name, tensor in attempt.distilled.tensors.items():
+        if tensor.device.type != attempt.run.device.type:
+            raise Failed(f"it returns {name} on {tensor.device}.", "Leave its tensors on run.device.")
 
 
 def same_seed_same_bytes(subject: Subject) -> None:
@@ -268,8 +270,9 @@ def does_better_than_chance(subject: Subject) -> None:
         raise Skipped(f"its objective is {tiny.objective}")
     attempt = _attempt(subject, tiny, steps=None, seconds=20.0)
     setting = small.setting(subject.catalog, tiny)
-    scores = REPLAY_V1.evaluate([attempt.distilled], setting, 5, Silent()).scores["accuracy"]
-    mean = sum(scores) / len(scores)
+    scores = REPLAY_V1.evaluate([attempt.distilled.decoded(attempt.task.decode)], setting, 5, Silent())
+    values = scores.scores["accuracy"]
+    mean = sum(values) / len(values)
     if mean < 1.5 / tiny.classes:
         raise Failed(
             f"networks trained on its set reach {100 * mean:.0f} % where chance is {100 / tiny.classes:.0f} %.",
@@ -281,14 +284,19 @@ def survives_its_file(subject: Subject) -> None:
     """Require that the set is the same after saving and loading."""
     attempt = _attempt(subject, _supported(subject))
     path = attempt.run.log_path.with_name("set.safetensors")
-    attempt.distilled.save(path)
+    # A run writes the shape of samples into the file of a payload.
+    attempt.distilled.described(sample_shape=list(attempt.task.info.sample_shape)).save(path)
     if _bytes(DistilledSet.load(path)) != _bytes(attempt.distilled):
         raise Failed("the set differs after saving and loading.", "Return plain float32 tensors.")
 
 
 def _bytes(distilled: DistilledSet) -> bytes:
-    tensors = [distilled.inputs, distilled.labels, *([] if distilled.lrs is None else [distilled.lrs])]
-    return b"".join(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)
+    names = [distilled.kind, distilled.decoder, json.dumps(dict(distilled.decoder_options), sort_keys=True)]
+    parts = ["\n".join(names).encode()]
+    for name, tensor in sorted(distilled.tensors.items()):
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        parts += [f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), raw]
+    return b"\n".join(parts)
 
 
 METHOD: Sequence[Check] = (

@@ -19,6 +19,7 @@ from ddbench.contract.spec import Choice, RunSpec, Settings
 from ddbench.contract.state import State
 from ddbench.contract.task import Budget, Networks, Objective, Task
 from ddbench.discovery.catalog import Catalog
+from ddbench.discovery.decoders import Decoders
 from ddbench.engine.fit import POOL_RATE, Recipe, train_each
 from ddbench.engine.networks import unstack
 from ddbench.modalities.image import normalise
@@ -129,6 +130,7 @@ def task(catalog: Catalog, tiny: Tiny, generator: torch.Generator) -> Task:
         train.info,
         _experts(catalog, tiny).within(lambda: math.inf),
         _teachers(catalog, tiny),
+        Decoders(catalog, train.info),
     )
 
 

@@ -18,7 +18,7 @@ NETWORKS = ("linear", "mlp")
 SCORED = 2
 """Number of networks that each score is over."""
 RATE = 0.05
-"""Learning rate of the set that brings its own, which only replay/v1 uses."""
+"""Learning rate of the set that brings its own, which replay/v1 and train-dsa-rate/v1 use."""
 
 Values = dict[str, dict[str, list[float]]]
 
@@ -43,7 +43,8 @@ def score(protocol: str, network: str, rate: float | None = None) -> Values:
 def score_all(protocol: str) -> dict[str, Values]:
     """Return the values of a protocol for each network; for replay/v1 also those of a set with rates."""
     torch.set_num_threads(1)
-    values = {network: score(protocol, network) for network in NETWORKS}
+    rate = RATE if protocol == "train-dsa-rate/v1" else None
+    values = {network: score(protocol, network, rate) for network in NETWORKS}
     return values | {"mlp, rates": score(protocol, "mlp", RATE)} if protocol == "replay/v1" else values
 
 

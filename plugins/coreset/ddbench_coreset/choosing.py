@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from ddbench import DdbenchError, DistilledSet, Run, Task, UsageError
+from ddbench import BornLater, DdbenchError, DistilledSet, ExampleSet, Run, Task, UsageError
 from ddbench.networks import free_memory
 from ddbench_coreset.trace import TRACED, penultimate, trace
 
@@ -23,8 +23,14 @@ PerClass = Annotated[bool, Field(description="the same number of each class, or 
 Epochs = Annotated[int, Field(ge=1, description="epochs of the training for features and scores")]
 Count = Annotated[int, Field(ge=1, description="networks that scores are averaged over")]
 
+Weighted = Annotated[
+    bool, Field(description="the weights that the choice computes, in the loss of training"), BornLater(False)
+]
+
 Rule = Callable[[Tensor, int], Tensor]
 """`(indices of the candidates [n], count)` to positions among them, in the order of choice."""
+Weigh = Callable[[Tensor, Tensor], Tensor]
+"""`(indices of the candidates [n], positions of those chosen)` to a weight for each of these, not negative."""
 
 
 def compute_features(task: Task, run: Run, kind: str, epochs: int) -> Float[Tensor, "n d"]:
@@ -60,10 +66,11 @@ def check_memory(what: str, images: int, numbers: int, device: torch.device) -> 
         )
 
 
-def choose(task: Task, rule: Rule, *, per_class: bool = True) -> DistilledSet:
+def choose(task: Task, rule: Rule, *, per_class: bool = True, weigh: Weigh | None = None) -> DistilledSet:
     """Return real images chosen by `rule`: `images_per_class` of each class, or the same total over all classes.
 
-    Raises `UsageError` where there are too few.
+    With `weigh` they have weights; those of a class (or of all) add up to the number of its training images, so that
+    each class keeps its share in the loss. Raises `UsageError` where there are too few.
     """
     train, count, classes = task.train, task.budget.images_per_class, len(task.info.classes)
     if per_class:
@@ -75,9 +82,22 @@ def choose(task: Task, rule: Rule, *, per_class: bool = True) -> DistilledSet:
                 f"{task.info.label} has {len(train)} training images, fewer than {count}.",
                 "Lower --ipc, or add images to the dataset.",
             )
-    indices = [members[rule(members, count).to(members.device)] for members in groups]
-    inputs, labels = task.train[torch.cat(indices)].in_steps(task.budget.steps)
-    return DistilledSet(inputs, task.objective.relabel(labels))
+    chosen = [rule(members, count).to(members.device) for members in groups]
+    indices = torch.cat([members[positions] for members, positions in zip(groups, chosen, strict=True)])
+    subset = task.train[indices]
+    inputs, labels = subset.in_steps(task.budget.steps)
+    if weigh is None:
+        return DistilledSet(inputs, task.objective.relabel(labels))
+    parts = [_shares(weigh(*pair), len(pair[0])) for pair in zip(groups, chosen, strict=True)]
+    # The weights are spread over the steps as the images are.
+    weights, _ = ExampleSet(torch.cat(parts).to(inputs), subset.labels, subset.info).in_steps(task.budget.steps)
+    return DistilledSet(inputs, task.objective.relabel(labels), weights=weights)
+
+
+def _shares(weights: Float[Tensor, " count"], total: int) -> Float[Tensor, " count"]:
+    """Return weights that add up to `total`; equal ones where all are zero."""
+    weights = weights if weights.sum() > 0 else torch.ones_like(weights)
+    return weights * (total / weights.sum())
 
 
 def highest(scores: Float[Tensor, " n"]) -> Rule:

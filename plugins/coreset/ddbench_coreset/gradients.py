@@ -11,16 +11,18 @@ from torch.nn import functional as F
 import ddbench
 from ddbench import DistilledSet, Run, Task, UsageError
 from ddbench_coreset import selection
-from ddbench_coreset.choosing import Epochs, PerClass, check_memory, choose, highest, require_finite
+from ddbench_coreset.choosing import Epochs, PerClass, Weighted, check_memory, choose, highest, require_finite
 from ddbench_coreset.trace import TRACED, eval_logits, penultimate, trace
 
 
 @ddbench.method(coreset=True)
-def craig(task: Task, run: Run, *, epochs: Epochs = 10, per_class: PerClass = True) -> DistilledSet:
+def craig(
+    task: Task, run: Run, *, epochs: Epochs = 10, per_class: PerClass = True, weighted: Weighted = True
+) -> DistilledSet:
     """Keep examples such that every gradient is close to one of theirs (Mirzasoleiman et al. 2020, CRAIG).
 
-    Lazy greedy facility location on the distances of last-layer gradients, after `epochs` epochs. The weights that the
-    paper computes are left out: a distilled set has none.
+    Lazy greedy facility location on the distances of last-layer gradients, after `epochs` epochs. The weight of an
+    example is the number of examples that it stands for: those whose gradient is nearest to its own.
     """
     errors, features = _last_layer(task, run, epochs)
 
@@ -28,7 +30,10 @@ def craig(task: Task, run: Run, *, epochs: Epochs = 10, per_class: PerClass = Tr
         distances = _gradient_distances(errors[members], features[members])
         return selection.facility_location(distances.max() - distances, count)
 
-    return choose(task, rule, per_class=per_class)
+    def weigh(members: Tensor, positions: Tensor) -> Tensor:
+        return selection.count_nearest(_gradient_distances(errors[members], features[members])[:, positions])
+
+    return choose(task, rule, per_class=per_class, weigh=weigh if weighted else None)
 
 
 @ddbench.method(coreset=True)
@@ -39,22 +44,29 @@ def grad_match(
     epochs: Epochs = 10,
     ridge: Annotated[float, Field(ge=0, description="weight of the squares of the fitted weights")] = 0.5,
     per_class: PerClass = True,
+    weighted: Weighted = True,
 ) -> DistilledSet:
     """Keep examples whose weighted gradients sum to the mean gradient (Killamsetty et al. 2021, GRAD-MATCH).
 
-    Orthogonal matching pursuit on last-layer gradients after `epochs` epochs. The fitted weights serve the choice and
-    are left out of the result: a distilled set has none.
+    Orthogonal matching pursuit on last-layer gradients after `epochs` epochs. The examples have the fitted weights,
+    scaled so that each class keeps its share in the loss.
     """
     errors, features = _last_layer(task, run, epochs)
+
+    def gradients(members: Tensor) -> Tensor:
+        return (errors[members][:, :, None] * features[members][:, None, :]).flatten(1)
 
     def rule(members: Tensor, count: int) -> Tensor:
         # One copy here, one in matching_pursuit.
         numbers = 2 * len(members) * errors.shape[1] * features.shape[1]
         check_memory("gradients", len(members), numbers, errors.device)
-        gradients = (errors[members][:, :, None] * features[members][:, None, :]).flatten(1)
-        return selection.matching_pursuit(gradients, gradients.mean(0), count, ridge)
+        vectors = gradients(members)
+        return selection.matching_pursuit(vectors, vectors.mean(0), count, ridge)
 
-    return choose(task, rule, per_class=per_class)
+    def weigh(members: Tensor, positions: Tensor) -> Tensor:
+        return selection.fit_weights(gradients(members[positions]), gradients(members).mean(0), ridge)
+
+    return choose(task, rule, per_class=per_class, weigh=weigh if weighted else None)
 
 
 @ddbench.method(coreset=True)

@@ -129,9 +129,6 @@ def matching_pursuit(
     squares with `ridge` times their squares (Killamsetty et al. 2021, GRAD-MATCH, Algorithm 2). Ties go to the first.
     Raises `ValueError` when `count` is more than n.
     """
-    import numpy as np
-    from scipy.optimize import nnls
-
     _check(vectors, count)
     vectors, target = vectors.double(), target.double()
     residual, chosen = target, list[int]()
@@ -139,12 +136,24 @@ def matching_pursuit(
         products = vectors @ residual
         products[chosen] = -torch.inf
         chosen.append(int(products.argmax()))
-        columns = vectors[chosen].T.cpu().numpy()
-        # |A w - b|^2 + ridge |w|^2 as one least-squares problem.
-        stacked = np.vstack([columns, np.sqrt(ridge) * np.eye(len(chosen))])
-        weights, _ = nnls(stacked, np.concatenate([target.cpu().numpy(), np.zeros(len(chosen))]))
-        residual = target - vectors[chosen].T @ torch.from_numpy(weights).to(target)
+        residual = target - vectors[chosen].T @ fit_weights(vectors[chosen], target, ridge)
     return torch.tensor(chosen)
+
+
+def fit_weights(vectors: Float[Tensor, "n d"], target: Float[Tensor, " d"], ridge: float) -> Float[Tensor, " n"]:
+    """Return the weights >= 0 with the least |vectors' w - target|^2 + ridge |w|^2."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    # One least-squares problem.
+    stacked = np.vstack([vectors.T.cpu().numpy(), np.sqrt(ridge) * np.eye(len(vectors))])
+    weights, _ = nnls(stacked, np.concatenate([target.cpu().numpy(), np.zeros(len(vectors))]))
+    return torch.from_numpy(weights).to(target)
+
+
+def count_nearest(distances: Float[Tensor, "n chosen"]) -> Float[Tensor, " chosen"]:
+    """Return how many examples are nearest to each of those chosen; of equal distances the first counts."""
+    return distances.argmin(1).bincount(minlength=distances.shape[1]).double()
 
 
 def stratified(

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import ddbench
 from ddbench import DistilledSet
 
 if TYPE_CHECKING:
@@ -31,5 +32,5 @@ def figures(result: "RunResult") -> dict[str, float]:
 
 
 def distilled(result: "RunResult") -> DistilledSet | None:
-    """Load the distilled set of a run; None for a run that has none."""
-    return DistilledSet.load(result.artifact.path) if result.artifact is not None else None
+    """Load the distilled set of a run, with its images; None for a run that has none."""
+    return ddbench.decode(DistilledSet.load(result.artifact.path)) if result.artifact is not None else None

@@ -1,0 +1,184 @@
+"""Rankings and comparisons of records as text."""
+
+import os
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ddbench.contract.metric import Metric, missed_thresholds
+from ddbench.contract.spec import Settings
+from ddbench.records.columns import phrases
+from ddbench.records.leaderboard import PublishedRow
+from ddbench.records.ranking import Line, ignored_fields, ranks
+from ddbench.records.result import NO_ADAPTATION, RunResult
+from ddbench.records.stats import Difference, Score
+from ddbench.render.tables import bounds, distilling, named, number, points, shortfalls
+
+MARK = "†"
+"""Mark of a figure whose row or companion misses a threshold; notes below the table say which."""
+
+
+def ranking(groups: Sequence[Sequence[Line]]) -> None:
+    """Print each group of comparable lines, best first, and what they cost where there is room for it."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=160)
+    for lines in groups:
+        console.print(Text(title(lines[0].first), style="bold"))
+        console.print(_ranking_table(lines, wide=console.width >= 120))
+        for note in notes(lines):
+            console.print(Text(note))
+        console.print()
+
+
+def title(record: RunResult) -> str:
+    """Return the title of a ranking: what its records have in common."""
+    settings, data, ignored = record.settings, record.dataset.name if record.dataset else "", ignored_fields(record)
+    parts = [data, f"{settings.images_per_class} images per class"]
+    if "steps" not in ignored:
+        parts.append(f"{settings.steps} x {settings.epochs} steps")
+    if "eval_network" not in ignored:
+        parts.append(f"{named(settings.eval_network)} from {settings.eval_init.name}")
+    parts.append(settings.protocol)
+    if settings.objective.name != Settings.model_fields["objective"].default.name:
+        parts.append(named(settings.objective))
+    parts += phrases(record)
+    return ", ".join(parts + ([f"target {settings.target.name}"] if settings.target else []))
+
+
+def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
+    first, metric = lines[0].first, lines[0].first.metric
+    beside = [other for other in first.metrics if other.beside and other.name in first.scores]
+    companions = sorted({name for line in lines for name in line.first.companions})
+    cost = ("kB", "time") if wide else ()
+    table = Table(box=None, pad_edge=False)
+    gains = [f"over {name}" for name in companions]
+    headings = ("", "method", metric.name, "95 % interval", "n", *(m.name for m in beside), *gains, *cost, "run")
+    for heading in headings:
+        left = heading in ("method", "run")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=left)
+    for rank, line, name in zip(ranks(lines), lines, _names(lines), strict=True):
+        record, mean, seeds = line.first, line.score.mean, len(line.records)
+        table.add_row(
+            str(rank),
+            name,
+            number(metric, mean) + MARK * bool(line.missed),
+            _interval(metric, line.score),
+            f"{seeds} x {line.score.n}" if seeds > 1 else str(line.score.n),
+            *(number(m, sum(each.scores[m.name].mean for each in line.records) / seeds) for m in beside),
+            *(_gain(record, mean, companion) for companion in companions),
+            *(_cost(record) if wide else ()),
+            record.run_id + (f" and {seeds - 1} other{'s' * (seeds > 2)}" if seeds > 1 else ""),
+        )
+    return table
+
+
+def notes(lines: Sequence[Line]) -> Iterator[str]:
+    """Yield a sentence for companions with other labels than the sets, and for each threshold that is missed."""
+    regimes: dict[str, list[str]] = {}
+    for line in lines:
+        record = line.first
+        regime = record.artifact.label_regime if record.artifact else ""
+        for name, companion in record.companions.items():
+            labels = companion.regime_beside(name, regime)
+            names = regimes.setdefault(labels, [])
+            if labels not in ("", regime) and name not in names:
+                names.append(name)
+    yield from (f"Companions with {labels} labels: {', '.join(names)}." for labels, names in regimes.items() if names)
+    for line in lines:
+        run, metrics = line.first.run_id, line.first.metrics
+        for text in shortfalls(metrics, line.means):
+            yield f"{MARK} {run} is ranked behind rows that reach it: {text}."
+        for name, companion in line.first.companions.items():
+            if name != NO_ADAPTATION:
+                for text in shortfalls(metrics, companion.metrics):
+                    yield f"{MARK} {name} beside {run}: {text}."
+
+
+def _gain(record: RunResult, mean: float, companion: str) -> str:
+    if companion not in record.companions:
+        return ""
+    sign, other = 1 if record.metric.higher_is_better else -1, record.companions[companion]
+    missed = companion != NO_ADAPTATION and bool(missed_thresholds(record.metrics, other.metrics))
+    return points(record.metric, sign * (mean - other.mean)) + MARK * missed
+
+
+def _cost(record: RunResult) -> tuple[str, str]:
+    assert record.artifact and record.seconds
+    return f"{record.artifact.bytes / 1000:.1f}", distilling(record)
+
+
+def _names(lines: Sequence[Line]) -> list[str]:
+    """Return the method of each line, with what distinguishes it from other lines of the same method."""
+    facts = [
+        {
+            **_ignored(line.first),
+            **line.first.settings.method.options,
+            "network": named(line.first.settings.network),
+            "init": named(line.first.settings.init),
+            "from": line.first.method_source.rpartition("@")[2],
+            "pools": line.first.pretrained,
+        }
+        for line in lines
+    ]
+    methods = [line.first.settings.method.name for line in lines]
+    names = []
+    for method, own in zip(methods, facts, strict=True):
+        others = [other for name, other in zip(methods, facts, strict=True) if name == method]
+        differing = [key for key in own if any(other.get(key) != own[key] for other in others)]
+        shown = [f"{key}={own[key]}" for key in differing if key != "pools"] or ["other pools"] * bool(differing)
+        names.append(method + (f" ({', '.join(shown[:3])}{', ...' * (len(shown) > 3)})" if shown else ""))
+    return names
+
+
+def _ignored(record: RunResult) -> dict[str, object]:
+    """Return the settings that distinguish lines of one ranking because the protocol ignores them."""
+    settings, ignored = record.settings, ignored_fields(record)
+    facts: dict[str, object] = {name: getattr(settings, name) for name in ("steps", "epochs") if name in ignored}
+    for name in ("eval_network", "eval_init"):
+        # Scored as it was distilled: the network and the init say it already.
+        if name in ignored and getattr(settings, name) != getattr(settings, name.removeprefix("eval_")):
+            facts[name] = named(getattr(settings, name))
+    return facts
+
+
+def difference_line(first: RunResult, second: RunResult, difference: Difference) -> str:
+    """Return `A is 3.1 points better than B (95 % interval 1.0 to 5.2, n=20 networks)`, or that none is shown."""
+    metric = first.metric
+    scale, unit = (100, " points") if metric.unit == "share" else (1, "")
+    pairs = f"n={difference.n} {difference.of}" + (" of one seed each" if difference.of == "networks" else "")
+    if difference.low is None or difference.high is None:
+        gap = f"{scale * difference.mean:+.4g}{unit}"
+        return f"{metric.name}: {first.settings.method.name} {gap}; one pair supports no interval ({pairs})."
+    interval = f"95 % interval {scale * difference.low:+.3g} to {scale * difference.high:+.3g}{unit}, {pairs}"
+    if not difference.shown:
+        return f"{metric.name}: no difference shown ({interval})."
+    better = (difference.mean > 0) == metric.higher_is_better
+    gap = f"{abs(scale * difference.mean):.3g}{unit} {'better' if better else 'worse'}"
+    return f"{metric.name}: {first.run_id} is {gap} than {second.run_id} ({interval})."
+
+
+def published_table(figures: Sequence[PublishedRow]) -> None:
+    """Print published figures, which others measured under other protocols."""
+    if not figures:
+        return
+    console = Console(highlight=False)
+    console.print(Text("Published elsewhere, under other protocols; not measured here and not ranked", style="bold"))
+    table = Table(box=None, pad_edge=False)
+    for heading in ("method", "images per class", "network", "setting", "metric", "", "source"):
+        table.add_column(heading, overflow="fold")
+    for f in figures:
+        metric = Metric(f.metric, f.unit)
+        figure = number(metric, f.mean) + ("" if f.std is None else f" +- {number(metric, f.std)}")
+        cells = (f.method, str(f.images_per_class), f.network, f.setting, f.metric.replace("_", " "), figure, f.source)
+        table.add_row(*map(Text, cells))
+    console.print(table)
+
+
+def _interval(metric: Metric, score: Score) -> str:
+    interval = bounds(metric, score)
+    if interval is None:
+        return "-"
+    return f"{number(metric, interval[0]).removesuffix(' %')} to {number(metric, interval[1])}"
