@@ -114,7 +114,7 @@ def test_json_is_one_document_on_stdout(ddbench):
     assert document["status"] == "ok"
     assert {"mean", "std", "low", "high", "n", "values"} == document["score"].keys()
     assert {"path", "sha256", "bytes"} <= document["artifact"].keys()
-    assert {"distill", "evaluate"} == document["seconds"].keys()
+    assert {"distill", "evaluate", "saved"} == document["seconds"].keys()
     assert Path(document["artifact"]["path"]).name == "distilled.safetensors"
 
 

@@ -68,7 +68,7 @@ def test_agrees_with_recompute(kind, total, nets, soft, dtype, data):
     arguments = network, start, inputs, labels, SGD(**schedules), outer
     expected = meta_gradient(*arguments, memory=Recompute(), window=(first, end))
     actual = meta_gradient(*arguments, memory=Reverse(), window=(first, end))
-    assert_close(actual, expected, 1e-8 if dtype == torch.float64 else 1e-2)
+    assert_close(actual, expected, 1e-7 if dtype == torch.float64 else 1e-2)  # the ratio of a momentum is rounded
 
 
 def textbook_loss(network, start, inputs, labels, lrs, momentum, decay, outer) -> torch.Tensor:

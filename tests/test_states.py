@@ -17,7 +17,7 @@ from ddbench.networks import State, measure, unstack
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import prepare
 from ddbench.protocols import get_protocol
-from ddbench.unroll import meta_gradient, train
+from ddbench.unroll import SGD, loss_on, meta_gradient, train
 
 BATCH_NORM = {"name": "convnet", "options": {"width": 4, "depth": 1, "norm": "batch"}}
 
@@ -102,15 +102,15 @@ def test_inner_steps_start_from_the_running_statistics_of_the_state(module):
     inputs, labels, lrs = torch.randn(1, 6, 4), torch.arange(6)[None] % 3, torch.full((1, 1), 0.1)
     for number in range(2):
         start = state.network(number)
-        after = train(module, start, inputs, labels, lrs)
+        after = train(module, start, inputs, labels, SGD(lrs))
         hidden = inputs[0] @ start.params["0.weight"].T + start.params["0.bias"]
         torch.testing.assert_close(after.buffers["1.running_mean"], 0.9 * (number + 1) + 0.1 * hidden.mean(0))
         assert int(after.buffers["1.num_batches_tracked"]) == 1
         assert (start.buffers["1.running_mean"] == number + 1).all()
 
     def losses(start: object) -> torch.Tensor:
-        loss = nn.functional.cross_entropy
-        return meta_gradient(module, start, inputs, labels, lrs, loss, inputs[0], labels[0]).loss
+        outer = loss_on(nn.functional.cross_entropy, inputs[0], labels[0])
+        return meta_gradient(module, start, inputs, labels, SGD(lrs), outer).loss
 
     # The outer loss is taken in evaluation mode.
     torch.testing.assert_close(losses(state), torch.cat([losses(state.network(0)), losses(state.network(1))]))

@@ -135,7 +135,9 @@ def _reported_failure(
         raise
     except Exception as error:
         reason = (
-            f"{error.message} {error.hint}" if isinstance(error, DdbenchError) else f"{type(error).__name__}: {error}"
+            f"{error.message} {error.hint}".strip()
+            if isinstance(error, DdbenchError)
+            else f"{type(error).__name__}: {error}"
         )
         reporter.say(f"No {role} {method.name}{labels}: {reason}")
     # An interruption is not replaced by this check.
