@@ -134,11 +134,9 @@ def _reported_failure(
     except Interrupted:
         raise
     except Exception as error:
-        reason = (
-            f"{error.message} {error.hint}".strip()
-            if isinstance(error, DdbenchError)
-            else f"{type(error).__name__}: {error}"
-        )
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, DdbenchError):
+            reason = f"{error.message} {error.hint}".strip()
         reporter.say(f"No {role} {method.name}{labels}: {reason}")
     # An interruption is not replaced by this check.
     prepared.check_untouched(method)
