@@ -55,12 +55,12 @@ class Batches:
 
     @property
     def soft(self) -> bool:
-        """Whether labels are numbers for each class."""
+        """True where labels are numbers for each class."""
         return _soft(self.labels)
 
     @property
     def fixed(self) -> bool:
-        """Whether each step sees one of few batches, exactly as it is stored."""
+        """True where each step sees one of few batches, exactly as it is stored."""
         return self.rows is None and self.transform is None
 
     @property
