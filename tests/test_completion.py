@@ -42,7 +42,9 @@ def test_names_of_each_kind(pressed):
     assert pressed("ddbench run -m unrolled_gd --dataset ") == [
         "cifar10", "cifar100", "digits", "fashion_mnist", "mnist", "svhn", "usps",
     ]  # fmt: skip
-    assert pressed("ddbench run --protocol train") == ["train/v1", "train-dsa/v1", "train-teacher/v1"]
+    assert pressed("ddbench run --protocol train") == [
+        "train/v1", "train-dsa/v1", "train-dsa-rate/v1", "train-teacher/v1", "train-imagenet/v1",
+    ]  # fmt: skip
     assert "wang2018/mnist-fixed-1x3" in pressed("ddbench run --experiment wang2018/mnist-f")
     assert pressed("ddbench evaluate x --cross-network lenet,conv") == ["lenet,convnet"]
     assert pressed("ddbench run --method nothing_like_it") == []
@@ -52,7 +54,9 @@ def test_settings_are_those_of_what_is_named(pressed):
     assert pressed("ddbench run -m unrolled_gd --set outer_") == ["outer_steps=", "outer_lr="]
     assert pressed("ddbench run -m herding --set init.s") == ["init.scheme="]
     assert pressed("ddbench run -m unrolled_gd --sweep outer_l") == ["outer_lr="]
-    assert pressed("ddbench run -m herding --network convnet --set network.") == ["network.width=", "network.depth="]
+    assert pressed("ddbench run -m herding --network convnet --set network.") == [
+        "network.width=", "network.depth=", "network.norm=",
+    ]  # fmt: skip
 
 
 def test_runs(pressed, tmp_path: Path):
