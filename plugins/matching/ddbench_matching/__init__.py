@@ -1,14 +1,15 @@
-"""Dataset distillation by matching gradients."""
+"""Dataset distillation by matching what networks do on real and on synthetic images: DC, DSA, DM and IDC."""
 
 from pathlib import Path
 
 import ddbench
-from ddbench_matching.idc import idc
+from ddbench_matching.distributions import dm
+from ddbench_matching.gradients import dc, dsa
 
 
 @ddbench.hookimpl
 def ddbench_methods() -> list[object]:
-    return [idc]
+    return [dc, dm, dsa]
 
 
 @ddbench.hookimpl

@@ -1,0 +1,59 @@
+"""Images class by class, `[classes, n, channels, height, width]`: their start, their views, and the set they make."""
+
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from ddbench import DistilledSet, ExampleSet, RecipeRequest, Task, Unsupported, augment
+from ddbench.augment import DSA, DSA_DIGITS
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Images = Float[Tensor, "n channels height width"]
+ClassImages = Float[Tensor, "classes n channels height width"]
+
+DIGITS = ("digits", "mnist", "svhn", "usps")
+"""Datasets whose images mean something else, or nothing, in a mirror."""
+
+
+def check(task: Task, method: str) -> None:
+    """Raise `Unsupported` for a task that has no images, or one class only."""
+    if len(task.info.sample_shape) != 3:
+        raise Unsupported(f"{method} takes images; an example of {task.info.name} has shape {task.info.sample_shape}.")
+    if len(task.info.classes) < 2:
+        raise Unsupported(
+            f"{task.info.name} has one class only, so there is nothing to tell apart.",
+            "Take a dataset of two classes or more.",
+        )
+
+
+def initial_images(task: Task, start: str, generator: torch.Generator) -> ClassImages:
+    """Return images of each class to start from: random `real` ones, or normal `noise`.
+
+    Raises `UsageError` where a class has fewer real images than the budget.
+    """
+    n, shape = task.budget.images_per_class, (len(task.info.classes), task.budget.images_per_class)
+    if start == "real":
+        return task.train.random_subset(n, generator).inputs.unflatten(0, shape).clone()
+    return torch.randn(*shape, *task.info.sample_shape, generator=generator).to(task.train.inputs)
+
+
+def strategy_for(request: RecipeRequest) -> str:
+    """Return the augmentation that was published for a dataset: digits are not mirrored."""
+    return DSA_DIGITS if request.dataset in DIGITS else DSA
+
+
+def view(images: Images, params: augment.Augmentation | None) -> Images:
+    """Return the images under a draw of augmentation, if there is one."""
+    return images if params is None else augment.apply(images, params)
+
+
+def distilled(task: Task, images: ClassImages) -> DistilledSet:
+    """Return the set of these images, spread over the steps of the budget, with the labels that the objective gives."""
+    labels = torch.arange(len(images), device=images.device).repeat_interleave(images.shape[1])
+    examples = ExampleSet(images.detach().flatten(0, 1), labels, task.info)
+    inputs, labels = examples.in_steps(task.budget.steps)
+    return DistilledSet(inputs, task.objective.relabel(labels))
