@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from ddbench.contract.state import State
 from ddbench.contract.task import Loss, cross_entropy
-from ddbench.engine.networks import buffers_of, evaluation_mode, inner_mode
+from ddbench.engine.networks import buffers_of, evaluation_mode, in_parts, inner_mode
 from ddbench.errors import Unsupported
 
 
@@ -32,27 +32,7 @@ def features(
     A network with a method `features(inputs)` of its own is asked for them instead. `batch_statistics` as in `logits`.
     Raises `Unsupported` for a network whose outputs do not come out of a linear layer.
     """
-    if callable(getattr(type(network), "features", None)):
-        return _call(_Features(network), network, state, inputs, batch_statistics, "network.").flatten(1)
-    last: list[tuple[nn.Linear, Tensor]] = []
-
-    def remember(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, nn.Linear)
-        last[:] = [(layer, arguments[0])]
-
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-    handles = [layer.register_forward_pre_hook(remember) for layer in layers]
-    try:
-        outputs = _call(network, network, state, inputs, batch_statistics)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not last or last[0][0].out_features != outputs.shape[-1]:
-        raise Unsupported(
-            "the network has no last linear layer whose input could serve as features.",
-            "Choose another --network, or give the network's class a method features(inputs).",
-        )
-    return last[0][1].flatten(1)
+    return _call(_Features(network), network, state, inputs, batch_statistics, "network.").flatten(1)
 
 
 def gradient(
@@ -84,15 +64,36 @@ def gradient(
 
 
 class _Features(nn.Module):
-    """A network whose forward pass is its own method `features`."""
+    """A network whose forward pass returns its features."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, inputs: Tensor) -> Tensor:
-        method: Callable[[Tensor], Tensor] = self.network.features  # type: ignore[assignment]
-        return method(inputs)
+        """Return the network's own features, or else the input of the last linear layer that it calls."""
+        if callable(getattr(type(self.network), "features", None)):
+            method: Callable[[Tensor], Tensor] = self.network.features  # type: ignore[assignment]
+            return method(inputs)
+        calls: list[tuple[nn.Linear, Tensor]] = []
+
+        def remember(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            assert isinstance(layer, nn.Linear)
+            calls.append((layer, arguments[0]))
+
+        layers = [layer for layer in self.network.modules() if isinstance(layer, nn.Linear)]
+        handles = [layer.register_forward_pre_hook(remember) for layer in layers]
+        try:
+            outputs = self.network(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not calls or calls[-1][0].out_features != outputs.shape[-1]:
+            raise Unsupported(
+                "the network has no last linear layer whose input could serve as features.",
+                "Choose another --network, or give the network's class a method features(inputs).",
+            )
+        return calls[-1][1]
 
 
 def _call(
@@ -103,5 +104,4 @@ def _call(
     buffers = {name: buffer.clone() for name, buffer in buffers_of(network, state).items()}
     tensors = {f"{prefix}{name}": tensor for name, tensor in {**state.params, **buffers}.items()}
     with inner_mode(network) if batch_statistics else evaluation_mode(network):
-        outputs: Tensor = functional_call(callee, tensors, (inputs,))
-    return outputs
+        return in_parts(network, inputs, lambda part: functional_call(callee, tensors, (part,)))

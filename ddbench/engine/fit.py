@@ -17,7 +17,7 @@ from ddbench.contract.examples import ExampleSet
 from ddbench.contract.state import State
 from ddbench.contract.task import Loss, cross_entropy
 from ddbench.engine.cpu.operators import fast_operators
-from ddbench.engine.networks import buffers_of, inner_mode
+from ddbench.engine.networks import buffers_of, in_parts, inner_mode
 from ddbench.engine.workers import for_each_network
 
 BATCH = 128
@@ -63,7 +63,8 @@ def fit(
             if rate is not None:
                 for group in stepper.param_groups:
                     group["lr"] = rate(step)
-            value = loss(functional_call(network, (params, buffers), (inputs,)), labels)
+            outputs = in_parts(network, inputs, lambda part: functional_call(network, (params, buffers), (part,)))
+            value = loss(outputs, labels)
             grads = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
             for leaf, grad in zip(leaves, grads, strict=True):
                 leaf.grad = grad

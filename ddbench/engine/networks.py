@@ -1,6 +1,6 @@
 """The state of networks (weights and running statistics), their modes, and their answers on examples."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,10 @@ from ddbench.contract.task import Objective
 
 BATCH = 1000
 """Examples per forward pass when a network is measured."""
+
+
+PART_BYTES = 2**23
+"""Bytes of the largest activation, by estimate, up to which examples share a pass on the CPU; more leave the cache."""
 
 
 @contextmanager
@@ -44,6 +48,23 @@ def _restored_modes(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def in_parts(
+    network: nn.Module, inputs: Float[Tensor, " n *sample"], call: Callable[[Tensor], Tensor]
+) -> Float[Tensor, " n *outputs"]:
+    """Return `call(inputs)`, a pass of `network`, in parts whose activations stay in the cache of a CPU.
+
+    Outputs and gradients are those of the whole batch. The call is not cut where batch normalisation takes statistics
+    of the batch, and on other devices.
+    """
+    whole = any(isinstance(m, nn.modules.batchnorm._NormBase) and m.training for m in network.modules())
+    if whole or inputs.device.type != "cpu" or inputs.dim() < 4:
+        return call(inputs)
+    channels = max((m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)), default=1)
+    bytes_each = channels * inputs[0, 0].numel() * inputs.element_size()
+    parts = inputs.split(max(1, PART_BYTES // bytes_each))
+    return torch.cat([call(part) for part in parts]) if len(parts) > 1 else call(inputs)
 
 
 def buffers_of(network: nn.Module, state: State) -> dict[str, Tensor]:

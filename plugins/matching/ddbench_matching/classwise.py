@@ -12,7 +12,7 @@ from ddbench.augment import DSA, DSA_DIGITS
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
-Images = Float[Tensor, "n channels height width"]
+Images = Float[Tensor, "_ channels height width"]
 ClassImages = Float[Tensor, "classes n channels height width"]
 
 DIGITS = ("digits", "mnist", "svhn", "usps")

@@ -15,9 +15,7 @@ from ddbench_matching import classwise
 from ddbench_matching.classwise import Count, Images, Positive
 
 
-def matching_loss(
-    network: nn.Module, state: State, real: list[Images], synthetic: list[Images]
-) -> Float[Tensor, ""]:
+def matching_loss(network: nn.Module, state: State, real: list[Images], synthetic: list[Images]) -> Float[Tensor, ""]:
     """Return sum_c |mean f(real[c]) - mean f(synthetic[c])|^2, differentiable in the synthetic images (equation 4).
 
     f are the features of the network at `state`. Each side is one batch, which batch normalisation takes its

@@ -13,7 +13,7 @@ from ddbench import DistilledSet, RecipeRequest, Run, State, Task, augment
 from ddbench.augment import DSA
 from ddbench.networks import Loss, cross_entropy, fit, gradient
 from ddbench_matching import classwise
-from ddbench_matching.classwise import ClassImages, Count, Images, Positive
+from ddbench_matching.classwise import Count, Images, Positive
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """Updates of the images with each network, and epochs of the network between them, by images per class."""
@@ -39,8 +39,8 @@ def gradient_distance(synthetic: dict[str, Tensor], real: dict[str, Tensor]) -> 
 def matching_loss(
     network: nn.Module,
     state: State,
-    real: tuple[Images, Int[Tensor, " m"]],
-    synthetic: tuple[Images, Int[Tensor, " n"]],
+    real: tuple[Images, Int[Tensor, " real"]],
+    synthetic: tuple[Images, Int[Tensor, " synthetic"]],
     loss: Loss = cross_entropy,
 ) -> Float[Tensor, ""]:
     """Return d(gradient on the synthetic images, gradient on the real ones), differentiable in the synthetic images.
