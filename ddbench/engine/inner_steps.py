@@ -15,7 +15,7 @@ from ddbench.contract.task import CrossEntropy, Loss, cross_entropy
 from ddbench.engine.batches import Batches, Totals
 from ddbench.engine.cpu import Chain, ChainStep
 from ddbench.engine.cpu.operators import fast_operators
-from ddbench.engine.networks import inner_mode
+from ddbench.engine.networks import cut, inner_mode
 
 Weights = list[Tensor]
 """The weights of all networks of a call, in the layout of the trainer: by parameter, or flat `[nets, parameters]`."""
@@ -126,7 +126,7 @@ class HandDerivedChain:
 
     def trainer(self, network: nn.Module, starts: Sequence[State], batches: Batches, inner_loss: Loss) -> Trainer:
         """See `Engine.trainer`."""
-        return _ChainTrainer(self.chain, starts, batches)
+        return _ChainTrainer(self.chain, network, starts, batches)
 
 
 class _AutogradTrainer:
@@ -182,25 +182,32 @@ class _AutogradStep:
 class _ChainTrainer:
     """Inner steps of several networks as a chain; weights are one flat tensor `[nets, parameters]`.
 
-    Fixed batches go through the stem once; their gradients are summed behind it.
+    A batch whose activations leave the cache is trained on in parts: gradients are means over examples, so those of
+    the parts add up. Other fixed batches go through the stem once; their gradients are summed behind it.
     """
 
-    def __init__(self, chain: Chain, starts: Sequence[State], batches: Batches) -> None:
-        self.chain, self.batches = chain, batches
+    def __init__(self, chain: Chain, network: nn.Module, starts: Sequence[State], batches: Batches) -> None:
+        self.chain, self.network, self.batches = chain, network, batches
         self.shapes = {name: starts[0].params[name].shape for name in chain.names}
         self.start = self.stack([start.params for start in starts])
         self.buffers: dict[str, Tensor] = {}
-        if batches.fixed:
+        self.fixed = batches.fixed and len(cut(network, batches.inputs[0])) == 1
+        if self.fixed:
             self.first, self.pull = chain.first_inputs(batches.inputs)
 
     def step(self, t: int, weights: Weights, buffers: dict[str, Tensor], *, with_graph: bool) -> Step:
         inputs, labels = self.batches.examples(t)
-        if self.batches.fixed:
+        if self.fixed:
             return self.chain.step(weights[0], self.first[t % len(self.first)], labels)
         with torch.enable_grad():
             view = self.batches.transformed(inputs.requires_grad_(with_graph), t)
-        [first], pull = self.chain.first_inputs(view.detach()[None])
-        return _ChainStepOnView(self.chain.step(weights[0], first, labels), inputs, view, pull)
+        parts = cut(self.network, view.detach())
+        steps, pulls = [], []
+        for part, part_labels in zip(parts, labels.split(len(parts[0])), strict=True):
+            [first], pull = self.chain.first_inputs(part[None])
+            steps.append(self.chain.step(weights[0], first, part_labels))
+            pulls.append(pull)
+        return _ChainStepInParts(steps, pulls, inputs, view)
 
     def unstack(self, weights: Weights) -> list[dict[str, Tensor]]:
         sizes = [shape.numel() for shape in self.shapes.values()]
@@ -212,27 +219,45 @@ class _ChainTrainer:
         return [torch.stack(flat)]
 
     def totals(self) -> Totals:
-        return _TotalsBehindStem(self.batches, self.first, self.pull) if self.batches.fixed else Totals(self.batches)
+        return _TotalsBehindStem(self.batches, self.first, self.pull) if self.fixed else Totals(self.batches)
 
 
-@dataclass(frozen=True)
-class _ChainStepOnView:
-    """A step on a `view` of the stored `inputs`, made for this step; `pull` takes gradients back through the stem."""
+class _ChainStepInParts:
+    """A step on a `view` of the stored `inputs`, made for this step, as the steps on parts of it.
 
-    step: ChainStep
-    inputs: Tensor
-    view: Tensor
-    pull: Callable[[Sequence[Tensor]], Tensor]
+    With shares s_i of the examples, g = sum s_i g_i, and likewise for every derivative of <g, v>. `pulls` take
+    gradients of the parts back through the stem.
+    """
 
-    @property
-    def gradient(self) -> Sequence[Tensor]:
-        return self.step.gradient
+    def __init__(
+        self,
+        steps: Sequence[ChainStep],
+        pulls: Sequence[Callable[[Sequence[Tensor]], Tensor]],
+        inputs: Tensor,
+        view: Tensor,
+    ) -> None:
+        self.steps, self.pulls, self.inputs, self.view = steps, pulls, inputs, view
+        self.shares = [len(step.targets) / len(inputs) for step in steps]
+        self.gradient: Sequence[Tensor] = [_weighted_sum([step.gradient[0] for step in steps], self.shares)]
 
     def vjp(self, v: Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
-        grad_w, grad_first, grad_y = self.step.vjp(v)
-        [grad_view] = self.pull([grad_first])
+        grads_w, grads_view, grads_y = [], [], []
+        for step, pull, share in zip(self.steps, self.pulls, self.shares, strict=True):
+            [grad_w], grad_first, grad_y = step.vjp(v)
+            grads_w.append(grad_w)
+            grads_view.append(pull([grad_first])[0] * share)
+            grads_y.append(grad_y * share)
+        grad_view = torch.cat(grads_view)
         [grad_x] = torch.autograd.grad(self.view, self.inputs, grad_view, allow_unused=True, materialize_grads=True)
-        return grad_w, grad_x, grad_y
+        return [_weighted_sum(grads_w, self.shares)], grad_x, torch.cat(grads_y)
+
+
+def _weighted_sum(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+    first, *others = tensors
+    total = first * factors[0] if others else first
+    for tensor, factor in zip(others, factors[1:], strict=True):
+        total.add_(tensor, alpha=factor)
+    return total
 
 
 class _TotalsBehindStem(Totals):

@@ -1,6 +1,6 @@
 """The state of networks (weights and running statistics), their modes, and their answers on examples."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -50,20 +50,24 @@ def _restored_modes(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def cut(network: nn.Module, inputs: Float[Tensor, " n *sample"]) -> Sequence[Float[Tensor, " part *sample"]]:
+    """Return the batch in parts whose activations stay in the cache of a CPU; on other devices, as a whole.
+
+    A batch that batch normalisation takes statistics of is not cut.
+    """
+    whole = any(isinstance(m, nn.modules.batchnorm._NormBase) and m.training for m in network.modules())
+    if whole or inputs.device.type not in ("cpu", "meta") or inputs.dim() < 4:
+        return [inputs]
+    channels = max((m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)), default=1)
+    bytes_each = channels * inputs.shape[2:].numel() * inputs.element_size()
+    return inputs.split(max(1, PART_BYTES // bytes_each))
+
+
 def in_parts(
     network: nn.Module, inputs: Float[Tensor, " n *sample"], call: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, " n *outputs"]:
-    """Return `call(inputs)`, a pass of `network`, in parts whose activations stay in the cache of a CPU.
-
-    Outputs and gradients are those of the whole batch. The call is not cut where batch normalisation takes statistics
-    of the batch, and on other devices.
-    """
-    whole = any(isinstance(m, nn.modules.batchnorm._NormBase) and m.training for m in network.modules())
-    if whole or inputs.device.type != "cpu" or inputs.dim() < 4:
-        return call(inputs)
-    channels = max((m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)), default=1)
-    bytes_each = channels * inputs[0, 0].numel() * inputs.element_size()
-    parts = inputs.split(max(1, PART_BYTES // bytes_each))
+    """Return `call(inputs)`, a pass of `network`, part by part (`cut`); gradients of the outputs are the same too."""
+    parts = cut(network, inputs)
     return torch.cat([call(part) for part in parts]) if len(parts) > 1 else call(inputs)
 
 
