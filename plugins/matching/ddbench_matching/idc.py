@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
 import ddbench
 from ddbench import DistilledSet, RecipeRequest, Run, State, Task, Unsupported, UsageError, augment
 from ddbench.decoders import join_tiles
-from ddbench.networks import Loss, cross_entropy, gradient
+from ddbench.networks import Loss, gradient
 
 Images = Float[Tensor, "n c h w"]
 Positive = Annotated[float, Field(gt=0)]
@@ -88,7 +88,7 @@ def idc(
             if step:
                 restart(student, trainer, task.networks.sample(1).network(0))
         distances, grads = [], []
-        for label, stored in zip(classes, pixels.split(task.budget.images_per_class), strict=True):
+        for label, stored in zip(classes, torch.split(pixels, task.budget.images_per_class), strict=True):
             stored = stored.detach().requires_grad_()
             real = task.train.minibatch(real_batch, run.generator, label)
             images = training_images(task, stored, factor)
@@ -116,12 +116,11 @@ def idc(
     return DistilledSet.encoded("tiles/v1", {"images": images}, labels.repeat(factor**2)[None], {"factor": factor})
 
 
-Batch = tuple[Images, Shaped[Tensor, " n *classes"], Loss]
+Batch = tuple[Float[Tensor, "_ c h w"], Int[Tensor, " _"], Loss]
+"""Images, labels and the mean loss of logits and labels."""
 
 
-def gradient_distance(
-    network: nn.Module, state: State, real: Batch, synthetic: Batch, metric: str
-) -> Float[Tensor, ""]:
+def gradient_distance(network: nn.Module, state: State, real: Batch, synthetic: Batch, metric: str) -> Tensor:
     """Return D = sum_l d(g_l(synthetic) - g_l(real)), differentiable in the synthetic images (Kim et al. 2022, eq. 2).
 
     g_l is the gradient of the mean loss of a batch (images, labels, loss) by the weights of convolution l. d is the
@@ -137,8 +136,8 @@ def convolutions(network: nn.Module) -> list[str]:
     return [name for name, weight in network.named_parameters() if weight.dim() == 4]
 
 
-def training_images(task: Task, pixels: Images, factor: int) -> Images:
-    """Return the tiles of stored images with pixels in [0, 1], enlarged and normalised: `[factor^2 * n, c, h, w]`."""
+def training_images(task: Task, pixels: Images, factor: int) -> Float[Tensor, "m c h w"]:
+    """Return the m = factor^2 n tiles of n stored images with pixels in [0, 1], enlarged and normalised."""
     images = normalised(task, pixels)
     return images if factor == 1 else task.decode("tiles/v1", {"images": images}, factor=factor)
 
