@@ -5,11 +5,12 @@ from pathlib import Path
 import ddbench
 from ddbench_matching.distributions import dm
 from ddbench_matching.gradients import dc, dsa
+from ddbench_matching.idc import idc
 
 
 @ddbench.hookimpl
 def ddbench_methods() -> list[object]:
-    return [dc, dm, dsa]
+    return [dc, dm, dsa, idc]
 
 
 @ddbench.hookimpl
