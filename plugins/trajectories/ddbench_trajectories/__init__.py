@@ -1,0 +1,16 @@
+"""Dataset distillation by matching training trajectories: MTT (2022), TESLA (2023) and DATM (2024)."""
+
+from pathlib import Path
+
+import ddbench
+from ddbench_trajectories.mtt import mtt
+
+
+@ddbench.hookimpl
+def ddbench_methods() -> list[object]:
+    return [mtt]
+
+
+@ddbench.hookimpl
+def ddbench_experiments() -> list[Path]:
+    return sorted((Path(__file__).parent / "experiments").glob("*.toml"))

@@ -1,0 +1,135 @@
+"""Segments of expert trajectories, and all that a student needs to follow one: batches, views, a way of going back.
+
+Notation (Cazenavette et al. 2022, arXiv 2203.11932, Section 3). An expert has the weights `theta*_e` after epoch e of
+training on the real data. A segment leads from `theta*_t` to `theta*_{t+M}`. A student starts at `theta*_t` and takes N
+steps of gradient descent at the rate `alpha` on batches of the synthetic images:
+
+    theta_{i+1} = theta_i - alpha g_i,      g_i = grad_theta CE(network(A_i(x[b_i]); theta_i), y[b_i]),      i = 0 .. N-1
+    loss = |theta_N - theta*_{t+M}|^2 / |theta*_t - theta*_{t+M}|^2
+
+`A_i` is the differentiable augmentation of step i, and `b_i` are the indices of its batch.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from ddbench import Plan, RecipeRequest, State, Task, Unsupported, UsageError
+from ddbench.augment import DSA_DIGITS, Augmentation, apply, draw
+from ddbench.networks import Params, Trajectories
+from ddbench.unroll import MEMORIES, Memory, Transform, fastest_fitting
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Way = Literal["auto", "store", "recompute", "checkpoint"]
+
+WAYS_BACK = {"auto": MEMORIES, **{memory.name: (memory,) for memory in MEMORIES}}
+"""The ways of going back that each value of the option `memory` allows, the fastest first."""
+
+DIGITS = ("mnist", "svhn", "usps", "digits")
+"""Datasets whose images must not be mirrored."""
+
+
+def supports(plan: Plan) -> str | None:
+    """Return why there is no trajectory to match."""
+    name = plan.method.name
+    if plan.adaptation is not None:
+        return f"{name} matches experts that start from random weights; run it without --target."
+    if plan.settings.objective.name != "classification":
+        return f"{name} matches experts that learn the real labels; run it with --objective classification."
+    if len(plan.dataset.facts["classes"]) < 2:
+        return f"{name} needs two classes or more: with a single one, experts have nothing to learn."
+    return None
+
+
+def augmentation_of(request: RecipeRequest) -> dict[str, object]:
+    """Return the option `augment` of digits, without flip (README of Zhao and Bilen 2021); {} for other datasets."""
+    return {"augment": DSA_DIGITS} if request.dataset in DIGITS else {}
+
+
+def open_experts(
+    task: Task, *, experts: int, expert_epochs: int, expert_lr: float, augment: str, span: int, **others: object
+) -> Trajectories:
+    """Return the experts of a run; this is what the methods declare as `needs`.
+
+    Raises `UsageError` for a segment that is longer than the training of an expert, `Unsupported` where the examples
+    are not images and are to be augmented.
+    """
+    if span > expert_epochs:
+        raise UsageError(
+            f"a segment of {span} epochs does not fit into {expert_epochs} epochs of an expert.",
+            f"Write --set span={expert_epochs} or less, or train experts longer by --set expert_epochs={span}.",
+        )
+    if augment and len(task.info.sample_shape) != 3:
+        raise Unsupported(
+            "examples that are not images of channels, height and width cannot be augmented.",
+            "Write --set augment= for none.",
+        )
+    return task.experts(experts, epochs=expert_epochs, lr=expert_lr, augment=augment)
+
+
+def draw_segment(
+    trained: Trajectories, first: int, end: int, span: int, generator: torch.Generator
+) -> tuple[State, Params]:
+    """Return `theta*_t` and `theta*_{t+M}` of a random expert, with t from `first` to `end - 1` and M = `span`.
+
+    A smoke run has experts of few epochs: segments are cut to what they have.
+    """
+    span = min(span, trained.epochs)
+    end = max(1, min(end, trained.epochs - span + 1))
+    first = min(first, end - 1)
+    expert = int(torch.randint(len(trained), (), generator=generator))
+    epoch = int(torch.randint(first, end, (), generator=generator))
+    return trained.start(expert, epoch), trained.start(expert, epoch + span).params
+
+
+def draw_batches(images: int, batch: int | None, steps: int, generator: torch.Generator) -> Int[Tensor, "N b"]:
+    """Return the indices of each step's batch, in the published order; -1 leaves a place empty.
+
+    A permutation of the images is cut into batches, and these are taken from the end, so that a shorter one comes
+    first. The next permutation follows when none is left. Without `batch`, each step takes all images.
+    """
+    size = min(batch or images, images)
+    rows: list[Tensor] = []
+    while len(rows) < steps:
+        rows += reversed(torch.split(torch.randperm(images, generator=generator), size))
+    return torch.stack([torch.nn.functional.pad(row, (0, size - len(row)), value=-1) for row in rows[:steps]])
+
+
+def draw_views(strategy: str, indices: Int[Tensor, "N b"], generator: torch.Generator) -> Transform | None:
+    """Return the augmentation `A_i` of each step: one random operation a batch, with an amount for each image.
+
+    So the published code does. The draws are made beforehand, because the reverse pass repeats the steps.
+    """
+    if not strategy:
+        return None
+    views: list[Augmentation] = [draw(strategy, generator, images=int((row >= 0).sum())) for row in indices]
+
+    def augmented(images: Float[Tensor, "b c h w"], step: int) -> Float[Tensor, "b c h w"]:
+        return apply(images, views[step])
+
+    return augmented
+
+
+def fitting_memory(task: Task, batch: int | None, inner_steps: int, memory: str) -> tuple[Memory, int]:
+    """Return the way of going back and its predicted peak in bytes."""
+    images = task.budget.images_per_class * len(task.info.classes)
+    return fastest_fitting(
+        task.networks.module,
+        1,
+        (1, min(batch or images, images), *task.info.sample_shape),
+        inner_steps,
+        0,
+        task.train.inputs.device,
+        among=WAYS_BACK[memory],
+        inner_loss=task.objective.inner_loss,
+    )
+
+
+def peak_memory(task: Task, *, batch: int | None, inner_steps: int, memory: str, **others: object) -> tuple[int, str]:
+    """Return the bytes that a method needs at its peak, and the way of going back."""
+    way, peak = fitting_memory(task, batch, inner_steps, memory)
+    return peak, f"memory={way.name}"
