@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import ddbench
+from ddbench_trajectories.datm import datm
 from ddbench_trajectories.mtt import mtt
+from ddbench_trajectories.tesla import tesla
 
 
 @ddbench.hookimpl
 def ddbench_methods() -> list[object]:
-    return [mtt]
+    return [datm, mtt, tesla]
 
 
 @ddbench.hookimpl

@@ -4,27 +4,29 @@ Notation (Cazenavette et al. 2022, arXiv 2203.11932, Section 3). An expert has t
 training on the real data. A segment leads from `theta*_t` to `theta*_{t+M}`. A student starts at `theta*_t` and takes N
 steps of gradient descent at the rate `alpha` on batches of the synthetic images:
 
-    theta_{i+1} = theta_i - alpha g_i,      g_i = grad_theta CE(network(A_i(x[b_i]); theta_i), y[b_i]),      i = 0 .. N-1
+    theta_{i+1} = theta_i - alpha g_i,    g_i = grad_theta CE(network(A_i(x[b_i]); theta_i), y[b_i]),    i = 0 .. N-1
     loss = |theta_N - theta*_{t+M}|^2 / |theta*_t - theta*_{t+M}|^2
 
 `A_i` is the differentiable augmentation of step i, and `b_i` are the indices of its batch.
 """
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
-from ddbench import Plan, RecipeRequest, State, Task, Unsupported, UsageError
+from ddbench import DistilledSet, Plan, RecipeRequest, Run, State, Task, Unsupported, UsageError
 from ddbench.augment import DSA_DIGITS, Augmentation, apply, draw
 from ddbench.networks import Params, Trajectories
-from ddbench.unroll import MEMORIES, Memory, Transform, fastest_fitting
+from ddbench.unroll import MEMORIES, Memory, MetaGradient, Transform, choose_engine, fastest_fitting
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Way = Literal["auto", "store", "recompute", "checkpoint"]
 
 WAYS_BACK = {"auto": MEMORIES, **{memory.name: (memory,) for memory in MEMORIES}}
 """The ways of going back that each value of the option `memory` allows, the fastest first."""
@@ -76,13 +78,12 @@ def draw_segment(
 ) -> tuple[State, Params]:
     """Return `theta*_t` and `theta*_{t+M}` of a random expert, with t from `first` to `end - 1` and M = `span`.
 
-    A smoke run has experts of few epochs: segments are cut to what they have.
+    Segments end with the training of the expert, so t may be bounded further; a smoke run has few epochs.
     """
     span = min(span, trained.epochs)
     end = max(1, min(end, trained.epochs - span + 1))
-    first = min(first, end - 1)
     expert = int(torch.randint(len(trained), (), generator=generator))
-    epoch = int(torch.randint(first, end, (), generator=generator))
+    epoch = int(torch.randint(min(first, end - 1), end, (), generator=generator))
     return trained.start(expert, epoch), trained.start(expert, epoch + span).params
 
 
@@ -96,7 +97,7 @@ def draw_batches(images: int, batch: int | None, steps: int, generator: torch.Ge
     rows: list[Tensor] = []
     while len(rows) < steps:
         rows += reversed(torch.split(torch.randperm(images, generator=generator), size))
-    return torch.stack([torch.nn.functional.pad(row, (0, size - len(row)), value=-1) for row in rows[:steps]])
+    return torch.stack([F.pad(row, (0, size - len(row)), value=-1) for row in rows[:steps]])
 
 
 def draw_views(strategy: str, indices: Int[Tensor, "N b"], generator: torch.Generator) -> Transform | None:
@@ -117,19 +118,64 @@ def draw_views(strategy: str, indices: Int[Tensor, "N b"], generator: torch.Gene
 def fitting_memory(task: Task, batch: int | None, inner_steps: int, memory: str) -> tuple[Memory, int]:
     """Return the way of going back and its predicted peak in bytes."""
     images = task.budget.images_per_class * len(task.info.classes)
-    return fastest_fitting(
-        task.networks.module,
-        1,
-        (1, min(batch or images, images), *task.info.sample_shape),
-        inner_steps,
-        0,
-        task.train.inputs.device,
-        among=WAYS_BACK[memory],
-        inner_loss=task.objective.inner_loss,
-    )
+    shape = (1, min(batch or images, images), *task.info.sample_shape)
+    device = task.train.inputs.device
+    return fastest_fitting(task.networks.module, 1, shape, inner_steps, 0, device, among=WAYS_BACK[memory])
 
 
 def peak_memory(task: Task, *, batch: int | None, inner_steps: int, memory: str, **others: object) -> tuple[int, str]:
     """Return the bytes that a method needs at its peak, and the way of going back."""
     way, peak = fitting_memory(task, batch, inner_steps, memory)
     return peak, f"memory={way.name}"
+
+
+Follow = Callable[[State, Params, Tensor, Tensor, Tensor, Tensor, Transform | None], MetaGradient]
+"""`(start, target, images, labels, rate, indices, views)` to the loss of a segment and its gradients."""
+
+
+def learn_images(
+    task: Task,
+    run: Run,
+    trained: Trajectories,
+    follow: Follow,
+    *,
+    outer_steps: int,
+    inner_steps: int,
+    span: int,
+    max_start: int,
+    image_lr: float,
+    rate_lr: float,
+    rate: float,
+    batch: int | None,
+    augment: str,
+) -> DistilledSet:
+    """Return images and rate after so many updates along the gradients that `follow` gives (Algorithm 1).
+
+    Labels are class numbers, and images start as real ones. Both are updated by SGD with momentum 0.5.
+    """
+    real = task.train.random_subset(task.budget.images_per_class, run.generator)
+    images, labels = real.inputs.clone().requires_grad_(), real.labels
+    alpha = torch.tensor(rate, device=run.device, requires_grad=True)
+    groups = [{"params": [images], "lr": image_lr}, {"params": [alpha], "lr": rate_lr}]
+    optimizer = torch.optim.SGD(groups, momentum=0.5)
+    for _ in run.loop(outer_steps, dict(images=images, alpha=alpha, optimizer=optimizer)):
+        start, target = draw_segment(trained, 0, max_start, span, run.generator)
+        indices = draw_batches(len(images), batch, inner_steps, run.generator)
+        views = draw_views(augment, indices, run.generator)
+        gradient = follow(start, target, images.detach(), labels, alpha.detach(), indices, views)
+        images.grad, alpha.grad = gradient.inputs, gradient.lrs
+        optimizer.step()
+        run.log(loss=gradient.loss.mean(), rate=positive_or_nan(alpha))
+    return DistilledSet(images.detach()[None], labels[None], alpha.detach())
+
+
+def positive_or_nan(rate: Tensor) -> float:
+    """Return the rate; NaN where it is not positive, which takes the run back as a loss that is not finite does."""
+    return float(rate) if rate > 0 else math.nan
+
+
+def report_engine(task: Task, run: Run, batch: int | None, way: Memory) -> None:
+    """Print how the steps of students are carried out."""
+    images = task.budget.images_per_class * len(task.info.classes)
+    shape = (1, min(batch or images, images), *task.info.sample_shape)
+    run.say(f"Engine   {choose_engine(task.networks.module, torch.empty(shape, device='meta'), 1)}, memory={way.name}")
