@@ -179,10 +179,10 @@ def datm(
         loss = gradient.loss.mean()
         if loss <= threshold:
             images.grad, alpha.grad, logits.grad = gradient.inputs, gradient.lrs, grad_logits
-            optimizer.step()
+            segments.update(optimizer, images, alpha)
         count += 1
         # The average of all images so far with weights ema^age: the first ones have none of their own.
         average.lerp_(images, (1 - ema) / (1 - ema ** int(count)))
-        run.log(loss=loss, rate=segments.positive_or_nan(alpha))
+        run.log(loss=loss, rate=alpha)
 
     return DistilledSet(average[None], logits[None], alpha, label_kind="logits")
