@@ -87,7 +87,8 @@ def idc(
             pixels.clamp_(0, 1)
             if step:
                 restart(student, trainer, task.networks.sample(1).network(0))
-        distances, grads = [], []
+        distances: list[Tensor] = []
+        grads: list[Tensor] = []
         for label, stored in zip(classes, torch.split(pixels, task.budget.images_per_class), strict=True):
             stored = stored.detach().requires_grad_()
             real = task.train.minibatch(real_batch, run.generator, label)

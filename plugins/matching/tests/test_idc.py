@@ -152,7 +152,7 @@ def test_images_come_closer_in_gradients(distil):
     whole = {"outer_steps": 6, "real_batch": 1000, "augmentation": "", "image_rate": 0.05}
     _, _, losses = distil(whole, init="fixed")
     assert losses[-1] < 0.5 * losses[0]
-    _, _, losses = distil({**whole, "metric": "l1", "image_rate": 0.002}, init="fixed")
+    _, _, losses = distil({**whole, "metric": "l1", "image_rate": 0.005}, init="fixed")
     assert losses[-1] < 0.8 * losses[0]
 
 
