@@ -26,8 +26,12 @@ FLAGS = {
     "tracker": "--method random_subset --smoke",
 }
 """Arguments of `ddbench run` that try a plugin of each kind."""
-FAMILIES = ("gradient-matching", "distribution-matching", "trajectory-matching")
-"""Families of methods that have a template of their own: DC, DM and MTT."""
+FAMILIES = {
+    "gradient-matching": "train/v1",
+    "distribution-matching": "train-dsa/v1",
+    "trajectory-matching": "train-dsa-rate/v1",
+}
+"""Families of methods with a template of their own (DC, DM, MTT), and the protocol of their published figures."""
 ENTRY_POINTS = "[project.entry-points.ddbench]"
 
 
@@ -63,7 +67,8 @@ def new_plugin(name: str, kind: str, into: Path, family: str | None = None) -> W
         )
     if family not in (None, *FAMILIES):
         raise UsageError(
-            f"there is no family {family!r}.{did_you_mean(family, FAMILIES)}", f"The families are {', '.join(FAMILIES)}."
+            f"there is no family {family!r}.{did_you_mean(family, FAMILIES)}",
+            f"The families are {', '.join(FAMILIES)}.",
         )
     registered = f"{name}/v1" if kind == "decoder" else name
     catalog = Catalog()
@@ -79,7 +84,7 @@ def new_plugin(name: str, kind: str, into: Path, family: str | None = None) -> W
         "registered": registered,
         "tests": f"{kind.capitalize()}Tests",
         "title": "".join(word.capitalize() for word in name.split("_")),
-        "flags": FLAGS[kind].format(name=name),
+        "flags": FLAGS[kind].format(name=name) + (f" --protocol {FAMILIES[family]}" if family else ""),
     }
     return _add_module(into, package, values) if package else _new_package(into, values)
 

@@ -27,6 +27,8 @@ from ddbench.testing.tiny import Tiny
 
 FEW_STEPS = 4
 LAYERS: tuple[small.Layer, ...] = ("batch norm", "dropout")
+MANY_EPOCHS = 100
+"""Passes over the steps of a set with one rate, which is for any number of steps and may be made for many."""
 LONG = 2.0
 """Seconds that a method may run without reporting progress."""
 
@@ -269,7 +271,9 @@ def does_better_than_chance(subject: Subject) -> None:
     if tiny.objective != "classification":
         raise Skipped(f"its objective is {tiny.objective}")
     attempt = _attempt(subject, tiny, steps=None, seconds=20.0)
-    setting = small.setting(subject.catalog, tiny)
+    lrs = attempt.distilled.lrs
+    one_rate = lrs is not None and not lrs.dim()
+    setting = small.setting(subject.catalog, replace(tiny, epochs=MANY_EPOCHS) if one_rate else tiny)
     scores = REPLAY_V1.evaluate([attempt.distilled.decoded(attempt.task.decode)], setting, 5, Silent())
     values = scores.scores["accuracy"]
     mean = sum(values) / len(values)
