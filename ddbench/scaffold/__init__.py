@@ -65,7 +65,7 @@ def new_plugin(name: str, kind: str, into: Path, family: str | None = None) -> W
         raise UsageError(
             f"--family is for methods; {name!r} is to be of the kind {kind}.", "Leave out --family, or --kind."
         )
-    if family not in (None, *FAMILIES):
+    if family is not None and family not in FAMILIES:
         raise UsageError(
             f"there is no family {family!r}.{did_you_mean(family, FAMILIES)}",
             f"The families are {', '.join(FAMILIES)}.",
