@@ -220,7 +220,7 @@ def test_a_full_disk_keeps_what_is_done(task_of, monkeypatch, cold_cache):
     monkeypatch.setattr(module, "atomic_write", fill)
     with pytest.raises(DdbenchError, match="no space left") as raised:
         task_of().experts(3, **QUICK)
-    assert "experts before it are kept" in raised.value.hint and "DDBENCH_CACHE" in raised.value.hint
+    assert "Experts 0 to 1 are kept" in raised.value.hint and "DDBENCH_CACHE" in raised.value.hint
     assert list(files(cold_cache)) == ["expert-00000.safetensors", "expert-00001.safetensors"]
 
 

@@ -25,11 +25,11 @@ def golden(name: str) -> dict[str, Tensor]:
     }
 
 
-def network_at(w0: Tensor, classes: int, norm: str = "instance") -> tuple[nn.Module, State]:
+def network_at(w0: Tensor, classes: int, norm: str = "instance", width: int = 16) -> tuple[nn.Module, State]:
     """Return the ConvNet of both papers and its state at the flat weights `w0`."""
     names = tuple(map(str, range(classes)))
     info = DatasetInfo("x", names, (3, 32, 32), (0.0,) * 3, (1.0,) * 3, "image", "", False)
-    module = convnet(info, width=16, norm=norm).double()
+    module = convnet(info, width=width, norm=norm).double()
     shapes = {name: p.shape for name, p in module.named_parameters()}
     parts = torch.split(w0, [shape.numel() for shape in shapes.values()])
     params = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

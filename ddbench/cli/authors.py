@@ -11,6 +11,7 @@ from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import Json, Plugins, warn_of_plugins
 from ddbench.contract.component import KINDS, did_you_mean
 from ddbench.errors import UsageError
+from ddbench.scaffold import FAMILIES
 
 CHECKED = (*KINDS, "experiment", "tracker")
 NEW = (*KINDS, "tracker")
@@ -74,6 +75,14 @@ def new_plugin(
             help="method, init, objective, target, dataset, network, decoder or tracker.", autocompletion=lambda: NEW
         ),
     ] = "method",
+    family: Annotated[
+        str | None,
+        typer.Option(
+            help="Write a published method: gradient-matching (DC), distribution-matching (DM) or "
+            "trajectory-matching (MTT).",
+            autocompletion=lambda: FAMILIES,
+        ),
+    ] = None,
     into: Annotated[
         Path, typer.Option(help="Folder of the new package, or an existing plugin package to extend.", metavar="DIR")
     ] = Path(),
@@ -83,12 +92,13 @@ def new_plugin(
 
     It becomes a new package, or a further module of the package named by `--into`.
 
-    Examples: `ddbench new-plugin my_method`, `ddbench new-plugin other_method --into ddbench-my-method`
+    Examples: `ddbench new-plugin my_method`, `ddbench new-plugin my_dm --family distribution-matching`,
+    `ddbench new-plugin other_method --into ddbench-my-method`
     """
     with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.scaffold import new_plugin
 
-        written = new_plugin(name, kind, into)
+        written = new_plugin(name, kind, into, family)
         if as_json:
             files = [str(path) for path in written.files]
             print_json({"status": "ok", "folder": str(written.folder), "files": files, "next": list(written.commands)})

@@ -213,7 +213,8 @@ class DistilledSet:
         for problem in problems(self, task):
             raise PluginError(
                 f"{origin} {problem}.",
-                "A set has inputs [steps, n, *sample_shape], labels [steps, n] and lrs [epochs, steps] or None.",
+                "A set has inputs [steps, n, *sample_shape] or a payload, labels [steps, n], lrs [epochs, steps] or "
+                "None and weights [steps, n] from zero on or None, and it keeps to the budget.",
             )
 
     def described(self, **more: object) -> "DistilledSet":

@@ -105,6 +105,6 @@ def _like(flat: Tensor, weights: Weights) -> Weights:
 
 def _not_deterministic(symptom: str) -> DdbenchError:
     return DdbenchError(
-        f"The network's gradients are not deterministic: training in reverse {symptom}.",
+        f"the network's gradients are not deterministic: training in reverse {symptom}.",
         "Remove randomness from the network, set torch.use_deterministic_algorithms(True), or take Recompute().",
     )

@@ -117,9 +117,10 @@ class StoredTrajectories:
             raw = safetensors.torch.save(flattened(trajectory), {"facts": json.dumps(facts)})
             atomic_write(self.path(expert), raw)
         except DdbenchError as error:
+            kept = f"Experts 0 to {expert - 1} are kept. " if expert else ""
             raise DdbenchError(
                 error.message,
-                f"The {expert} experts before it are kept. Free some space, or name a folder with more of it: "
+                f"{kept}Free some space, or name a folder with more of it: "
                 "DDBENCH_CACHE=...; the same command continues from there.",
             ) from error
 

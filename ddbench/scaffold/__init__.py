@@ -26,6 +26,12 @@ FLAGS = {
     "tracker": "--method random_subset --smoke",
 }
 """Arguments of `ddbench run` that try a plugin of each kind."""
+FAMILIES = {
+    "gradient-matching": "train/v1",
+    "distribution-matching": "train-dsa/v1",
+    "trajectory-matching": "train-dsa-rate/v1",
+}
+"""Families of methods with a template of their own (DC, DM, MTT), and the protocol of their published figures."""
 ENTRY_POINTS = "[project.entry-points.ddbench]"
 
 
@@ -44,16 +50,26 @@ class Written:
     commands: tuple[str, ...]
 
 
-def new_plugin(name: str, kind: str, into: Path) -> Written:
+def new_plugin(name: str, kind: str, into: Path, family: str | None = None) -> Written:
     """Write a plugin called `name`: a package `ddbench-NAME` in `into`, or a module if `into` is a plugin package.
 
-    A folder is a plugin package if its pyproject.toml has entry points of ddbench. Raises `UsageError` for a name that
-    is not a Python name, for an unknown kind, and for a name, folder or file that exists.
+    A folder is a plugin package if its pyproject.toml has entry points of ddbench. `family`, one of `FAMILIES`, writes
+    a published method of that family. Raises `UsageError` for a name that is not a Python name, for an unknown kind or
+    family, for a family of another kind than a method, and for a name, folder or file that exists.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise UsageError(f"{name!r} cannot be the name of a plugin.", "Use small letters, digits and underscores.")
     if kind not in FLAGS:
         raise UsageError(f"there is no kind {kind!r}.{did_you_mean(kind, FLAGS)}", f"The kinds are {', '.join(FLAGS)}.")
+    if family is not None and kind != "method":
+        raise UsageError(
+            f"--family is for methods; {name!r} is to be of the kind {kind}.", "Leave out --family, or --kind."
+        )
+    if family is not None and family not in FAMILIES:
+        raise UsageError(
+            f"there is no family {family!r}.{did_you_mean(family, FAMILIES)}",
+            f"The families are {', '.join(FAMILIES)}.",
+        )
     registered = f"{name}/v1" if kind == "decoder" else name
     catalog = Catalog()
     known = catalog.components(kind) if kind in KINDS else catalog.plugins
@@ -64,10 +80,11 @@ def new_plugin(name: str, kind: str, into: Path) -> Written:
     values = {
         "name": name,
         "kind": kind,
+        "template": f"method_{family.replace('-', '_')}.py.jinja" if family else f"{kind}.py.jinja",
         "registered": registered,
         "tests": f"{kind.capitalize()}Tests",
         "title": "".join(word.capitalize() for word in name.split("_")),
-        "flags": FLAGS[kind].format(name=name),
+        "flags": FLAGS[kind].format(name=name) + (f" --protocol {FAMILIES[family]}" if family else ""),
     }
     return _add_module(into, package, values) if package else _new_package(into, values)
 
@@ -81,7 +98,7 @@ def _new_package(into: Path, values: dict[str, str]) -> Written:
     templates = {
         "pyproject.toml": "pyproject.toml.jinja",
         "README.md": "README.md.jinja",
-        f"{package}/__init__.py": f"{values['kind']}.py.jinja",
+        f"{package}/__init__.py": values["template"],
         f"{package}/py.typed": "",
         f"tests/test_{name}.py": "test.py.jinja",
     }
@@ -92,7 +109,7 @@ def _add_module(folder: Path, package: Path, values: dict[str, str]) -> Written:
     """Write a module and its test into a plugin package, and register it in pyproject.toml."""
     name, project = values["name"], folder / "pyproject.toml"
     templates = {
-        f"{package.relative_to(folder)}/{name}.py": f"{values['kind']}.py.jinja",
+        f"{package.relative_to(folder)}/{name}.py": values["template"],
         f"tests/test_{name}.py": "test.py.jinja",
     }
     existing = next((folder / path for path in templates if (folder / path).exists()), None)
