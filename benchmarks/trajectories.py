@@ -2,7 +2,8 @@
 
 The published loop is written out: a flat vector of weights, a student's steps with `create_graph=True`, and one
 backward pass of autograd through all of them (Cazenavette et al. 2022, Algorithm 1). Both sides have the same segment,
-batches and augmentations, and their gradients are compared. Peak memory is measured in a process of each side's own.
+batches and augmentations, and their gradients are compared. Peak memory is that beyond what
+a process of each side's own held before.
 
     python benchmarks/trajectories.py
     python benchmarks/trajectories.py --width 16 --steps 5 --rounds 3
@@ -11,7 +12,6 @@ batches and augmentations, and their gradients are compared. Peak memory is meas
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from ddbench import DatasetInfo, State
 from ddbench.augment import DSA
 from ddbench.builtin import networks
-from ddbench.machine.environment import keep_freed_memory
+from ddbench.machine.environment import keep_freed_memory, peak_memory_mb
 from ddbench.unroll import MEMORIES, Memory, Transform, choose_engine, fastest_fitting
 
 RATE = 0.001
@@ -103,11 +103,6 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def peak_bytes() -> int:
-    """Return the peak bytes of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def way_back(args: argparse.Namespace, iteration: Iteration) -> Memory:
     """Return the way of going back that is asked for, or that the method chooses."""
     shape = (1, *iteration.images.shape)
@@ -131,9 +126,9 @@ def main() -> None:
     memory = way_back(args, iteration)
     sides = {"plain": iteration.plain, "method": lambda: iteration.method(memory)}
     if args.peak:
-        before = peak_bytes()
+        before = peak_memory_mb()
         sides[args.peak]()
-        print(json.dumps(peak_bytes() - before))
+        print(json.dumps(peak_memory_mb() - before))
         return
     print(f"convnet, width {args.width}, {len(iteration.labels)} images, {args.steps} steps, ", end="")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -152,7 +147,7 @@ def main() -> None:
         for side in sides
     }
     share = peaks["method"] / peaks["plain"]
-    print(f"memory  plain {peaks['plain'] / 1e6:.0f} MB, mtt {peaks['method'] / 1e6:.0f} MB ({share:.2f} of it)")
+    print(f"memory  plain {peaks['plain']:.0f} MB, mtt {peaks['method']:.0f} MB ({share:.2f} of it)")
 
 
 if __name__ == "__main__":

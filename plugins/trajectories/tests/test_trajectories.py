@@ -318,19 +318,19 @@ def test_runs_and_brings_images_labels_and_rate(method, folders, catalog):
     assert result.pretrained
 
 
+@pytest.mark.slow
 @every_method
-def test_the_loss_falls(method, folders, catalog, tmp_path):
-    options = {
-        "outer_steps": 60, "image_lr": 20.0, "rate": 0.05, "rate_lr": 1e-4, "max_start": 2, "augment": "", "expert_epochs": 5,
-    }  # fmt: skip
+def test_the_loss_falls(method, folders, catalog):
+    options = {"outer_steps": 40, "image_lr": 20.0, "rate": 0.05, "rate_lr": 1e-4, "max_start": 2, "augment": ""}
     if method == "datm":
         options |= {"first_max_start": 2, "ema": 0.5, "threshold": 2.0, "label_lr": 1.0}
     result = ddbench.run(spec(method, options=options), catalog=catalog, **folders)
     lines = (folders["runs"] / result.run_id / "log.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
-    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
 
 
+@pytest.mark.slow
 @every_method
 def test_a_diverging_rate_is_rolled_back_and_explained(method, ddbench):
     options = ["--set", "rate=1e30", "--set", "experts=2", "--set", "expert_epochs=4", "--set", "inner_steps=4"]
