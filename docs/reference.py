@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import architecture
+import matching_pictures
 import pydantic
 import typer
 from sphinx.application import Sphinx
@@ -79,6 +80,7 @@ def write(folder: Path) -> None:
     for name, page in PAGES.items():
         (folder / f"{name}.md").write_text("\n".join(page()) + "\n")
     (folder / "architecture.svg").write_text(architecture.picture())
+    matching_pictures.draw(LEADERBOARDS, folder)
 
 
 def commands() -> Iterator[str]:
