@@ -15,7 +15,6 @@ from ddbench import State, Unsupported, UsageError
 from ddbench.augment import DSA, DSA_DIGITS
 from ddbench.contract.spec import RunSpec
 from ddbench.pipeline.plan import plan_run
-from ddbench.testing import MethodTests
 from ddbench.unroll import MEMORIES
 from tests.test_unroll_golden import Golden, assert_close, convnet
 
@@ -54,18 +53,6 @@ def spec(method: str, **fields: object) -> dict:
 @pytest.fixture
 def folders(tmp_path) -> dict:
     return {"runs": tmp_path / "runs", "leaderboards": tmp_path / "leaderboards"}
-
-
-class TestMtt(MethodTests):
-    name = "mtt"
-
-
-class TestTesla(MethodTests):
-    name = "tesla"
-
-
-class TestDatm(MethodTests):
-    name = "datm"
 
 
 def ends(golden: Golden, network: nn.Module) -> tuple[State, dict]:
