@@ -28,8 +28,10 @@ def _best(records: list[RunResult], method: str, dataset: str) -> RunResult | No
         record
         for record in records
         if record.settings.method.name == method
-        and record.dataset.name.partition("@")[0] == dataset
+        and record.settings.dataset.name.partition("@")[0] == dataset
         and record.settings.images_per_class == 1
+        and record.score
+        and record.artifact
     ]
     return max(own, key=lambda record: record.score.mean, default=None)
 
@@ -45,7 +47,7 @@ def _draw(records: list[RunResult], leaderboards: Path, path: Path) -> None:
         width = settings.network.options.get("width", 128)
         text = f"{settings.method.name}, width {width}\n{settings.protocol}\n{100 * record.score.mean:.1f} %"
         line[0].text(-0.15, 0.5, text, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
-        artifact = leaderboards / "artifacts" / f"{record.artifact_sha256}.safetensors"
+        artifact = leaderboards / "artifacts" / f"{record.artifact.sha256}.safetensors"
         for axis, image in zip(line, _stored_images(DistilledSet.load(artifact)), strict=False):
             axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
     figure.savefig(path, dpi=100)
