@@ -104,7 +104,17 @@ def test_as_good_as_a_companion():
     score = summarise([0.5, 0.5])
     companion = Companion(**score.model_dump())
     lines = list(score_lines([ACCURACY], {"accuracy": score}, score, {"random": companion}, "hard"))
-    assert lines[1].endswith("this run is as good")
+    assert lines[1].endswith("this run is as good, but the intervals overlap")
+
+
+def test_a_difference_within_the_intervals_is_called_one():
+    score = summarise([0.4, 0.6])
+    near, far = (Companion(**summarise(values).model_dump()) for values in ([0.45, 0.55], [0.01, 0.02]))
+    narrow = summarise([0.50, 0.51])
+    [_, overlapping, _] = score_lines([ACCURACY], {"accuracy": score}, score, {"random": near}, "hard")
+    [_, apart, _] = score_lines([ACCURACY], {"accuracy": narrow}, narrow, {"random": far}, "hard")
+    assert overlapping.endswith("but the intervals overlap")
+    assert apart.endswith("points better")
 
 
 def test_the_labels_of_companions_are_named_where_they_are_others():

@@ -169,7 +169,7 @@ class ExampleSet:
                 )
             raise UsageError(
                 f"class {name!r} of {self.info.label} has {len(members)} training images, fewer than {at_least}.",
-                f"Ask for at most --ipc {len(members)}.",
+                f"Ask for at most {len(members)} of each class, by --ipc or in the method's own draws.",
             )
         return members
 

@@ -1,5 +1,6 @@
 """Results, plans and sweeps as text."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,9 +100,11 @@ def fairness_lines(scores: Mapping[str, float]) -> Iterator[str]:
 def _gap(metric: Metric, score: Score, companion: Score) -> str:
     gap = score.mean - companion.mean
     size = f"{100 * abs(gap):.1f} points" if metric.unit == "share" else f"{abs(gap):.4g}"
-    if size in ("0.0 points", "0"):
-        return "is as good"
-    return f"is {size} {'better' if (gap > 0) == metric.higher_is_better else 'worse'}"
+    better = "better" if (gap > 0) == metric.higher_is_better else "worse"
+    text = "is as good" if size in ("0.0 points", "0") else f"is {size} {better}"
+    ends = (score.low, score.high, companion.low, companion.high)
+    low, high, other_low, other_high = (math.nan if end is None else end for end in ends)
+    return f"{text}, but the intervals overlap" if low <= other_high and other_low <= high else text
 
 
 def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None) -> Iterator[str]:
