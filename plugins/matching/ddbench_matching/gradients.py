@@ -89,7 +89,7 @@ def match_gradients(
         else:
             batches = _epochs(images.flatten(0, 1), labels.flatten(), inner_epochs, strategy, run.generator)
             _overwrite(student, fit(module, student, batches, lambda p: torch.optim.SGD(p, network_rate), loss=loss))
-        current = _with_statistics(task, student, run.generator)
+        current = with_statistics(task, student, run.generator)
         distances, grads = [], []
         for label, (own, own_labels) in enumerate(zip(images, labels, strict=True)):
             real = task.train.minibatch(real_batch, run.generator, label)
@@ -120,7 +120,7 @@ def _epochs(
             yield classwise.view(images[batch], params), labels[batch]
 
 
-def _with_statistics(task: Task, student: State, generator: torch.Generator) -> State:
+def with_statistics(task: Task, student: State, generator: torch.Generator) -> State:
     """Return the network with running statistics that have seen a batch of real images of all classes.
 
     A batch of one class has other statistics than those that a network trains with (the authors' code). A network
