@@ -203,7 +203,7 @@ class _ChainTrainer:
             view = self.batches.transformed(inputs.requires_grad_(with_graph), t)
         parts = cut(self.network, view.detach())
         steps, pulls = [], []
-        for part, part_labels in zip(parts, labels.split(len(parts[0])), strict=True):
+        for part, part_labels in zip(parts, torch.split(labels, len(parts[0])), strict=True):
             [first], pull = self.chain.first_inputs(part[None])
             steps.append(self.chain.step(weights[0], first, part_labels))
             pulls.append(pull)

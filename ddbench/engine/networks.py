@@ -60,7 +60,7 @@ def cut(network: nn.Module, inputs: Float[Tensor, " n *sample"]) -> Sequence[Flo
         return [inputs]
     channels = max((m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)), default=1)
     bytes_each = channels * inputs.shape[2:].numel() * inputs.element_size()
-    return inputs.split(max(1, PART_BYTES // bytes_each))
+    return torch.split(inputs, max(1, PART_BYTES // bytes_each))
 
 
 def in_parts(

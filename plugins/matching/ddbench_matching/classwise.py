@@ -37,7 +37,7 @@ def initial_images(task: Task, start: str, generator: torch.Generator) -> ClassI
     """
     n, shape = task.budget.images_per_class, (len(task.info.classes), task.budget.images_per_class)
     if start == "real":
-        return task.train.random_subset(n, generator).inputs.unflatten(0, shape).clone()
+        return task.train.random_subset(n, generator).inputs.view(*shape, *task.info.sample_shape).clone()
     return torch.randn(*shape, *task.info.sample_shape, generator=generator).to(task.train.inputs)
 
 

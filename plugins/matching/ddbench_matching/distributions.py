@@ -28,7 +28,7 @@ def matching_loss(network: nn.Module, state: State, real: list[Images], syntheti
 
 def _class_means(network: nn.Module, state: State, classes: list[Images]) -> Float[Tensor, "classes d"]:
     outputs = features(network, state, torch.cat(classes))
-    return torch.stack([part.mean(0) for part in outputs.split([len(images) for images in classes])])
+    return torch.stack([part.mean(0) for part in torch.split(outputs, [len(images) for images in classes])])
 
 
 def published(request: RecipeRequest) -> dict[str, object]:

@@ -115,7 +115,8 @@ def _epochs(
 ) -> Iterator[tuple[Images, Int[Tensor, " b"]]]:
     """Yield the batches of shuffled passes through the images, augmented image by image where there is a strategy."""
     for _ in range(epochs):
-        for batch in torch.randperm(len(images), generator=generator).to(images.device).split(NETWORK_BATCH):
+        order = torch.randperm(len(images), generator=generator).to(images.device)
+        for batch in torch.split(order, NETWORK_BATCH):
             params = augment.draw(strategy, generator, len(batch)) if strategy else None
             yield classwise.view(images[batch], params), labels[batch]
 
