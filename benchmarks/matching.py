@@ -1,4 +1,4 @@
-"""Seconds per iteration of DC, DSA and DM: the methods against the published loops, by turns in one process.
+"""Seconds per iteration of DC, DSA and DM: the methods against the published loops, by turns.
 
 The published loops are written out with stock modules (Zhao et al. 2021 and 2023): one call for each class, all real
 images of it at once. Setting: CIFAR-10's shape, ConvNet-3, 10 images per class, 256 real images of each class; an
@@ -11,19 +11,16 @@ numbers, which are compared.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from ddbench_matching import classwise, distributions, gradients
 from torch import Tensor, nn
 from torch.nn import functional as F
+from turns import Sides, compare
 
 from ddbench import DatasetInfo, State, augment
 from ddbench.builtin import networks
-from ddbench.machine.environment import keep_freed_memory
 from ddbench.networks import fit
 
 CLASSES = 10
@@ -110,11 +107,18 @@ class Iteration:
         return torch.stack(grads)
 
 
-def timed(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """Return the seconds that `function` takes, and its result."""
-    began = time.perf_counter()
-    result = function()
-    return time.perf_counter() - began, result
+def sides(args: argparse.Namespace) -> Sides:
+    """Return both sides on the same random data."""
+    torch.manual_seed(0)
+    info = DatasetInfo("benchmark", tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3, "image", "", False)
+    generator = torch.Generator().manual_seed(0)
+    views = [None if args.method == "dc" else augment.draw(augment.DSA, generator) for _ in range(CLASSES)]
+    real, images = (torch.randn(CLASSES, n, *info.sample_shape) for n in (args.real, args.ipc))
+    network = networks.convnet(info, width=args.width)
+    iteration = Iteration(network, real, images.requires_grad_(), views, args.epochs)
+    if args.method == "dm":
+        return {"plain": iteration.plain_dm, "method": iteration.method_dm}
+    return {"plain": iteration.plain_dc, "method": iteration.method_dc}
 
 
 def main() -> None:
@@ -127,30 +131,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=50, help="epochs of the network in an iteration of DC and DSA")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-
-    keep_freed_memory()
-    torch.manual_seed(0)
-    info = DatasetInfo("benchmark", tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3, "image", "", False)
-    generator = torch.Generator().manual_seed(0)
-    views = [None if args.method == "dc" else augment.draw(augment.DSA, generator) for _ in range(CLASSES)]
-    shapes = [(CLASSES, n, *info.sample_shape) for n in (args.real, args.ipc)]
-    real, images = (torch.randn(shape) for shape in shapes)
-    network = networks.convnet(info, width=args.width)
-    iteration = Iteration(network, real, images.requires_grad_(), views, args.epochs)
-    kind = "dm" if args.method == "dm" else "dc"
-    plain, method = getattr(iteration, f"plain_{kind}"), getattr(iteration, f"method_{kind}")
-    threads = torch.get_num_threads()
-    print(f"{args.method}, convnet of width {args.width}, {args.ipc} images per class, {threads} threads", flush=True)
-    seconds: dict[str, list[float]] = {"plain": [], "method": []}
-    for round_ in range(args.rounds + 1):
-        (plain_seconds, expected), (method_seconds, actual) = timed(plain), timed(method)
-        difference = float((actual - expected).norm() / expected.norm())
-        print(f"  plain {plain_seconds:7.2f} s   method {method_seconds:7.2f} s   gradients differ by {difference:.1e}")
-        if round_:  # the first one warms up
-            seconds["plain"].append(plain_seconds)
-            seconds["method"].append(method_seconds)
-    medians = {side: statistics.median(values) for side, values in seconds.items()}
-    print(f"median {medians['plain']:.2f} s / {medians['method']:.2f} s = {medians['plain'] / medians['method']:.2f}")
+    print(f"{args.method}, convnet of width {args.width}, {args.ipc} images per class", flush=True)
+    compare(sides, args, args.rounds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of an outer iteration of MTT: the method against the published loop, by turns in one process.
+"""Seconds and peak memory of an outer iteration of MTT: the method against the published loop, by turns.
 
 The published loop is written out: a flat vector of weights, a student's steps with `create_graph=True`, and one
 backward pass of autograd through all of them (Cazenavette et al. 2022, Algorithm 1). Both sides have the same segment,
@@ -11,12 +11,6 @@ a process of each side's own held before.
 """
 
 import argparse
-import json
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +19,11 @@ from ddbench_trajectories.mtt import matching_gradient
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from turns import Sides, compare
 
 from ddbench import DatasetInfo, State
 from ddbench.augment import DSA
 from ddbench.builtin import networks
-from ddbench.machine.environment import keep_freed_memory, peak_memory_mb
 from ddbench.unroll import MEMORIES, Memory, Transform, choose_engine, fastest_fitting
 
 RATE = 0.001
@@ -96,13 +90,6 @@ class Iteration:
         return result.inputs, result.lrs
 
 
-def timed(function: Callable[[], object]) -> float:
-    """Return the seconds that `function` takes."""
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
-
-
 def way_back(args: argparse.Namespace, iteration: Iteration) -> Memory:
     """Return the way of going back that is asked for, or that the method chooses."""
     shape = (1, *iteration.images.shape)
@@ -110,44 +97,27 @@ def way_back(args: argparse.Namespace, iteration: Iteration) -> Memory:
     return fastest_fitting(iteration.network, 1, shape, args.steps, 0, torch.device("cpu"), among=among)[0]
 
 
+def sides(args: argparse.Namespace) -> Sides:
+    """Return both sides on the same random segment."""
+    iteration = Iteration.draw(args)
+    memory = way_back(args, iteration)
+    return {"plain": lambda: iteration.plain()[0], "method": lambda: iteration.method(memory)[0]}
+
+
 def main() -> None:
-    """Print seconds of both sides, their ratio, and their peak memory."""
+    """Print seconds and peak memory of both sides, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--steps", type=int, default=50, help="steps of a student")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", choices=["auto", *(memory.name for memory in MEMORIES)], default="auto")
-    parser.add_argument("--peak", choices=["plain", "method"], help="measure the memory of one side in this process")
     args = parser.parse_args()
-
-    keep_freed_memory()
     iteration = Iteration.draw(args)
-    memory = way_back(args, iteration)
-    sides = {"plain": iteration.plain, "method": lambda: iteration.method(memory)}
-    if args.peak:
-        before = peak_memory_mb()
-        sides[args.peak]()
-        print(json.dumps(peak_memory_mb() - before))
-        return
-    print(f"convnet, width {args.width}, {len(iteration.labels)} images, {args.steps} steps, ", end="")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"engine  {choose_engine(iteration.network, iteration.images[None], 1)}, memory={memory.name}", flush=True)
-    errors = [float((a - b).norm() / b.norm()) for a, b in zip(sides["method"](), sides["plain"](), strict=True)]
-    print(f"relative difference: images {errors[0]:.1e}, rate {errors[1]:.1e}", flush=True)
-    rounds = [(timed(sides["plain"]), timed(sides["method"])) for _ in range(args.rounds)]
-    slow, fast = (statistics.median(column) for column in zip(*rounds, strict=True))
-    ratios = sorted(plain / method for plain, method in rounds)
-    print(f"plain   {slow:.2f} s per outer iteration")
-    print(f"mtt     {fast:.2f} s per outer iteration")
-    print(f"ratio   {statistics.median(ratios):.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds)")
-    command = [sys.executable, *sys.argv, "--peak"]
-    peaks = {
-        side: json.loads(subprocess.run([*command, side], check=True, capture_output=True, text=True).stdout)
-        for side in sides
-    }
-    share = peaks["method"] / peaks["plain"]
-    print(f"memory  plain {peaks['plain']:.0f} MB, mtt {peaks['method']:.0f} MB ({share:.2f} of it)")
+    print(f"mtt, convnet of width {args.width}, {len(iteration.labels)} images, {args.steps} steps")
+    engine = choose_engine(iteration.network, iteration.images[None], 1)
+    print(f"engine {engine}, memory={way_back(args, iteration).name}", flush=True)
+    compare(sides, args, args.rounds)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -63,7 +63,8 @@ def assert_equal_to_autograd(stated, memory: Memory = Recompute()) -> None:  # n
             assert actual is None
         else:
             torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-13)
-            assert actual.abs().sum() > 0
+            # A network all of whose units are off has no gradients; such a draw shows nothing.
+            assume(actual.abs().sum() > 0)
 
 
 @pytest.mark.slow

@@ -72,46 +72,55 @@ class GroupNorm:
         grouped = x.view(x.shape[0], self.groups, -1, *x.shape[2:]).mean((2, 4, 5), keepdim=True)
         return grouped.expand(-1, -1, self.channels // self.groups, -1, -1, -1).flatten(1, 2)
 
-    def _centred(self, x: Tensor, z: Tensor, s: Tensor) -> Tensor:
-        """Return (x - mean(x) - z mean(x z)) / s: the derivative of z along x, a map that is self-adjoint."""
-        return (x - self._mean(x) - z * self._mean(x * z)) / s
+    def _centred(self, x: Tensor, z: Tensor, r: Tensor, xz: Tensor | None = None) -> Tensor:
+        """Return (x - mean(x) - z mean(x z)) r with r = 1 / s: the derivative of z along x, a self-adjoint map.
+
+        `xz` is mean(x z) where it is known. Large tensors are few, and each operation has one small operand at most:
+        those are the fast ones.
+        """
+        xz = self._mean(x * z) if xz is None else xz
+        return (x * r).addcmul_(z, xz * r, value=-1).sub_(self._mean(x) * r)
 
     def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Any]:
-        centred = x - self._mean(x)
-        s = (self._mean(centred * centred) + self.eps).sqrt()
-        z = centred / s
+        z = x - self._mean(x)
+        r = (self._mean(z * z) + self.eps).rsqrt()
+        z.mul_(r)
         if self.start is None:
-            return z, (z, s)
+            return z, (z, r)
         gamma, beta = self._scale(w)
-        return torch.addcmul(beta, gamma, z), (z, s)
+        return (z * gamma).add_(beta), (z, r)
 
     def backward(self, w: Tensor, residuals: Any, delta: Tensor, grad_w: Tensor) -> Tensor:
-        z, s = residuals
+        z, r = residuals
         if self.start is not None:
             self._write_scale(grad_w, delta * z, delta)
             delta = delta * self._scale(w)[0]
-        return self._centred(delta, z, s)
+        return self._centred(delta, z, r)
 
     def tangent(self, w: Tensor, v: Tensor, residuals: Any, dx: Tensor) -> tuple[Tensor, Any]:
-        z, s = residuals
-        dz, ds = self._centred(dx, z, s), self._mean(dx * z)
+        # ds = mean(dx z), the derivative of s.
+        z, r = residuals
+        ds = self._mean(dx * z)
+        dz = self._centred(dx, z, r, ds)
         if self.start is None:
             return dz, (dz, ds)
         (gamma, _), (dgamma, dbeta) = self._scale(w), self._scale(v)
-        return torch.addcmul(torch.addcmul(dbeta, dgamma, z), gamma, dz), (dz, ds)
+        return (z * dgamma).add_(dbeta).addcmul_(dz, gamma), (dz, ds)
 
     def tangent_backward(
         self, w: Tensor, v: Tensor, residuals: Any, tangent_residuals: Any, delta: Tensor, ddelta: Tensor, hvp: Tensor
     ) -> Tensor:
-        (z, s), (dz, ds) = residuals, tangent_residuals
+        (z, r), (dz, ds) = residuals, tangent_residuals
         if self.start is not None:
-            self._write_scale(hvp, ddelta * z + delta * dz, ddelta)
+            self._write_scale(hvp, (ddelta * z).addcmul_(delta, dz), ddelta)
             gamma, dgamma = self._scale(w)[0], self._scale(v)[0]
-            delta, ddelta = delta * gamma, ddelta * gamma + delta * dgamma
-        # The derivative of `_centred(delta)`: of delta, of z twice, and of 1 / s.
-        dz_terms = dz * self._mean(delta * z) + z * self._mean(delta * dz)
-        grad_x: Tensor = self._centred(ddelta, z, s) - (dz_terms + ds * self._centred(delta, z, s)) / s
-        return grad_x
+            ddelta = (ddelta * gamma).addcmul_(delta, dgamma)
+            delta = delta * gamma
+        # The derivative of `_centred(delta)`: of delta, of z twice, and of r, where dr = -ds r^2.
+        delta_z = self._mean(delta * z)
+        grad_x = self._centred(ddelta, z, r).addcmul_(dz, delta_z * r, value=-1)
+        grad_x.addcmul_(z, self._mean(delta * dz) * r, value=-1)
+        return grad_x.addcmul_(self._centred(delta, z, r, delta_z), ds * r, value=-1)
 
     def _write_scale(self, flat: Tensor, grad_gamma: Tensor, grad_beta: Tensor) -> None:
         gamma, beta = self._scale(flat)
