@@ -180,8 +180,8 @@ def learn_images(
 def update(optimizer: torch.optim.Optimizer, images: Tensor, alpha: Tensor) -> None:
     """Take a step of the optimiser, bounded: the rate by a factor of two, the images by `LARGEST_CHANGE`.
 
-    The bounds are not published; they are far above the steps of published settings. Where experts move little, as on
-    few examples, steps are many times larger: without bounds the rate turns negative, and the images grow for ever.
+    The bounds are not published. Where experts move little, as on few examples, steps are many times larger than in
+    the published settings: without bounds the rate turns negative, and the images grow for ever.
     """
     images_before, alpha_before = images.detach().clone(), alpha.detach().clone()
     optimizer.step()
