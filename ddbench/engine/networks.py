@@ -50,10 +50,10 @@ def _restored_modes(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def cut(network: nn.Module, inputs: Float[Tensor, " n *sample"]) -> Sequence[Float[Tensor, " part *sample"]]:
-    """Return the batch in parts whose activations stay in the cache of a CPU; on other devices, as a whole.
+def cut(network: nn.Module, inputs: Float[Tensor, " n *sample"]) -> Sequence[Tensor]:
+    """Return the batch in parts `[part, *sample]` whose activations stay in the cache of a CPU.
 
-    A batch that batch normalisation takes statistics of is not cut.
+    On other devices it stays whole. A batch that batch normalisation takes statistics of is not cut.
     """
     whole = any(isinstance(m, nn.modules.batchnorm._NormBase) and m.training for m in network.modules())
     if whole or inputs.device.type not in ("cpu", "meta") or inputs.dim() < 4:

@@ -1,5 +1,6 @@
 """Matching distributions: DM (Zhao and Bilen 2023, arXiv 2110.04181)."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -12,22 +13,24 @@ from ddbench import DistilledSet, RecipeRequest, Run, State, Task, augment
 from ddbench.augment import DSA
 from ddbench.networks import features
 from ddbench_matching import classwise
-from ddbench_matching.classwise import Count, Images, Positive
+from ddbench_matching.classwise import Count, Positive
 
 
-def matching_loss(network: nn.Module, state: State, real: list[Images], synthetic: list[Images]) -> Float[Tensor, ""]:
+def matching_loss(
+    network: nn.Module, state: State, real: Sequence[Tensor], synthetic: Sequence[Tensor]
+) -> Float[Tensor, ""]:
     """Return sum_c |mean f(real[c]) - mean f(synthetic[c])|^2, differentiable in the synthetic images (equation 4).
 
-    f are the features of the network at `state`. Each side is one batch, which batch normalisation takes its
-    statistics from.
+    `real` and `synthetic` hold images `[n, *sample]` of each class; f are the features of the network at `state`. Each
+    side goes through it as one batch, which batch normalisation takes its statistics from.
     """
     with torch.no_grad():
         targets = _class_means(network, state, real)
     return (_class_means(network, state, synthetic) - targets).square().sum()
 
 
-def _class_means(network: nn.Module, state: State, classes: list[Images]) -> Float[Tensor, "classes d"]:
-    outputs = features(network, state, torch.cat(classes))
+def _class_means(network: nn.Module, state: State, classes: Sequence[Tensor]) -> Float[Tensor, "classes d"]:
+    outputs = features(network, state, torch.cat(list(classes)))
     return torch.stack([part.mean(0) for part in torch.split(outputs, [len(images) for images in classes])])
 
 
