@@ -1,4 +1,4 @@
-"""The picture of the matching family: the same ten classes by every method, out of the committed records."""
+"""The picture of the matching family: the same ten classes by each method that has a committed record."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ def draw(leaderboards: Path, folder: Path) -> None:
     """Write `matching-DATASET.png` for each dataset that has records of one image per class."""
     records = read(leaderboards) if leaderboards.is_dir() else []
     for dataset in DATASETS:
-        best = {method: found for method in METHODS if (found := _best(records, method, dataset))}
-        _draw(list(best.values()), leaderboards, folder / f"matching-{dataset}.png")
+        best = [_best(records, method, dataset) for method in METHODS]
+        _draw([record for record in best if record], leaderboards, folder / f"matching-{dataset}.png")
 
 
 def _best(records: list[RunResult], method: str, dataset: str) -> RunResult | None:
     """Return the record with the highest score of a method at one image per class."""
-    own = [
+    candidates = [
         record
         for record in records
         if record.settings.method.name == method
@@ -33,7 +33,7 @@ def _best(records: list[RunResult], method: str, dataset: str) -> RunResult | No
         and record.score
         and record.artifact
     ]
-    return max(own, key=lambda record: record.score.mean, default=None)
+    return max(candidates, key=lambda record: record.score.mean, default=None)
 
 
 def _draw(records: list[RunResult], leaderboards: Path, path: Path) -> None:

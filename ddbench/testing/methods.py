@@ -269,8 +269,8 @@ def does_better_than_chance(subject: Subject) -> None:
     if tiny.objective != "classification":
         raise Skipped(f"its objective is {tiny.objective}")
     attempt = _attempt(subject, tiny, steps=None, seconds=20.0)
-    setting = small.setting(subject.catalog, tiny)
     distilled = attempt.distilled.decoded(attempt.task.decode)
+    setting = small.setting(subject.catalog, tiny)
     if distilled.lrs is not None and not distilled.lrs.dim():
         # A single rate is for any number of steps, often more than a tiny task has: the best fixed rate replaces it.
         distilled = replace(distilled, lrs=None)

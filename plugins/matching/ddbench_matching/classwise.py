@@ -1,4 +1,4 @@
-"""Images class by class, `[classes, n, channels, height, width]`: their start, their views, and the set they make."""
+"""Images class by class, `[classes, n, channels, height, width]`, and the network that trains between their updates."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from ddbench import DistilledSet, ExampleSet, RecipeRequest, Task, Unsupported, augment
+from ddbench import DistilledSet, ExampleSet, RecipeRequest, State, Task, Unsupported, augment
 from ddbench.augment import DSA, DSA_DIGITS
 
 Count = Annotated[int, Field(ge=1)]
@@ -57,3 +57,16 @@ def distilled(task: Task, images: ClassImages) -> DistilledSet:
     examples = ExampleSet(images.detach().flatten(0, 1), labels, task.info)
     inputs, labels = examples.in_steps(task.budget.steps)
     return DistilledSet(inputs, task.objective.relabel(labels))
+
+
+def copy_state(state: State) -> State:
+    """Return a copy of a network's state, to train in place: a loop's checkpoints hold its tensors."""
+    params, buffers = ({name: t.detach().clone() for name, t in part.items()} for part in (state.params, state.buffers))
+    return State(params, buffers)
+
+
+def overwrite(state: State, source: State) -> None:
+    """Give the tensors of `state` the values of `source`."""
+    for target, values in ((state.params, source.params), (state.buffers, source.buffers)):
+        for name, tensor in target.items():
+            tensor.copy_(values[name])

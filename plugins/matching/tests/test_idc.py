@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ddbench_matching.idc import coasting, copied, cut_mixed, gradient_distance, mixed_tiles, restart, train_on_real
+from ddbench_matching.classwise import copy_state
+from ddbench_matching.idc import coasting, cut_mixed, gradient_distance, mixed_tiles, restart, train_on_real
 from torch import nn
 
 from ddbench import DatasetInfo, DdbenchError, State, Unsupported, UsageError
@@ -208,7 +209,7 @@ def test_idc_i_stores_images_as_they_are(distil):
 
 def test_a_new_network_starts_over(task):
     start = task.networks.sample(1).network(0)
-    student = copied(start)
+    student = copy_state(start)
     trainer = torch.optim.SGD(student.params.values(), 0.1, 0.9)
     train_on_real(task, student, trainer, 128, "", 0.0, torch.Generator().manual_seed(0))
     assert trainer.state
@@ -233,7 +234,7 @@ def test_pixels_are_clamped_where_a_new_network_starts(distil, monkeypatch, netw
 
 @pytest.mark.parametrize(("augmentation", "cutmix"), [("", 0), ("color_crop_cutout", 0), ("color_crop_cutout", 1)])
 def test_networks_learn_from_real_images(task, augmentation, cutmix):
-    student = copied(task.networks.sample(1).network(0))
+    student = copy_state(task.networks.sample(1).network(0))
     trainer = torch.optim.SGD(student.params.values(), 0.1, 0.9)
 
     def loss() -> float:

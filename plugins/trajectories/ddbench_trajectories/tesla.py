@@ -99,7 +99,7 @@ def tesla(
     exact gradient, and bounds its memory by --set memory=recompute or checkpoint.
 
     Labels are class numbers; the soft labels that the authors use for ImageNet are left out. The set brings its rate,
-    so score it under train-dsa-rate/v1, as published. A useful picture in minutes on two cores, with
+    so score it under train-dsa-rate/v1, as published. Small settings to try, with
     --set network.width=32: --set experts=5 --set expert_epochs=10 --set max_start=5 --set inner_steps=10
     --set outer_steps=300.
     """
