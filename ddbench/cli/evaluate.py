@@ -21,10 +21,28 @@ if TYPE_CHECKING:
 
 
 class FileLabels(StrEnum):
-    """The kind of the soft labels in a foreign file."""
+    """The kind of the labels in a foreign file."""
 
-    PROBABILITIES = "probabilities"
+    CLASS = "class"
+    DISTRIBUTION = "distribution"
     LOGITS = "logits"
+    REGRESSION = "regression"
+
+
+class FileWhitening(StrEnum):
+    """What a foreign file's images were whitened by."""
+
+    NONE = "none"
+    ZCA = "zca"
+    ZCA_KIP = "zca-kip"
+    UNDO = "undo"
+
+
+class Resize(StrEnum):
+    """What is resized where the sizes of a set and of a dataset differ."""
+
+    IMAGES = "images"
+    DATASET = "dataset"
 
 
 def evaluate(
@@ -44,19 +62,41 @@ def evaluate(
         str | None, named("network", "Score on these architectures too.", metavar="NAME,NAME,...")
     ] = None,
     also_on: Annotated[str | None, named("dataset", "Score on these datasets too.", metavar="NAME,NAME,...")] = None,
+    also_under: Annotated[
+        str | None, named("protocol", "Score under these protocols too.", metavar="NAME,NAME,...")
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Whose release the file is, such as dc, mtt, idc, kip or wang2018. [by its content]"
+        ),
+    ] = None,
     repetition: Annotated[
         int | None, typer.Option(min=0, help="Which set of a .pt file that holds several. [0]")
     ] = None,
     file_mean: Annotated[
         str | None,
-        typer.Option(help="Mean that normalised the images of a foreign file. [the dataset's own]", metavar="R,G,B"),
+        typer.Option(help="Mean that normalised the images of a foreign file. [as its family does]", metavar="R,G,B"),
     ] = None,
     file_std: Annotated[str | None, typer.Option(help="Standard deviation, likewise.", metavar="R,G,B")] = None,
-    file_zca: Annotated[
-        bool, typer.Option("--file-zca", help="A foreign file's images are ZCA-whitened, as MTT's of CIFAR are.")
-    ] = False,
+    file_whitening: Annotated[
+        FileWhitening | None,
+        typer.Option(
+            help="A foreign file's images are whitened: zca as MTT's, zca-kip as KIP's; the data are whitened too. "
+            "undo: back to pixels. [as its family does]"
+        ),
+    ] = None,
     file_labels: Annotated[
-        FileLabels | None, typer.Option(help="Kind of the soft labels in a foreign file. [probabilities]")
+        FileLabels | None, typer.Option(help="Kind of the labels in a foreign file. [as its family does]")
+    ] = None,
+    file_tiles: Annotated[
+        int | None, typer.Option(min=1, help="Tiles along each side of a foreign file's images. [as its family does]")
+    ] = None,
+    file_rate: Annotated[
+        float | None, typer.Option(min=1e-12, help="Learning rate of a foreign file's images. [the one it holds]")
+    ] = None,
+    resize: Annotated[
+        Resize | None, typer.Option(help="What to resize where the sizes of images and dataset differ.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
@@ -66,12 +106,12 @@ def evaluate(
 ) -> None:
     """Score a distilled set again, under its own setting or another.
 
-    `--cross-network` on a run folder adds a row for each network, as `ddbench run --eval-network` would; everything
-    else writes nothing.
+    `--cross-network` and `--also-under` on a run folder add a row for each network and protocol; everything else
+    writes nothing.
 
-    Released files: a `.pt` file whose `data` lists [images, labels] (DC, DSA, DM), a folder with `images_best.pt` and
-    `labels_best.pt` (MTT, DATM), an `.npz` with `images` and `labels` (KIP). No code in them is run. Soft labels must
-    be probabilities; where they are logits of a teacher (DATM), say `--file-labels logits`.
+    Released files of the field are known by their content, or by `--from`: dc, dsa, dm, cafe, idm, datadam, mtt, tesla,
+    datm, idc, dream, ncfm, kip, frepo, rat_bptt, sre2l, rded, d4m, minimax, wang2018, folder, plain. What is known of a
+    family, and what is assumed, is said in numbers; the other options say otherwise. No code in a file is run.
 
     Examples:
 
@@ -80,6 +120,8 @@ def evaluate(
     - `ddbench evaluate distilled.safetensors --cross-network convnet,mlp`
 
     - `ddbench evaluate res_DC_CIFAR10_ConvNet_10ipc.pt --dataset cifar10 --protocol train/v1`
+
+    - `ddbench evaluate logged_files/CIFAR10 --from mtt --dataset cifar10 --file-whitening zca --file-rate 0.02`
     """
     flags = {
         "dataset": dataset,
@@ -90,39 +132,42 @@ def evaluate(
     }
     with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.discovery.catalog import Catalog
+        from ddbench.formats.reading import Overrides
         from ddbench.machine.files import sha256
         from ddbench.pipeline.evaluate import evaluate_places
-        from ddbench.pipeline.opened import Reading, open_set, scoring_places
+        from ddbench.pipeline.opened import open_set, scoring_places
         from ddbench.render.live import live
 
-        reading = Reading(
+        overrides = Overrides(
             repetition=repetition,
             mean=_triple("--file-mean", file_mean),
             std=_triple("--file-std", file_std),
-            whitened=file_zca,
-            logits=None if file_labels is None else file_labels == FileLabels.LOGITS,
+            whitening=None if file_whitening is None else file_whitening.value,
+            labels=None if file_labels is None else file_labels.value,
+            tiles=file_tiles,
+            rate=file_rate,
+            resize=None if resize is None else resize.value,
         )
         catalog = Catalog(plugin or [])
         warn_of_plugins(catalog, plugin)
-        opened = open_set(file, dataset, reading, catalog)
-        flags[opened.network_field] = network
-        # Options of the init and of the network are about the networks that score.
-        scoring = {"init": "eval_init", "network": opened.network_field}
-        settings = {
-            re.sub(r"^(init|network)(?=\.)", lambda match: scoring[match[0]], key): value
-            for key, value in parse_assignments(assignments or []).items()
-        }
-        fields = dict(opened.fields)
-        if any(key.startswith("eval_network.") for key in settings):
-            fields.setdefault("eval_network", fields["network"])
-        spec = merged(fields, flags, settings, set())
-        others = [{opened.network_field: name} for name in _names(cross_network)]
-        others += [{"dataset": name} for name in _names(also_on)]
-        places = scoring_places(opened, spec, others, catalog)
         with live() as reporter:
-            for notice in opened.notices:
-                reporter.say(notice)
-            to = leaderboards if cross_network and opened.network_field == "eval_network" else None
+            opened = open_set(file, dataset, overrides, family, catalog, reporter.say)
+            flags[opened.network_field] = network
+            # Options of the init and of the network are about the networks that score.
+            scoring = {"init": "eval_init", "network": opened.network_field}
+            settings = {
+                re.sub(r"^(init|network)(?=\.)", lambda match: scoring[match[0]], key): value
+                for key, value in parse_assignments(assignments or []).items()
+            }
+            fields = dict(opened.fields)
+            if any(key.startswith("eval_network.") for key in settings):
+                fields.setdefault("eval_network", fields["network"])
+            spec = merged(fields, flags, settings, set())
+            others = [{opened.network_field: name} for name in _names(cross_network)]
+            others += [{"dataset": name} for name in _names(also_on)]
+            others += [{"protocol": name} for name in _names(also_under)]
+            places = scoring_places(opened, spec, others, catalog)
+            to = leaderboards if (cross_network or also_under) and opened.network_field == "eval_network" else None
             scored, skipped = evaluate_places(opened, places, catalog, reporter, to)
         if as_json:
             path = opened.path

@@ -58,6 +58,9 @@ def run(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Times the steps are cycled through. [3]")] = None,
     byte_budget: Annotated[int | None, typer.Option(help="Bytes that the set may store. [no limit]")] = None,
+    whitening: Annotated[
+        str | None, typer.Option(help="Whiten all images: zca, as MTT does, or zca-kip. [mean and deviation alone]")
+    ] = None,
     protocol: Annotated[str | None, named("protocol", "How the result is scored. [replay/v1]")] = None,
     eval_networks: Annotated[int | None, typer.Option(help="Networks that score the result. [20]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the distillation. [0]")] = None,
@@ -119,6 +122,7 @@ def run(
         "steps": steps,
         "epochs": epochs,
         "byte_budget": byte_budget,
+        "whitening": whitening,
         "protocol": protocol,
         "eval_networks": eval_networks,
         "seed": seed,

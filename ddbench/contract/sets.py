@@ -153,9 +153,13 @@ class DistilledSet:
     def pixels(self) -> Float[Tensor, " total *sample"]:
         """Return the images `[steps * n, *sample_shape]` as pixels in [0, 1], by mean and std of `metadata`.
 
-        Values outside are clipped, because distilled images may leave the range of real ones. Raises as `flat`.
+        Values outside are clipped, because distilled images may leave the range of real ones. Whitened images have no
+        pixels: theirs are spread over [0, 1] from the smallest to the largest value. Raises as `flat`.
         """
         images = self.flat()[0]
+        if "whitening" in self.metadata:
+            low, high = images.aminmax()
+            return (images - low) / (high - low).clamp_min(1e-12)
         shape = (-1, *[1] * (images.dim() - 2))
         mean, std = (
             images.new_tensor(json.loads(self.metadata.get(name, default))).view(shape)

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
@@ -14,6 +14,9 @@ from ddbench.contract.component import did_you_mean
 from ddbench.contract.documented import with_fields
 from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
+
+Whitening = Literal["zca", "zca-kip"]
+"""Kinds of ZCA-whitening; see `ddbench.modalities.whitening`."""
 
 PARTS = ("method", "dataset", "network", "eval_network", "init", "eval_init", "objective", "target")
 DEFAULT_STEPS = 10
@@ -117,6 +120,9 @@ class _Fields(_Frozen):
     byte_budget: int | None = Field(
         None, ge=1, description="bytes of all tensors that the set may store; none: images alone are counted"
     )
+    whitening: Whitening | None = Field(
+        None, description="ZCA-whitening of all images by the training split; none: mean 0 and deviation 1 per channel"
+    )
 
 
 @with_fields
@@ -153,7 +159,7 @@ class RunSpec(_Fields):
 class Settings(_Fields):
     """Everything that decides what a run computes, complete: every default is filled in, every option spelt out.
 
-    Only `target`, `sample_shape`, `time_limit` and `byte_budget` may be None, which then means none.
+    Only `target`, `sample_shape`, `time_limit`, `byte_budget` and `whitening` may be None, which then means none.
     """
 
     network: Named = Field(description="network")
@@ -194,14 +200,21 @@ class Settings(_Fields):
 
     @property
     def distillation(self) -> Self:
-        """The settings of the run that made the set: those of a score on another network lead back to it."""
-        return self.model_copy(update={"eval_network": self.network})
+        """The settings that made the set, whatever network and protocol scored it then."""
+        usual = {name: type(self).model_fields[name].default for name in SCORING if name != "eval_network"}
+        return self.model_copy(update={**usual, "eval_network": self.network})
+
+    def scored_as(self, other: Self) -> Self:
+        """Return these settings with the network, the protocol and the number of networks that score of `other`."""
+        return self.model_copy(update={name: getattr(other, name) for name in SCORING})
 
     def asked(self) -> RunSpec:
         """Return the spec that asks for exactly this."""
         return RunSpec.model_validate(self.model_dump())
 
 
+SCORING = ("eval_network", "protocol", "protocol_content", "eval_networks")
+"""Fields about scoring alone: a set is the same whatever they are."""
 NOT_COMPUTED = ("device", "experiment", "best_coreset")
 """Fields that change nothing of what is computed."""
 
@@ -213,7 +226,12 @@ class SameAs:
     field: str
 
 
-BORN_LATER: dict[str, Any] = {"eval_network": SameAs("network"), "byte_budget": None, "protocol_content": None}
+BORN_LATER: dict[str, Any] = {
+    "eval_network": SameAs("network"),
+    "byte_budget": None,
+    "protocol_content": None,
+    "whitening": None,
+}
 """Fields younger than the first record, with the JSON defaults they were born with. Such a default never changes."""
 
 

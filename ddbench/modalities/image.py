@@ -6,7 +6,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddbench.contract.examples import DatasetInfo, ExampleSet, ImageSplits
+from ddbench.contract.spec import Whitening
 from ddbench.errors import UsageError
+from ddbench.machine.files import sha256
+from ddbench.modalities.whitening import whiten
 
 Shape = tuple[int, int, int]
 
@@ -54,8 +57,16 @@ def converted(splits: ImageSplits, shape: Shape) -> ImageSplits:
     )
 
 
-def normalise(name: str, splits: ImageSplits, classes: tuple[str, ...], modality: str) -> tuple[ExampleSet, ExampleSet]:
-    """Normalise both splits: the training images get mean zero and variance one in each channel."""
+def normalise(
+    name: str, splits: ImageSplits, classes: tuple[str, ...], modality: str, whitening: Whitening | None = None
+) -> tuple[ExampleSet, ExampleSet]:
+    """Normalise both splits: the training images get mean zero and variance one in each channel.
+
+    With `whitening` they are ZCA-whitened instead. They are then another dataset, with a name and a content hash of
+    its own; `mean` and `std` are 0 and 1, as no numbers per channel lead back to pixels.
+    """
+    if whitening is not None:
+        return _whitened(name, splits, classes, modality, whitening)
     train = splits.train_images.float() / 255
     mean, std = train.mean((0, 2, 3)), train.std((0, 2, 3)).clamp_min(1e-6)
     info = DatasetInfo(
@@ -74,3 +85,21 @@ def normalise(name: str, splits: ImageSplits, classes: tuple[str, ...], modality
         return ExampleSet(pixels.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1)), labels, info)
 
     return examples(train, splits.train_labels), examples(splits.test_images.float() / 255, splits.test_labels)
+
+
+def _whitened(
+    name: str, splits: ImageSplits, classes: tuple[str, ...], modality: str, kind: Whitening
+) -> tuple[ExampleSet, ExampleSet]:
+    train, test = whiten(kind, splits.train_images.float() / 255, splits.test_images.float() / 255)
+    channels = train.shape[1]
+    info = DatasetInfo(
+        name=f"{name}+{kind}",
+        classes=classes,
+        sample_shape=tuple(train.shape[1:]),
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        modality=modality,
+        content_hash=sha256(f"{splits.content_hash()} {kind}".encode()),
+        partial=splits.partial,
+    )
+    return ExampleSet(train, splits.train_labels, info), ExampleSet(test, splits.test_labels, info)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ddbench.contract.component import Component
 from ddbench.contract.examples import DatasetInfo, ExampleSet, ImageSplits
-from ddbench.contract.spec import Choice
+from ddbench.contract.spec import Choice, Whitening
 from ddbench.engine.networks import evaluation_mode
 from ddbench.errors import DdbenchError, PluginError
 from ddbench.machine.environment import free_memory
@@ -34,9 +34,16 @@ def info_from_facts(dataset: Component, sample_shape: tuple[int, ...] | None = N
 
 
 def load_examples(
-    dataset: Component, choice: Choice, sample_shape: Shape | None, *, download: bool
+    dataset: Component,
+    choice: Choice,
+    sample_shape: Shape | None,
+    whitening: Whitening | None = None,
+    *,
+    download: bool,
 ) -> tuple[ExampleSet, ExampleSet]:
     """Return training and test examples of a dataset, normalised, and converted to `sample_shape` where one is given.
+
+    With `whitening` they are ZCA-whitened instead of normalised per channel.
 
     Raises `PluginError` when the dataset's plugin fails or its data are invalid, `UsageError` for a shape that images
     cannot be converted to.
@@ -53,7 +60,8 @@ def load_examples(
     if sample_shape is not None:
         _check_memory(dataset.name, splits, sample_shape)
         splits = converted(splits, sample_shape)
-    return normalise(dataset.facts.get("label", dataset.name), splits, classes, dataset.facts.get("modality", "image"))
+    name, modality = dataset.facts.get("label", dataset.name), dataset.facts.get("modality", "image")
+    return normalise(name, splits, classes, modality, whitening)
 
 
 def _check_memory(name: str, splits: ImageSplits, shape: Shape) -> None:
@@ -77,10 +85,17 @@ class Data:
 
     @classmethod
     def load(
-        cls, dataset: Component, choice: Choice, sample_shape: Shape | None, validation: float, *, download: bool
+        cls,
+        dataset: Component,
+        choice: Choice,
+        sample_shape: Shape | None,
+        validation: float,
+        whitening: Whitening | None = None,
+        *,
+        download: bool,
     ) -> Self:
         """Load a dataset and cut the share `validation` off its training split. Raises as `load_examples`."""
-        everything, test = load_examples(dataset, choice, sample_shape, download=download)
+        everything, test = load_examples(dataset, choice, sample_shape, whitening, download=download)
         return cls(*split_validation(everything, validation), test)
 
     def first_of_each_class(self, train: int, test: int) -> Self:

@@ -81,8 +81,9 @@ def evaluate_places(
 ) -> tuple[list[tuple[Prepared, Scores]], list[dict[str, str]]]:
     """Score a set at every place of `scoring_places`, and return the scores, and the places skipped with the reason.
 
-    A score of a run's set on another network is added to `leaderboards`, where they are given, as the row of a run
-    with that `eval_network`. Raises `DdbenchError` where the set cannot be scored at the first place.
+    A score of a run's set on another network or under another protocol is added to `leaderboards`, where they are
+    given, as the row of a run with that `eval_network` or `protocol`. Raises `DdbenchError` where the set cannot be
+    scored at the first place.
     """
     scored: list[tuple[Prepared, Scores]] = []
     skipped: list[dict[str, str]] = []
@@ -100,7 +101,7 @@ def evaluate_places(
             reporter.say(f"Skipped {', '.join(place.values())}: {error.message}")
             continue
         scored.append((prepared, scores))
-        if leaderboards is not None and opened.network_field in place:
+        if leaderboards is not None and place.keys() & {opened.network_field, "protocol"}:
             try:
                 _add_row(opened, prepared, scores, time.monotonic() - started, leaderboards, reporter)
             except DdbenchError as error:
@@ -111,7 +112,10 @@ def evaluate_places(
 def _add_row(
     opened: OpenedSet, prepared: Prepared, scores: Scores, seconds: float, leaderboards: Path, reporter: Reporter
 ) -> None:
-    """Add the row of a run's set on another network. Raises `DdbenchError` with the reason where there can be none."""
+    """Add the row of a run's set on another network or under another protocol.
+
+    Raises `DdbenchError` with the reason where there can be none.
+    """
     folder = RunFolder(opened.path.parent)
     record = folder.read_result() if opened.path == folder.artifact else None
     if record is None or record.status != "ok" or record.seconds is None or record.dataset is None:
@@ -122,13 +126,17 @@ def _add_row(
     if settings.fingerprint == record.fingerprint:
         return
     if settings.distillation.fingerprint != record.settings.distillation.fingerprint:
-        raise UsageError("more than the network differs from the run.", "Leave the other options out.")
+        raise UsageError("more than the network and the protocol differs from the run.", "Leave the other options out.")
     if prepared.record.content_hash != record.dataset.content_hash:
         raise UsageError("the data are not those of the run.", "Get the same copy of the dataset.")
-    network = re.sub(r"[^A-Za-z0-9]+", "_", settings.eval_network.name)
+    names = {"on": settings.eval_network.name, "under": settings.protocol}
+    made = {"on": record.settings.eval_network.name, "under": record.settings.protocol}
+    where = "".join(
+        f"-{word}-{re.sub(r'[^A-Za-z0-9]+', '_', name)}" for word, name in names.items() if name != made[word]
+    )
     row = record.model_copy(
         update={
-            "run_id": f"{record.run_id}-on-{network}-{settings.fingerprint[:4]}",
+            "run_id": f"{record.run_id}{where}-{settings.fingerprint[:4]}",
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "asked": None,
             "settings": settings.model_copy(update={"experiment": ""}),
@@ -136,6 +144,7 @@ def _add_row(
             "dataset": prepared.record,
             "metrics": prepared.setting.objective.metrics,
             "protocol": protocol_record(prepared, scores),
+            "artifact": record.artifact and record.artifact.model_copy(update={"label_regime": scores.label_regime}),
             "scores": scores.after,
             "before": scores.before,
             "companions": scores.companions,

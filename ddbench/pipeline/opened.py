@@ -1,54 +1,24 @@
 """Open a distilled set that somebody made, and say where it is to be scored."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ddbench.contract.examples import ExampleSet
 from ddbench.contract.sets import DistilledSet
-from ddbench.contract.spec import RunSpec
+from ddbench.contract.spec import Choice, RunSpec
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
-from ddbench.formats.families import read
+from ddbench.formats.conversion import convert
+from ddbench.formats.families import family_of
+from ddbench.formats.reading import Family, Overrides, Source
+from ddbench.modalities.whitening import unwhiten
+from ddbench.pipeline.data import info_from_facts
 from ddbench.pipeline.plan import plan_evaluation
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Options for reading a file that others released; None and False leave it to the kind of the file.
-
-    Attributes:
-        repetition: the number of the set in a file that holds several.
-        mean: the mean of each channel that the images were normalised by.
-        std: the standard deviation of each channel that the images were normalised by.
-        whitened: its images are ZCA-whitened by the training images.
-        logits: its soft labels are logits, not probabilities.
-    """
-
-    repetition: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    whitened: bool = False
-    logits: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.whitened and (self.mean or self.std):
-            raise UsageError("--file-zca goes without --file-mean and --file-std.", "Whitened images have neither.")
-
-    @property
-    def flags(self) -> list[str]:
-        """The flags of the fields that are set."""
-        options = {
-            "--repetition": self.repetition is not None,
-            "--file-mean": self.mean is not None,
-            "--file-std": self.std is not None,
-            "--file-zca": self.whitened,
-            "--file-labels": self.logits is not None,
-        }
-        return [flag for flag, is_set in options.items() if is_set]
 
 
 @dataclass(frozen=True)
@@ -59,13 +29,11 @@ class OpenedSet:
         path: the file.
         distilled: the set, or a function that makes it of all training examples of its dataset.
         fields: the fields of the spec that it was made for.
-        notices: a sentence for each part of the file that was not taken as it stands.
     """
 
     path: Path
     distilled: DistilledSet | Callable[[ExampleSet], DistilledSet]
     fields: dict[str, Any]
-    notices: tuple[str, ...] = ()
 
     @property
     def network_field(self) -> str:
@@ -78,35 +46,65 @@ class OpenedSet:
         return self.distilled.metadata.get("classes") if isinstance(self.distilled, DistilledSet) else None
 
 
-def open_set(file: Path, dataset: str | None, reading: Reading, catalog: Catalog) -> OpenedSet:
+def open_set(
+    file: Path,
+    dataset: str | None,
+    overrides: Overrides,
+    family: str | None,
+    catalog: Catalog,
+    say: Callable[[str], None],
+) -> OpenedSet:
     """Open a run folder, a file of ddbench, or a file that others released for `dataset`; no code in it is run.
 
-    Raises `UsageError` where it is none of these, or does not go with `reading`.
+    A released file is read as its `family` does, or as the one that it shows, and what is known or assumed of it is
+    said. Raises `UsageError` where it is none of these, or does not go with `overrides`.
     """
     path = file / "distilled.safetensors" if (file / "distilled.safetensors").exists() else file
     if path.suffix == ".safetensors":
-        return _open_own(path, reading)
+        return _open_own(path, [*(["--from"] if family else []), *overrides.flags])
     if not path.exists():
         raise UsageError(f"there is no file {path}.", "Give the path of a distilled set.")
     if dataset is None:
         raise UsageError(f"{path} does not say what it was made for.", "Name its dataset: --dataset cifar10")
-    released = read(path, reading.repetition or 0)
-    count, classes = len(released.images), len(catalog.get("dataset", dataset).facts["classes"])
-    if count % classes:
-        raise UsageError(
-            f"{path} holds {count} images for the {classes} classes of {dataset}.", "Name the dataset it was made for."
-        )
+    return _open_released(path, dataset, overrides, family_of(path, family), catalog, say)
+
+
+def _open_released(
+    path: Path, dataset: str, overrides: Overrides, family: Family, catalog: Catalog, say: Callable[[str], None]
+) -> OpenedSet:
+    info = info_from_facts(catalog.get("dataset", dataset))
+    source = Source(path, info.name, info.classes, info.sample_shape, overrides.repetition)
+    released = family.read(source)
+    reading = overrides.applied(family.reading(source, released))
+    if overrides.rate is not None and reading.protocol == "train-dsa/v1":
+        reading = replace(reading, protocol="train-dsa-rate/v1")
+    shape = "x".join(map(str, released.images.shape[1:]))
+    say(f"Read as {family.name}, {family.summary}: {len(released.images)} images, {shape}.")
+    for line in (*released.notices, *reading.notes):
+        say(line)
+    said = set()
 
     def for_dataset(train: ExampleSet) -> DistilledSet:
-        pixels = train.info.pixels(train.inputs) if reading.whitened else None
-        return released.to_distilled(train.info, reading.mean, reading.std, pixels, bool(reading.logits))
+        # Scores on several networks use the same data: what is assumed is said once.
+        again = train.info.content_hash in said
+        said.add(train.info.content_hash)
+        return convert(released, reading, train, unwhiten, (lambda line: None) if again else say)
 
-    fields = {"method": "foreign", "dataset": dataset, "protocol": "train/v1", "steps": 1}
-    return OpenedSet(path, for_dataset, {**fields, "images_per_class": count // classes}, released.notices)
+    fields: dict[str, Any] = {"method": "foreign", "dataset": dataset, "protocol": reading.protocol}
+    fields |= {"images_per_class": math.ceil(len(released.images) / len(info.classes)), "steps": released.steps}
+    if released.lrs is not None and released.lrs.dim() == 2:
+        fields["epochs"] = len(released.lrs)
+    if reading.whitening is not None:
+        fields["whitening"] = reading.whitening
+    if overrides.resize == "dataset":
+        if released.images.dim() != 4:
+            raise UsageError("the images are rows of values, whose shape is the dataset's.", "Leave out --resize.")
+        fields["sample_shape"] = list(released.images.shape[1:])
+    return OpenedSet(path, for_dataset, fields)
 
 
-def _open_own(path: Path, reading: Reading) -> OpenedSet:
-    for option in reading.flags:
+def _open_own(path: Path, flags: Sequence[str]) -> OpenedSet:
+    for option in flags:
         raise UsageError(f"{option} is about files that others made; {path} is ddbench's own.", f"Leave out {option}.")
     distilled = DistilledSet.load(path)
     try:
@@ -149,7 +147,7 @@ def scoring_places(
 
 def _name(spec: RunSpec, part: str) -> str | None:
     choice = getattr(spec, part)
-    return None if choice is None else str(choice.name)
+    return choice.name if isinstance(choice, Choice) else choice
 
 
 def _check_classes(path: Path, stated: str, dataset: str, classes: Sequence[object]) -> None:

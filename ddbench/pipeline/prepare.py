@@ -181,7 +181,14 @@ def prepare(
     """Load the data and build the network. Raises `DdbenchError` when either cannot be had."""
     settings, protocol = plan.settings, plan.protocol
     device = resolve_device(settings.device)
-    whole = Data.load(plan.dataset, settings.dataset, settings.sample_shape, settings.validation, download=download)
+    whole = Data.load(
+        plan.dataset,
+        settings.dataset,
+        settings.sample_shape,
+        settings.validation,
+        settings.whitening,
+        download=download,
+    )
     whole = whole.to(device)
     data = whole
     if settings.smoke:

@@ -297,6 +297,8 @@ def _described(distilled: DistilledSet, plan: Plan, prepared: Prepared) -> Disti
     asked = prepared.asked_by_method()
     if asked:
         distilled = distilled.described(made_with=asked)
+    if settings.whitening is not None:
+        distilled = distilled.described(whitening=settings.whitening)
     if distilled.decoder:
         # Inputs show their shape; a payload does not.
         distilled = distilled.described(sample_shape=list(info.sample_shape))

@@ -94,7 +94,7 @@ def _against(record: RunResult, path: Path) -> Iterator[str]:
         yield f"its distilled set cannot be read ({error})"
         return
     notice_unknown(path, unknown)
-    # A set that was scored on another network leads back to the run that made it.
+    # A set that was scored on another network, or under another protocol, leads back to the run that made it.
     if record.settings.distillation.fingerprint != settings.distillation.fingerprint:
         yield "its settings are not those of its distilled set"
     # A fingerprint covers all settings, also those that this version does not know.
@@ -104,7 +104,7 @@ def _against(record: RunResult, path: Path) -> Iterator[str]:
         if column.evidence is None:
             continue
         try:
-            recorded, wanted = column.get(record), column.evidence(settings, distilled)
+            recorded, wanted = column.get(record), column.evidence(settings.scored_as(record.settings), distilled)
         except (KeyError, ValueError, TypeError, ArithmeticError):
             yield f"its distilled set does not say its {column.name}"
             continue

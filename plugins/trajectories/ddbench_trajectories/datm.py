@@ -168,6 +168,7 @@ def datm(
     ]
     optimizer = torch.optim.SGD(groups, momentum=0.5)
     state = dict(images=images, logits=logits, alpha=alpha, average=average, count=count, optimizer=optimizer)
+    followed = state["followed"] = torch.zeros(2, dtype=torch.int64)
     for _ in run.loop(outer_steps, state):
         bound = upper_bound(run.share_done, first_max_start, max_start, expansion)
         start, target = segments.draw_segment(trained, min_start, bound, span, run.generator)
@@ -180,9 +181,11 @@ def datm(
         if loss <= threshold:
             images.grad, alpha.grad, logits.grad = gradient.inputs, gradient.lrs, grad_logits
             segments.update(optimizer, images, alpha)
+        followed += torch.tensor([int(loss <= threshold), 1])
         count += 1
         # The average of all images so far with weights ema^age: the first ones have none of their own.
         average.lerp_(images, (1 - ema) / (1 - ema ** int(count)))
         run.log(loss=loss, rate=alpha)
 
+    segments.report_left_out(run, followed, threshold)
     return DistilledSet(average[None], logits[None], alpha, label_kind="logits")

@@ -165,7 +165,8 @@ def learn_images(
     alpha = torch.tensor(rate, device=run.device, requires_grad=True)
     groups = [{"params": [images], "lr": image_lr}, {"params": [alpha], "lr": rate_lr}]
     optimizer = torch.optim.SGD(groups, momentum=0.5)
-    for _ in run.loop(outer_steps, dict(images=images, alpha=alpha, optimizer=optimizer)):
+    followed = torch.zeros(2, dtype=torch.int64)
+    for _ in run.loop(outer_steps, dict(images=images, alpha=alpha, optimizer=optimizer, followed=followed)):
         start, target = draw_segment(trained, 0, max_start, span, run.generator)
         indices = draw_batches(len(images), batch, inner_steps, run.generator)
         views = draw_views(augment, indices, run.generator)
@@ -173,7 +174,9 @@ def learn_images(
         loss = gradient.loss.mean()
         images.grad, alpha.grad = gradient.inputs if loss <= FAR else None, gradient.lrs
         update(optimizer, images, alpha)
+        followed += torch.tensor([int(loss <= FAR), 1])
         run.log(loss=loss, rate=alpha.detach())
+    report_left_out(run, followed, FAR)
     return DistilledSet(images.detach()[None], labels[None], alpha.detach())
 
 
@@ -189,6 +192,16 @@ def update(optimizer: torch.optim.Optimizer, images: Tensor, alpha: Tensor) -> N
         change = images - images_before
         images.copy_(images_before + change * (LARGEST_CHANGE / change.square().mean().sqrt()).clamp(max=1))
         alpha.clamp_(alpha_before / 2, alpha_before * 2)
+
+
+def report_left_out(run: Run, followed: Int[Tensor, "2"], largest: float) -> None:
+    """Say so where most segments changed no image: `followed` counts those that did, and all."""
+    some, all_ = followed.tolist()
+    if 2 * some < all_:
+        run.say(
+            f"The images changed in {some} of {all_} updates: in others the loss was above {largest:g}, as students "
+            "moved too far. Lower --set rate, or let experts move further by --set span."
+        )
 
 
 def report_engine(task: Task, run: Run, batch: int | None, way: Memory) -> None:
