@@ -69,8 +69,26 @@ def test_a_run_whose_row_cannot_be_added_is_complete_and_gets_it_later(ddbench, 
 
 def test_a_score_of_another_question_leaves_no_row(ddbench, tmp_path: Path):
     made = ddbench(*RUN, "--json").json()
-    other = ddbench("evaluate", made["run_dir"], "--cross-network", "mlp", "--protocol", "knn/v1")
+    other = ddbench("evaluate", made["run_dir"], "--cross-network", "mlp", "--set", "epochs=2")
     assert other.code == 0, other.err
-    assert "No row for mlp: more than the network differs from the run." in other.err
+    assert "No row for mlp: more than the network and the protocol differs from the run." in other.err
     assert ddbench("evaluate", made["run_dir"], "--network", "mlp").code == 0
+    assert ddbench("evaluate", made["run_dir"], "--protocol", "knn/v1").code == 0
     assert rows(tmp_path).keys() == {made["run_id"]}
+
+
+def test_scores_under_other_protocols_leave_rows(ddbench, tmp_path: Path):
+    made = ddbench(*RUN, "--json").json()
+    scored = ddbench("evaluate", made["run_dir"], "--also-under", "knn/v1,krr/v1,replay/v1")
+    assert scored.code == 0, scored.err
+    first, *others = sorted(rows(tmp_path))
+    assert [name.rpartition("-")[0] for name in others] == [f"{first}-under-k{x}_v1" for x in ("nn", "rr")]
+    record = rows(tmp_path)[others[0]]
+    assert record["protocol"]["name"] == record["settings"]["protocol"] == "knn/v1"
+    assert record["artifact"]["sha256"] == made["artifact"]["sha256"]
+    assert ddbench("leaderboard", "--check").out == "3 records, none invalid.\n"
+    assert "reproduced exactly" in ddbench("verify", others[0]).out
+    # A record that says another seed than its set is found, whatever protocol scored it.
+    [path] = tmp_path.glob("leaderboards/records/*/*knn*.json")
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    assert ddbench("leaderboard", "--check").code == 1

@@ -69,7 +69,7 @@ def verify(
     distilled = DistilledSet.load(path)
     settings, unknown = settings_of(distilled)
     notice_unknown(path, unknown)
-    settings = settings.model_copy(update={"eval_network": record.settings.eval_network})
+    settings = settings.scored_as(record.settings)
     count = min(networks or recorded.n, recorded.n)
     if count < recorded.n:
         settings = settings.model_copy(update={"eval_networks": count})

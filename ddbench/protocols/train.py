@@ -155,7 +155,7 @@ class Train:
         if self.rate == "set" and distilled.lrs is None:
             raise UsageError(
                 f"{self.name} needs the rate of the set, and this set has none.",
-                "Score it under a protocol with a rate of its own, such as train-dsa/v1; a released file takes --file-rate.",
+                "Score it under train-dsa/v1, which has a rate of its own; a released file takes --file-rate too.",
             )
         if setting.objective.kind == "regression" and (self.cutmix or self.teacher):
             raise UsageError(
