@@ -9,7 +9,7 @@ from typing import Any
 
 from ddbench.contract.examples import ExampleSet
 from ddbench.contract.sets import DistilledSet
-from ddbench.contract.spec import RunSpec
+from ddbench.contract.spec import Choice, RunSpec
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
 from ddbench.formats.families import read
@@ -78,7 +78,7 @@ class OpenedSet:
         return self.distilled.metadata.get("classes") if isinstance(self.distilled, DistilledSet) else None
 
 
-def open_set(file: Path, dataset: str | None, reading: Reading, catalog: Catalog) -> OpenedSet:
+def open_set(file: Path, dataset: Choice | None, reading: Reading, catalog: Catalog) -> OpenedSet:
     """Open a run folder, a file of ddbench, or a file that others released for `dataset`; no code in it is run.
 
     Raises `UsageError` where it is none of these, or does not go with `reading`.
@@ -91,17 +91,19 @@ def open_set(file: Path, dataset: str | None, reading: Reading, catalog: Catalog
     if dataset is None:
         raise UsageError(f"{path} does not say what it was made for.", "Name its dataset: --dataset cifar10")
     released = read(path, reading.repetition or 0)
-    count, classes = len(released.images), len(catalog.get("dataset", dataset).facts["classes"])
+    component, _ = catalog.resolve("dataset", dataset)
+    count, classes = len(released.images), len(component.facts["classes"])
     if count % classes:
         raise UsageError(
-            f"{path} holds {count} images for the {classes} classes of {dataset}.", "Name the dataset it was made for."
+            f"{path} holds {count} images for the {classes} classes of {dataset.name}.",
+            "Name the dataset it was made for.",
         )
 
     def for_dataset(train: ExampleSet) -> DistilledSet:
         pixels = train.info.pixels(train.inputs) if reading.whitened else None
         return released.to_distilled(train.info, reading.mean, reading.std, pixels, bool(reading.logits))
 
-    fields = {"method": "foreign", "dataset": dataset, "protocol": "train/v1", "steps": 1}
+    fields = {"method": "foreign", "dataset": dataset.name, "protocol": "train/v1", "steps": 1}
     return OpenedSet(path, for_dataset, {**fields, "images_per_class": count // classes}, released.notices)
 
 

@@ -181,8 +181,14 @@ def prepare(
     """Load the data and build the network. Raises `DdbenchError` when either cannot be had."""
     settings, protocol = plan.settings, plan.protocol
     device = resolve_device(settings.device)
-    whole = Data.load(plan.dataset, settings.dataset, settings.sample_shape, settings.validation, download=download)
-    whole = whole.to(device)
+    whole = Data.load(
+        plan.dataset,
+        settings.dataset,
+        settings.sample_shape,
+        settings.validation,
+        download=download,
+        reporter=reporter,
+    ).to(device)
     data = whole
     if settings.smoke:
         data = whole.first_of_each_class(max(SMOKE_TRAIN, settings.images_per_class), SMOKE_TEST)
