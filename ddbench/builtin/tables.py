@@ -96,7 +96,9 @@ def _read(path: Path) -> "DataFrame":
                 path, dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False, encoding="utf-8-sig"
             )
     except (OSError, ValueError, pandas.errors.ParserWarning) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        if isinstance(error, pandas.errors.ParserWarning):
+            reason = "a row is longer than the header"
         raise UsageError(
             f"{path} cannot be read as a CSV file: {reason}.", "Save it as UTF-8, with one header and commas."
         ) from error
@@ -111,8 +113,9 @@ def _column(path: Path, table: "DataFrame", what: str, options: Mapping[str, Any
         str(path), columns, options.get(option), lambda name: name.lower() in COLUMNS[what], plural, option
     )
     if column is None and what != "split":
+        *others, last = COLUMNS[what]
         raise UsageError(
-            f"{path} has no column of {plural} called {' or '.join(COLUMNS[what])}.",
+            f"{path} has no column of {plural} called {', '.join(others)} or {last}.",
             f"Its columns are {', '.join(columns)}; name one: --set dataset.{option}=NAME",
         )
     return None if column is None else [value.strip() for value in table[column]]
