@@ -207,8 +207,6 @@ def test_a_kind_without_a_path(tmp_path: Path, kind: str):
 
 def test_a_refusal_starts_nothing(ddbench: Callable, tmp_path: Path):
     done = ddbench("run", "-m", "random_subset", "-d", "csv:nowhere.csv")
-    assert (done.code, done.message()) == (
-        2,
-        "Error: there is no file nowhere.csv. Give the path of a CSV file: --dataset csv:PATH",
-    )
+    assert done.code == 2
+    assert "there is no file nowhere.csv. Give the path of a CSV file: --dataset csv:PATH" in done.message()
     assert list(tmp_path.iterdir()) == []
