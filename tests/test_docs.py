@@ -70,16 +70,21 @@ def steps(page: Path) -> list[tuple[str, str]]:
 
 
 def write_images(folder: Path) -> None:
-    """Write real digits of two classes as a folder of images."""
+    """Write real digits of two classes as a folder of images, with tables that list them."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
+    tables = {"flowers": ["path,label,split"], "botany": ["photograph,species"]}
     for number, (image, label) in enumerate(zip(loaded.images[:200], loaded.target[:200], strict=True)):
         if label < 2:
             place = folder / ("test" if number >= 150 else "train") / ("rose", "tulip")[label] / f"{number:03d}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((image * 15).astype("uint8")).save(place)
+            tables["flowers"].append(f"{place.relative_to(folder)},{place.parent.name},{place.parent.parent.name}")
+            tables["botany"].append(f"{place.relative_to(folder)},{place.parent.name}")
+    for name, lines in tables.items():
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
 
 
 @pytest.mark.slow

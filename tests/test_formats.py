@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddbench import DatasetInfo, DistilledSet, ExampleSet
+from ddbench.contract.spec import Choice
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
 from ddbench.formats.families import FAMILIES
@@ -50,7 +51,7 @@ class Real:
 
     def open(self, path: Path, family: str | None = None, dataset: str = "digits", **overrides: Any) -> Opened:
         lines: list[str] = []
-        opened = open_set(path, dataset, Overrides(**overrides), family, self.catalog, lines.append)
+        opened = open_set(path, Choice(name=dataset), Overrides(**overrides), family, self.catalog, lines.append)
         assert callable(opened.distilled)
         distilled = opened.distilled(self.everything)
         return Opened(distilled, opened.fields, "\n".join(lines))

@@ -1,4 +1,7 @@
-"""Small datasets of the literature: digits, which come with scikit-learn, and the datasets of torchvision."""
+"""Datasets by name: digits, which come with scikit-learn, those of torchvision, and files of the user.
+
+`csv:PATH`, `npz:PATH` and `hf:PATH` are read by modules of their own; `folder:PATH` is the plugin `builtin_folders`.
+"""
 
 import contextlib
 import gzip
@@ -14,7 +17,10 @@ import numpy as np
 import torch
 
 import ddbench
-from ddbench import DdbenchError, ImageSplits, MissingPrerequisite
+from ddbench import Component, DdbenchError, ImageSplits, MissingPrerequisite, UsageError
+from ddbench.builtin.arrays import find_arrays
+from ddbench.builtin.hugging_face import find_saved
+from ddbench.builtin.tables import find_table
 
 DIGITS = tuple("0123456789")
 CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -260,3 +266,15 @@ def _md5(path: Path) -> str:
 @ddbench.hookimpl
 def ddbench_datasets() -> list[object]:
     return [digits, mnist, fashion_mnist, usps, svhn, cifar10, cifar100]
+
+
+@ddbench.hookimpl
+def ddbench_find_dataset(name: str, options: Mapping[str, Any]) -> Component | None:
+    kind, _, path = name.partition(":")
+    if kind not in ("csv", "npz", "hf"):
+        return None
+    if not path:
+        raise UsageError(f"{kind}: names no file.", f"Give its path: --dataset {kind}:PATH")
+    if kind == "npz":
+        return find_arrays(name)
+    return (find_table if kind == "csv" else find_saved)(name, options)

@@ -10,7 +10,7 @@ import typer
 from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, Sets, merged, named, warn_of_plugins
 from ddbench.contract.component import parse_assignments
-from ddbench.contract.spec import HARD
+from ddbench.contract.spec import HARD, Choice
 from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -150,14 +150,16 @@ def evaluate(
         )
         catalog = Catalog(plugin or [])
         warn_of_plugins(catalog, plugin)
+        assigned = parse_assignments(assignments or [])
         with live() as reporter:
-            opened = open_set(file, dataset, overrides, family, catalog, reporter.say)
+            chosen = _choice_of_dataset(dataset, assigned)
+            opened = open_set(file, chosen, overrides, family, catalog, reporter.say)
             flags[opened.network_field] = network
             # Options of the init and of the network are about the networks that score.
             scoring = {"init": "eval_init", "network": opened.network_field}
             settings = {
                 re.sub(r"^(init|network)(?=\.)", lambda match: scoring[match[0]], key): value
-                for key, value in parse_assignments(assignments or []).items()
+                for key, value in assigned.items()
             }
             fields = dict(opened.fields)
             if any(key.startswith("eval_network.") for key in settings):
@@ -187,6 +189,12 @@ def evaluate(
                     f"{prepared.settings.eval_network.name} on {prepared.record.name}, {prepared.settings.protocol}"
                 )
             typer.echo("\n".join(_lines(prepared, scores)))
+
+
+def _choice_of_dataset(name: str | None, assigned: dict[str, Any]) -> Choice | None:
+    """Return the dataset that a flag names, with the options that are assigned to it."""
+    options = {key.removeprefix("dataset."): value for key, value in assigned.items() if key.startswith("dataset.")}
+    return None if name is None else Choice(name=name, options=options)
 
 
 def _lines(prepared: "Prepared", scores: "Scores") -> "Iterator[str]":

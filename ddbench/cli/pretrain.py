@@ -15,7 +15,7 @@ _POOL, _EXPERTS = ("held_out", "steps"), ("epochs", "momentum", "decay", "batch"
 
 def pretrain(
     ctx: typer.Context,
-    dataset: Annotated[str, named("dataset", "Dataset, or folder:PATH.", "--dataset", "-d")],
+    dataset: Annotated[str, named("dataset", "Dataset, or folder:, csv:, hf: or npz:PATH.", "--dataset", "-d")],
     network: Annotated[str | None, named("network", "Network. [the dataset's usual one]")] = None,
     experts: Annotated[bool, typer.Option("--experts", help="Train expert trajectories instead of a pool.")] = False,
     count: Annotated[

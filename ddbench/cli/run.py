@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 def run(
     ctx: typer.Context,
     method: Annotated[str | None, named("method", "Distillation method.", "--method", "-m")] = None,
-    dataset: Annotated[str | None, named("dataset", "Dataset, or folder:PATH. [digits]", "--dataset", "-d")] = None,
+    dataset: Annotated[
+        str | None, named("dataset", "Dataset, or folder:, csv:, hf: or npz:PATH. [digits]", "--dataset", "-d")
+    ] = None,
     network: Annotated[
         str | None, named("network", "Network, torchvision/NAME or timm/NAME. [the dataset's usual one]")
     ] = None,

@@ -65,8 +65,9 @@ def with_usual_network(
     unnamed = not any(flags.get(part) or fields.get(part) for part in ("network", "target"))
     if not unnamed or not any(key.startswith("network.") for key in assignments):
         return fields
-    dataset = merged(fields, flags, {}, set()).dataset
-    return {**fields, "network": usual_network(catalog.get("dataset", dataset.name)).model_dump()}
+    about_data = {key: value for key, value in assignments.items() if key.startswith("dataset.")}
+    dataset, _ = catalog.resolve("dataset", merged(fields, flags, about_data, set()).dataset)
+    return {**fields, "network": usual_network(dataset).model_dump()}
 
 
 def warn_of_plugins(catalog: "Catalog", wanted: Sequence[Path] | None = None) -> None:

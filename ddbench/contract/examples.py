@@ -59,6 +59,7 @@ class ImageSplits:
         test_labels: `[m]` int64.
         partial: False only where the plugin verified, by checksums for example, that this copy is the full original.
             Rows of partial copies carry their content hash.
+        notices: a sentence for each change that loading made to the images; a run prints them before it starts.
     """
 
     train_images: UInt8[Tensor, "n c h w"]
@@ -66,6 +67,7 @@ class ImageSplits:
     test_images: UInt8[Tensor, "m c h w"]
     test_labels: Int[Tensor, " m"]
     partial: bool = True
+    notices: tuple[str, ...] = ()
 
     def content_hash(self) -> str:
         """Return the hexadecimal SHA-256 over shapes, images and labels of both splits."""

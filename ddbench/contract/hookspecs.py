@@ -7,7 +7,7 @@ it does not need. `hookimpl` takes no options of pluggy, such as `wrapper` or `t
 loaded. Registration hooks return iterables of decorated functions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,8 +180,11 @@ def ddbench_find_target(name: str) -> "Component | None":
 
 
 @_hookspec(firstresult=True)
-def ddbench_find_dataset(name: str) -> "Component | None":
-    """Return the dataset of an open-ended name such as `folder:/path`, or None for a name of another plugin."""
+def ddbench_find_dataset(name: str, options: Mapping[str, Any]) -> "Component | None":
+    """Return the dataset of an open-ended name such as `folder:/path`, or None for a name of another plugin.
+
+    `options` are the options of the dataset as the user gave them, not validated yet: its classes may depend on them.
+    """
 
 
 @_hookspec

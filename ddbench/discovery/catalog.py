@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pluggy
 
@@ -26,6 +27,7 @@ __all__ = ["SLOW", "BrokenPlugin", "Catalog", "Experiment", "Plugin", "Published
 
 SLOW = 2.0
 """Seconds of loading above which a plugin is reported as slow."""
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 FIX = "Fix the plugin, or disable it with DDBENCH_DISABLE={name}."
 _HOOK_OF = {kind: f"ddbench_{kind}s" for kind in KINDS}
 _PLUGGY_OPTIONS = ("hookwrapper", "wrapper", "optionalhook", "tryfirst", "trylast", "specname")
@@ -124,8 +126,12 @@ class Catalog:
         """Return all components of a kind, by name."""
         return sorted(self._components[kind], key=lambda c: c.name)
 
-    def get(self, kind: str, name: str, info: "DatasetInfo | None" = None) -> Component:
-        """Return the component called `name`. An open-ended network name is resolved for the dataset `info`.
+    def get(
+        self, kind: str, name: str, info: "DatasetInfo | None" = None, options: Mapping[str, Any] = NO_OPTIONS
+    ) -> Component:
+        """Return the component called `name`.
+
+        An open-ended name of a network is resolved for the dataset `info`, one of a dataset for its `options`.
 
         Raises `UsageError` for an unknown name, with the nearest known one. Raises `PluginError` for a name that two
         plugins claim, or that a broken plugin probably offers.
@@ -136,7 +142,7 @@ class Catalog:
                 f"{kind} {name!r} is registered by both {owners[0].distribution} and {owners[1].distribution}.",
                 "Uninstall or rename one of them, or disable one with DDBENCH_DISABLE.",
             )
-        component = owners[0] if owners else self.find(kind, name, info)
+        component = owners[0] if owners else self.find(kind, name, info, options)
         if component is None:
             self._refuse(kind, name)
         return component
@@ -175,7 +181,7 @@ class Catalog:
 
     def resolve(self, kind: str, choice: Choice, info: "DatasetInfo | None" = None) -> tuple[Component, Choice]:
         """Return the component of a choice, and the choice with all its options. Raises as `get` does."""
-        component = self.get(kind, choice.name, info)
+        component = self.get(kind, choice.name, info, choice.options)
         return component, Choice(name=choice.name, options=component.validated(choice.options))
 
     def experiments(self) -> list[Experiment]:
@@ -194,11 +200,13 @@ class Catalog:
         for plugin in self.plugins:
             yield from ((plugin, hook) for hook in plugin.hooks if hook_name(hook) == name)
 
-    def find(self, kind: str, name: str, info: "DatasetInfo | None" = None) -> Component | None:
+    def find(
+        self, kind: str, name: str, info: "DatasetInfo | None" = None, options: Mapping[str, Any] = NO_OPTIONS
+    ) -> Component | None:
         """Return the component of an open-ended name, or None if no plugin knows the name."""
         for plugin, hook in self.hooks(f"ddbench_find_{kind}"):
             try:
-                component = call(hook, name=name, info=info)
+                component = call(hook, name=name, info=info, options=options)
                 if component is not None:
                     return replace(component_of(component, kind), distribution=plugin.distribution)
             except DdbenchError:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ddbench.contract.component import Component
 from ddbench.contract.examples import DatasetInfo, ExampleSet, ImageSplits
+from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.spec import Choice, Whitening
 from ddbench.engine.networks import evaluation_mode
 from ddbench.errors import DdbenchError, PluginError
@@ -37,14 +38,15 @@ def load_examples(
     dataset: Component,
     choice: Choice,
     sample_shape: Shape | None,
-    whitening: Whitening | None = None,
     *,
     download: bool,
+    whitening: Whitening | None = None,
+    reporter: Reporter | None = None,
 ) -> tuple[ExampleSet, ExampleSet]:
     """Return training and test examples of a dataset, normalised, and converted to `sample_shape` where one is given.
 
-    With `whitening` they are ZCA-whitened instead of normalised per channel.
-
+    With `whitening` they are ZCA-whitened instead of normalised per channel. What loading changed in the images is
+    said to `reporter`.
     Raises `PluginError` when the dataset's plugin fails or its data are invalid, `UsageError` for a shape that images
     cannot be converted to.
     """
@@ -57,6 +59,8 @@ def load_examples(
     # The declared shape is that of the default options; others, such as a size, may change it.
     plain = dataset.validated(choice.options) == dataset.validated({})
     splits.validate(dataset.who, len(classes), tuple(dataset.facts["sample_shape"]) if plain else None)
+    for notice in splits.notices:
+        (reporter or Silent()).say(f"Images   {notice}")
     if sample_shape is not None:
         _check_memory(dataset.name, splits, sample_shape)
         splits = converted(splits, sample_shape)
@@ -90,12 +94,15 @@ class Data:
         choice: Choice,
         sample_shape: Shape | None,
         validation: float,
-        whitening: Whitening | None = None,
         *,
         download: bool,
+        whitening: Whitening | None = None,
+        reporter: Reporter | None = None,
     ) -> Self:
         """Load a dataset and cut the share `validation` off its training split. Raises as `load_examples`."""
-        everything, test = load_examples(dataset, choice, sample_shape, whitening, download=download)
+        everything, test = load_examples(
+            dataset, choice, sample_shape, download=download, whitening=whitening, reporter=reporter
+        )
         return cls(*split_validation(everything, validation), test)
 
     def first_of_each_class(self, train: int, test: int) -> Self:

@@ -48,7 +48,7 @@ class OpenedSet:
 
 def open_set(
     file: Path,
-    dataset: str | None,
+    dataset: Choice | None,
     overrides: Overrides,
     family: str | None,
     catalog: Catalog,
@@ -70,9 +70,9 @@ def open_set(
 
 
 def _open_released(
-    path: Path, dataset: str, overrides: Overrides, family: Family, catalog: Catalog, say: Callable[[str], None]
+    path: Path, dataset: Choice, overrides: Overrides, family: Family, catalog: Catalog, say: Callable[[str], None]
 ) -> OpenedSet:
-    info = info_from_facts(catalog.get("dataset", dataset))
+    info = info_from_facts(catalog.resolve("dataset", dataset)[0])
     source = Source(path, info.name, info.classes, info.sample_shape, overrides.repetition)
     released = family.read(source)
     reading = overrides.applied(family.reading(source, released))
@@ -90,7 +90,7 @@ def _open_released(
         said.add(train.info.content_hash)
         return convert(released, reading, train, unwhiten, (lambda line: None) if again else say)
 
-    fields: dict[str, Any] = {"method": "foreign", "dataset": dataset, "protocol": reading.protocol}
+    fields: dict[str, Any] = {"method": "foreign", "dataset": dataset.name, "protocol": reading.protocol}
     fields |= {"images_per_class": math.ceil(len(released.images) / len(info.classes)), "steps": released.steps}
     if released.lrs is not None and released.lrs.dim() == 2:
         fields["epochs"] = len(released.lrs)

@@ -313,7 +313,13 @@ class Pools:
             return _Source(settings.dataset, self._data, self._architecture)
         component, choice = self._catalog.resolve("dataset", Choice(name=dataset))
         data = Data.load(
-            component, choice, sample_shape, settings.validation, settings.whitening, download=self._may_train
+            component,
+            choice,
+            sample_shape,
+            settings.validation,
+            download=self._may_train,
+            whitening=settings.whitening,
+            reporter=self._reporter,
         )
         facts = info_from_facts(component, data.train.info.sample_shape)
         network = Architecture(*self._catalog.resolve("network", self._architecture.choice, facts))

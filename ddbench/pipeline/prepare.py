@@ -186,10 +186,10 @@ def prepare(
         settings.dataset,
         settings.sample_shape,
         settings.validation,
-        settings.whitening,
         download=download,
-    )
-    whole = whole.to(device)
+        whitening=settings.whitening,
+        reporter=reporter,
+    ).to(device)
     data = whole
     if settings.smoke:
         data = whole.first_of_each_class(max(SMOKE_TRAIN, settings.images_per_class), SMOKE_TEST)

@@ -53,7 +53,13 @@ def _opened(fields: Mapping[str, Any], catalog: Catalog, reporter: Reporter) -> 
     plan = plan_evaluation(RunSpec.parse({"method": "none", **fields}), catalog)
     settings, device = plan.settings, resolve_device(plan.settings.device)
     data = Data.load(
-        plan.dataset, settings.dataset, settings.sample_shape, settings.validation, settings.whitening, download=True
+        plan.dataset,
+        settings.dataset,
+        settings.sample_shape,
+        settings.validation,
+        download=True,
+        whitening=settings.whitening,
+        reporter=reporter,
     )
     network = Architecture(plan.network, settings.network)
     pools = Pools(settings, network, data, catalog, device, reporter)
