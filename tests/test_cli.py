@@ -59,7 +59,7 @@ def test_the_leaderboard_does_not_import_torch(tmp_path: Path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "evaluate", "list", "show", "leaderboard", "plugins"])
+@pytest.mark.parametrize("command", ["run", "resume", "evaluate", "export", "list", "show", "leaderboard", "plugins"])
 def test_every_command_explains_itself_with_an_example(ddbench, command):
     done = ddbench(command, "--help")
     assert done.code == 0

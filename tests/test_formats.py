@@ -18,7 +18,7 @@ from ddbench.discovery.catalog import Catalog
 from ddbench.errors import UsageError
 from ddbench.formats.families import FAMILIES
 from ddbench.formats.reading import Overrides
-from ddbench.formats.scales import CONDENSATION
+from ddbench.formats.scales import DC
 from ddbench.pipeline.opened import open_set
 
 
@@ -98,7 +98,7 @@ def test_numbers_of_the_authors_are_used_for_their_datasets(tmp_path: Path, real
     normalised = torch.randn((20, 3, 32, 32), generator=generator)
     train = ExampleSet(normalised, torch.arange(20) % 10, info)
     shape = (-1, 1, 1)
-    scale = CONDENSATION["cifar10"]
+    scale = DC["cifar10"]
     theirs = (info.pixels(normalised) - torch.tensor(scale.mean).view(shape)) / torch.tensor(scale.std).view(shape)
     on_cifar = replace(real, everything=train)
     for file, family in (
@@ -106,7 +106,7 @@ def test_numbers_of_the_authors_are_used_for_their_datasets(tmp_path: Path, real
         (releases.trajectories(tmp_path / "mtt", theirs.clone(), train.labels), "mtt"),
     ):
         opened = on_cifar.open(file, dataset="cifar10")
-        assert "std 0.2023 0.1994 0.201, the numbers of the authors' code" in opened.said
+        assert "std (0.2023, 0.1994, 0.201), the numbers of the authors' code" in opened.said
         torch.testing.assert_close(opened.images.detach(), normalised, atol=1e-5, rtol=1e-5)
         assert "Warning" not in opened.said and f"Read as {family}," in opened.said
 
@@ -363,7 +363,7 @@ def test_plain_dicts(tmp_path: Path, real: Real) -> None:
     torch.save({"images": real.images, "labels": real.labels}, tmp_path / "set.pt")
     opened = real.open(tmp_path / "set.pt")
     assert "Read as plain" in opened.said and "all of the above is assumed" in opened.said
-    assert f"mean {real.info.mean[0]:.4g} and std {real.info.std[0]:.4g}, the numbers of digits" in opened.said
+    assert f"mean ({real.info.mean[0]:.7g}) and std ({real.info.std[0]:.7g}), the numbers of digits" in opened.said
     assert torch.equal(opened.images, real.images)
 
 

@@ -1,4 +1,6 @@
-"""Distilled sets that others released, one module per family of files. No code in these files is run.
+"""Files in the layouts of others: sets that they released, one module per family, and `writers` for their code.
+
+No code in released files is run.
 
 May import: contract, machine and errors.
 Imported by: pipeline.

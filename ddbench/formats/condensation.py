@@ -2,7 +2,7 @@
 
 A `.pt` file from `torch.save({"data": [[images, labels], ...], "accs_all_exps": {...}})`, as written by `main.py` and
 `main_DM.py` of https://github.com/VICO-UoE/DatasetCondensation. `data` has one pair for each repetition of the
-experiment: images `[n, channels, height, width]`, normalised by that code's own numbers (`scales.CONDENSATION`), and
+experiment: images `[n, channels, height, width]`, normalised by that code's own numbers (`scales.DC`), and
 labels `[n]` int64. DataDAM's files hold one pair in place of the list. Recorded accuracies are not read.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from ddbench.errors import UsageError
 from ddbench.formats.reading import Family, Reading, Source
 from ddbench.formats.released_set import ReleasedSet
-from ddbench.formats.scales import CONDENSATION
+from ddbench.formats.scales import DC
 from ddbench.formats.tensor_files import load
 
 DIGITS = ("mnist", "svhn", "usps")
@@ -51,7 +51,7 @@ def _is_pair(content: list[Any] | tuple[Any, ...]) -> bool:
 
 
 def _normalised(source: Source, released: ReleasedSet) -> Reading:
-    scale = CONDENSATION.get(source.dataset)
+    scale = DC.get(source.dataset)
     unknown = f"The authors' numbers for {source.dataset} are not known: those of the dataset are assumed."
     return Reading(scale=scale, protocol="train-dsa/v1", notes=() if scale else (unknown,))
 

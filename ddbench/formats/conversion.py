@@ -14,7 +14,8 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.errors import UsageError
 from ddbench.formats.reading import Reading
 from ddbench.formats.released_set import ReleasedSet, are_distributions
-from ddbench.formats.scales import PIXELS, Scale, check, own_scale, to_scale
+from ddbench.formats.scale_check import check
+from ddbench.formats.scales import PIXELS, Scale, own_scale, to_scale
 
 Unwhiten = Callable[[Tensor, Tensor], Tensor]
 """`unwhiten(images, training)`: the pixels of whitened images; `training` are training images in [0, 1]."""
@@ -38,7 +39,7 @@ def convert(
         scale = own_scale(info)
     else:
         scale = _scale(reading, released, images.shape[1]) or own_scale(info)
-        say(f"Values of images: {scale}.")
+        say(f"Values of images: {scale.described}.")
     mean, std = _expected(train, scale, whitened=reading.whitening is not None)
     for line in check(images, scale, mean, std, info):
         say(line)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ddbench.errors import UsageError
 from ddbench.formats.reading import Family, Reading, Source
 from ddbench.formats.released_set import ReleasedSet
-from ddbench.formats.scales import PIXELS, TRAJECTORIES
+from ddbench.formats.scales import MTT, PIXELS
 from ddbench.formats.tensor_files import load
 
 _IMAGES = re.compile(r"images_(?P<zca>zca_)?(?P<which>best|\d+)(_(?P<part>\d+))?\.pt")
@@ -101,7 +101,7 @@ def _rate(path: Path) -> Tensor:
 
 
 def _trained_at_own_rate(source: Source, released: ReleasedSet) -> Reading:
-    scale = TRAJECTORIES.get(source.dataset)
+    scale = MTT.get(source.dataset)
     notes = () if scale else (f"The authors' numbers for {source.dataset} are not known: the dataset's are assumed.",)
     if released.lrs is not None:
         return Reading(scale=scale, protocol="train-dsa-rate/v1", notes=notes)
