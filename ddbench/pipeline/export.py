@@ -150,7 +150,7 @@ def _pixel_set(distilled: DistilledSet, source: Path) -> PixelSet:
         )
     if "whitening" in distilled.metadata:
         raise UsageError(
-            f"{source} holds whitened images ({distilled.metadata['whitening']}), which no mean and std turn into pixels.",
+            f"{source} holds whitened images ({distilled.metadata['whitening']}), which no numbers turn into pixels.",
             "Distil without --whitening for a set to export.",
         )
     scale = _scale(distilled, source)
