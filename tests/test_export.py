@@ -428,6 +428,21 @@ def test_a_full_disk_leaves_what_was_there(ddbench, places, layout):
     assert {path: path.read_bytes() for path in places.rglob("*") if path.is_file()} == before
 
 
+def test_a_folder_that_cannot_be_replaced_stays(save, catalog, monkeypatch):
+    before = export(save(toy()), "mtt", catalog).files
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError("the disk is gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(DdbenchError, match="cannot write"):
+        export(save(full()), "mtt", catalog, force=True)
+    assert {name: sha256(Path(name).read_bytes()) for name in before} == before
+
+
 def without(name: str) -> DistilledSet:
     distilled = toy()
     del distilled.metadata[name]
