@@ -229,10 +229,13 @@ def cut(suffix: str) -> Callable[[Path], None]:
     return write
 
 
-def post_script(path: Path) -> None:
-    """PIL would start Ghostscript for it."""
-    Image.new("RGB", (8, 8)).save(path.with_suffix(".eps"))
-    path.with_suffix(".eps").rename(path)
+def other_format(kind: str) -> Callable[[Path], None]:
+    """PIL reads more formats, and starts Ghostscript for EPS."""
+
+    def write(path: Path) -> None:
+        Image.new("RGB", (8, 8)).save(path, format=kind)
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,8 @@ def post_script(path: Path) -> None:
     [
         *((cut(suffix), f"z{suffix} cannot be read as an image") for suffix in (".png", ".jpg", ".gif", ".bmp", ".webp", ".tif", ".ppm")),
         (lambda path: path.write_bytes(b""), "z.png cannot be read as an image"),
-        (post_script, "z.png cannot be read as an image"),
+        (other_format("EPS"), "z.png cannot be read as an image"),
+        (other_format("PCX"), "z.png cannot be read as an image"),
         (lambda path: Image.new("1", (20_000, 20_000)).save(path), "z.png cannot be read as an image"),
         (lambda path: Image.new("F", (8, 8), 0.5).save(path.with_suffix(".tif")), "z.tif has pixels of more than 16 bits"),
         (lambda path: Image.new("I", (8, 8), 65536).save(path.with_suffix(".tif")), "z.tif has pixels of more than 16 bits"),
