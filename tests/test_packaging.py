@@ -57,13 +57,17 @@ def test_the_wheel_holds_the_harness_and_its_plugins_and_nothing_else(tmp_path: 
 
 
 def test_no_code_of_the_harness_names_a_method():
-    """Examples in help texts aside: nothing the program compares, looks up or branches on."""
+    """Examples in help texts aside: nothing the program compares, looks up or branches on.
+
+    Layouts of other people's files have the names of the field, some of which are those of methods.
+    """
     import ast
 
     from ddbench.discovery.catalog import Catalog
 
     names = {component.name for component in Catalog().components("method")}
-    for path in (ROOT / "ddbench").rglob("*.py"):
+    layouts = (*(ROOT / "ddbench" / "formats").iterdir(), ROOT / "ddbench" / "cli" / "export.py")
+    for path in set((ROOT / "ddbench").rglob("*.py")) - set(layouts):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert node.value not in names, f"{path}:{node.lineno} names a method"

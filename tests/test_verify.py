@@ -70,7 +70,7 @@ SCORE, COMPANION = "scores.accuracy", {"n": 5, "mean": 0.1, "std": 0.1}
         ({"settings.images_per_class": 50}, "says images_per_class 50, its distilled set 1"),
         ({"settings.method.name": "herding"}, "says method 'herding', its distilled set 'random_subset'"),
         ({"settings.network.options": {"width": 3}}, "says network_options"),
-        ({"settings.eval_networks": 3}, "its settings are not those of its distilled set"),
+        ({"settings.eval_networks": 3}, "its fingerprint is not that of its settings"),
         ({"fingerprint": "0" * 64}, "its fingerprint is not that of its settings"),
         ({"artifact.bytes": 3}, "says bytes 3"),
         ({"artifact.label_regime": "stored soft"}, "says label_regime"),
