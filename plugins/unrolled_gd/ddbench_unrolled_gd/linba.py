@@ -75,8 +75,9 @@ def sizes(task: Task, bases: int | None, composed: int | None) -> tuple[int, int
     while bases is None and count > 1 and not fits(count, per_class * classes):
         count -= 1
     if not fits(count, per_class * classes):
+        images = per_class * classes
         raise UsageError(
-            f"the budget does not hold K={count} bases with the coefficients and labels of {per_class * classes} images.",
+            f"the budget does not hold K={count} bases with the coefficients and labels of {images} images.",
             "Raise the budget, or lower --set bases and --set composed.",
         )
     if composed is None:

@@ -105,7 +105,9 @@ def rat_bptt(
     Rates of Adam say nothing about gradient descent, so the set has no rates, and its score is that of a training of
     the protocol's own: --protocol train/v1. The published figures use ZCA whitening, which ddbench does not have, and
     count 60 000 epochs where ddbench counts updates. The running norm that bounds a gradient is that of the bounded
-    ones, so that a spike does not lift the bound.
+    ones, so that a spike does not lift the bound; the authors' code counts norms before that. A small setting, which
+    took 24 seconds of a core with its scoring on digits with the network mlp: --ipc 1 --set outer_steps=60
+    --set outer_lr=0.02 --set inner_lr=0.003 --set inner_steps=60 --set window=20 --set real_batch=256.
     """
     shared.check_objective(task, "rat_bptt")
     _check(task, inner_steps, window, augment)

@@ -100,6 +100,8 @@ def reversible_hypergradients(
     The set brings its rates, and its momenta and decays as extras: score it under --protocol replay-momentum/v1, which
     trains by them; replay/v1 takes the rates alone. Defaults are those of the authors' experiment on ten digits, in
     which the rate is multiplied by 1 - momentum; they made 15 updates of 20 steps.
+    A small setting, which took 31 seconds of a core with its scoring on digits with the network mlp: --ipc 1
+    --epochs 50 --set outer_steps=60 --set outer_lr=0.05.
     """
     shared.check_objective(task, "reversible_hypergradients")
     budget, classes = task.budget, len(task.info.classes)

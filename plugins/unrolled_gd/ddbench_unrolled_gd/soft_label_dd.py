@@ -104,7 +104,9 @@ def soft_label_dd(
     -sum_k y_k log p_k, so one image can teach several classes, and a set may have fewer images than classes:
     --ipc 1 --set images=5 makes five images for ten classes.
 
-    Defaults are those of the authors' code, whose 350 epochs are about 20 000 updates on MNIST.
+    Defaults are those of the authors' code, whose 350 epochs are about 20 000 updates on MNIST. A small setting, which
+    took 10 seconds of a core with its scoring on digits with the network mlp: --ipc 1 --set images=5
+    --set outer_steps=150 --set outer_lr=0.05 --set inner_lr=0.1 --set networks=2 --set real_batch=256.
     """
     shared.check_objective(task, "soft_label_dd")
     classes, budget = len(task.info.classes), task.budget
