@@ -159,7 +159,9 @@ def linba(
     (--byte-budget), and is ranked apart from plain images. It has no rates: --protocol train/v1 trains with the same
     momentum and rate as the defaults here. Defaults are those of the authors' code. It starts from small random
     numbers (`start=noise`), stores bases at half the side, which the decoder has not, and does not bound gradients.
-    Real bases are those nearest to random real images.
+    Real bases are those nearest to random real images. A small setting, which took 21 seconds of a core with its
+    scoring on digits with the network mlp: --ipc 1 --set outer_steps=40 --set outer_lr=3 --set inner_steps=50
+    --set per_class=3 --set real_batch=256.
     """
     shared.check_objective(task, "linba")
     module, classes = task.networks.module, len(task.info.classes)

@@ -187,7 +187,7 @@ def clip_by_running_norm(
     The running norm is an exponential average of the norms of clipped gradients, so that a spike does not lift the
     bound for those behind it. Zero stands for none yet: then the gradient stays as it is. `running_norm` is updated.
     """
-    norm = torch.linalg.vector_norm(gradient)
+    norm: Tensor = torch.linalg.vector_norm(gradient)
     if running_norm > 0:
         clipped = torch.minimum(norm, multiple * running_norm)
         gradient.mul_(clipped / norm.clamp(min=torch.finfo(norm.dtype).tiny))
