@@ -324,6 +324,7 @@ def test_a_number_of_a_protocol_does_not_change_without_its_version():
 
     assert {name: protocol_hash(protocol) for name, protocol in PROTOCOLS.items()} == {
         "replay/v1": "98189d2bfea2",
+        "replay-momentum/v1": "b5753d744399",
         "train/v1": "808b208e72a6",
         "train-dsa/v1": "2974ea0d411b",
         "train-dsa-rate/v1": "613eaf626226",
@@ -369,3 +370,22 @@ def test_replay_ignores_nothing(make_prepared):
 
     assert REPLAY.ignores == frozenset()
     assert len({tuple(score(**change)) for change in ({}, {"epochs": 20}, {"network": "mlp"})}) == 3
+
+
+def test_a_set_is_replayed_by_its_own_momenta_and_decays(make_prepared):
+    """Under replay/v1 they play no part; a momentum of zero is plain gradient descent."""
+    prepared = make_prepared(images_per_class=2, steps=1, epochs=4)
+    chosen = prepared.train.random_subset(2, torch.Generator().manual_seed(0))
+    lrs = torch.full((4, 1), 0.05)
+
+    def score(name: str, **extras: torch.Tensor) -> list[float]:
+        distilled = DistilledSet(chosen.inputs[None], chosen.labels[None], lrs, extras=extras)
+        return get_protocol(name).evaluate([distilled], prepared.setting, 2, Silent()).scores["loss"]
+
+    plain, strong = score("replay-momentum/v1"), {"momentum": torch.full((4, 1), 0.9)}
+    assert score("replay-momentum/v1", momentum=torch.zeros(4, 1)) == pytest.approx(plain, rel=1e-5)
+    assert score("replay-momentum/v1", **strong) != pytest.approx(plain, rel=1e-2)
+    assert score("replay-momentum/v1", decay=torch.full((4, 1), 0.5)) != pytest.approx(plain, rel=1e-2)
+    assert score("replay/v1", **strong) == score("replay/v1")
+    with pytest.raises(UsageError, match=r"extras 'momentum' of shape \[3\], not one number for each of its rates"):
+        score("replay-momentum/v1", momentum=torch.zeros(3))

@@ -16,7 +16,7 @@ from ddbench.protocols.base import Evaluation, Protocol, Setting
 from ddbench.protocols.knn import KNN_V1
 from ddbench.protocols.krr import KRR_V1
 from ddbench.protocols.own import PREFIX, content_of, read_protocol, stored_protocol
-from ddbench.protocols.replay import REPLAY_V1
+from ddbench.protocols.replay import REPLAY_MOMENTUM_V1, REPLAY_V1
 from ddbench.protocols.train import (
     TRAIN_DSA_RATE_V1,
     TRAIN_DSA_V1,
@@ -29,7 +29,8 @@ from ddbench.protocols.train import (
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
-        REPLAY_V1, TRAIN_V1, TRAIN_DSA_V1, TRAIN_DSA_RATE_V1, TRAIN_TEACHER_V1, TRAIN_IMAGENET_V1, KNN_V1, KRR_V1,
+        REPLAY_V1, REPLAY_MOMENTUM_V1, TRAIN_V1, TRAIN_DSA_V1, TRAIN_DSA_RATE_V1, TRAIN_TEACHER_V1, TRAIN_IMAGENET_V1,
+        KNN_V1, KRR_V1,
     )
 }  # fmt: skip
 

@@ -17,10 +17,13 @@ from ddbench.engine.inner_optimisers import SGD
 from ddbench.engine.meta_gradient import train
 from ddbench.engine.networks import measure
 from ddbench.engine.workers import for_each_network
+from ddbench.errors import UsageError
 from ddbench.protocols.base import Evaluation, Setting, better, draw, journal_of, score_networks, training_targets
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 SELECTION_NETWORKS = 5
+OWN = ("momentum", "decay")
+"""Extras with a number for each rate of a set: its own momenta and weight decays."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +34,38 @@ class Replay:
     one of `RATES` with the best mean over 5 networks of the training side on the validation slice. A set with a single
     rate takes as many steps at that rate.
     Networks are drawn from the evaluation side with seeds that belong to the protocol: all methods get the same ones.
+
+    Attributes:
+        name: name and version.
+        summary: one line.
+        teacher: False, labels are those of the set.
+        ignores: nothing.
+        own_momentum: train by SGD with the momenta and the weight decays that a set has as extras `momentum` and
+            `decay`, a number for each rate; without them as by plain gradient descent.
     """
 
     name: str = "replay/v1"
     summary: str = "the set's own gradient steps at its own rates (without rates: the best fixed rate), fresh networks"
     teacher: bool = False
     ignores: frozenset[str] = frozenset()
+    own_momentum: bool = False
 
     @property
     def definition(self) -> dict[str, Any]:
-        """See `Protocol.definition`."""
-        return {"rates": RATES, "selection_networks": SELECTION_NETWORKS}
+        """See `Protocol.definition`. The field that is younger than replay/v1 is left out where it has its default."""
+        momentum = {"own_momentum": OWN} if self.own_momentum else {}
+        return {"rates": RATES, "selection_networks": SELECTION_NETWORKS, **momentum}
 
     def networks_needed(self, networks: int) -> dict[Side, int]:
         """See `Protocol.networks_needed`."""
         return {"evaluation": networks, "train": SELECTION_NETWORKS}
 
     def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, networks: int, reporter: Reporter) -> Evaluation:
-        """See `Protocol.evaluate`. Raises `DdbenchError` when the primary metric is not finite."""
+        """See `Protocol.evaluate`. Raises `DdbenchError` when the primary metric is not finite.
+
+        Raises `UsageError` for a set whose momenta or decays are not one for each of its rates.
+        """
+        schedules = [self._schedule(distilled) for distilled in sets]
         selected = "nothing"
         rates = [distilled.lrs for distilled in sets]
         if any(lrs is None for lrs in rates):
@@ -65,9 +82,20 @@ class Replay:
         def train_on(network: nn.Module, index: int, start: State, number: int) -> State:
             lrs = rates[index]
             assert lrs is not None
-            return _train(network, sets[index], lrs, start, setting)
+            return _train(network, sets[index], SGD(lrs, **schedules[index]), start, setting)
 
         return score_networks(self.name, sets, drawn, train_on, setting, selected, reporter)
+
+    def _schedule(self, distilled: DistilledSet) -> dict[str, Tensor]:
+        """Return the momenta and decays that a set is trained by."""
+        own = {name: distilled.extras[name] for name in OWN if self.own_momentum and name in distilled.extras}
+        for name, values in own.items():
+            if distilled.lrs is None or values.shape != distilled.lrs.shape or not values.is_floating_point():
+                raise UsageError(
+                    f"the set has extras {name!r} of shape {list(values.shape)}, not one number for each of its rates.",
+                    f"Give {name} the shape [epochs, steps] of lrs, or score the set under replay/v1.",
+                )
+        return own
 
     def _best_rate(self, sets: Sequence[DistilledSet], setting: Setting, reporter: Reporter) -> float:
         """Return the rate with the best mean primary metric on the validation slice; of ties, the smaller one."""
@@ -84,7 +112,7 @@ class Replay:
                 return float(known[number])
             distilled, start = sets[i % len(sets)], drawn[i % len(drawn)]
             lrs = _constant(distilled, setting.budget.total_steps, rate)
-            state = _train(network, distilled, lrs, start, setting)
+            state = _train(network, distilled, SGD(lrs), start, setting)
             value = float(measure(network, state, setting.validation, setting.objective)[primary])
             journal.put(value, network=i, rate=str(rate))
             return value
@@ -108,12 +136,12 @@ class Replay:
 def _train(
     network: nn.Module,
     distilled: DistilledSet,
-    lrs: Float[Tensor, "epochs steps"],
+    inner: SGD,
     start: State,
     setting: Setting,
 ) -> State:
     targets, loss = training_targets(distilled, setting)
-    return train(network, start, distilled.inputs, targets, SGD(lrs), inner_loss=loss)
+    return train(network, start, distilled.inputs, targets, inner, inner_loss=loss)
 
 
 def _constant(distilled: DistilledSet, total_steps: int, rate: float) -> Float[Tensor, "epochs steps"]:
@@ -124,3 +152,6 @@ def _constant(distilled: DistilledSet, total_steps: int, rate: float) -> Float[T
 
 
 REPLAY_V1 = Replay()
+REPLAY_MOMENTUM_V1 = Replay(
+    "replay-momentum/v1", "replay/v1 with the momenta and weight decays that the set brings", own_momentum=True
+)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from ddbench_unrolled_gd import WAYS_BACK, _decay
+from ddbench_unrolled_gd.shared import WAYS_BACK, decay
 
 import ddbench
 from ddbench.contract.run import Run
@@ -92,10 +92,10 @@ def test_a_budget_that_cannot_be_spread_is_skipped(catalog):
 
 
 def test_schedules():
-    assert [_decay("cosine", share) for share in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert [decay("cosine", share) for share in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
     # The paper's: halved every 40 of 400 epochs.
-    assert [_decay("step", share) for share in (0, 0.099, 0.1, 0.95)] == [1, 1, 0.5, 0.5**9]
-    assert _decay("constant", 0.9) == 1
+    assert [decay("step", share) for share in (0, 0.099, 0.1, 0.95)] == [1, 1, 0.5, 0.5**9]
+    assert decay("constant", 0.9) == 1
 
 
 def test_the_papers_experiments_are_complete_specs_with_published_figures(catalog):
