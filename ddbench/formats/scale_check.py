@@ -48,7 +48,7 @@ def check(
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.4g}" for value in values)
+    return " ".join(f"{value:.4g}" if abs(value) > 5e-5 else "0" for value in values)
 
 
 def _commas(values: tuple[float, ...]) -> str:
