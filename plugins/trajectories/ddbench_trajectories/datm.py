@@ -145,7 +145,7 @@ def datm(
     authors' average by less than 1 % after 10 000 updates. As in the authors' code, a segment whose loss is above
     `threshold` changes nothing.
 
-    The published figures use ZCA whitening and the experts of FTD, trained with GSAM for flat trajectories; here they
+    The published figures use --whitening zca and the experts of FTD, trained with GSAM for flat trajectories; here they
     are those of MTT. They are the best of many evaluations on test data. The set brings its rate, so score it under
     train-dsa-rate/v1, as published. Small settings to try, with --set network.width=32:
     --set experts=5 --set expert_epochs=10 --set max_start=5 --set first_max_start=3 --set inner_steps=10

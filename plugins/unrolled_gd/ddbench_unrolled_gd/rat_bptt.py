@@ -103,7 +103,7 @@ def rat_bptt(
     steps in turn. It is not the gradient of the loss after the whole training.
 
     Rates of Adam say nothing about gradient descent, so the set has no rates, and its score is that of a training of
-    the protocol's own: --protocol train/v1. The published figures use ZCA whitening, which ddbench does not have, and
+    the protocol's own: --protocol train/v1. The published figures use --whitening zca, and
     count 60 000 epochs where ddbench counts updates. The running norm that bounds a gradient is that of the bounded
     ones, so that a spike does not lift the bound; the authors' code counts norms before that. A small setting, which
     took 24 seconds of a core with its scoring on digits with the network mlp: --ipc 1 --set outer_steps=60
