@@ -51,6 +51,7 @@ def rgb(images: np.ndarray) -> np.ndarray:
         (lambda x: x.astype(np.int64), 1, "int64 of whole numbers taken as pixels 0 .. 255"),
         (lambda x: x.astype(np.float32), 1, "float32 of whole numbers taken as pixels 0 .. 255"),
         (lambda x: x / 255, 1, "float64 in [0, 1] scaled to 0 .. 255"),
+        (lambda x: (x - 0.4).clip(0) / 255, 1, "float64 in [0, 1] scaled to 0 .. 255"),
         (lambda x: (rgb(x) / 255).astype(np.float16), 3, "float16 in [0, 1] scaled to 0 .. 255"),
     ],
 )
