@@ -18,8 +18,9 @@ def relu_ntk(
     """Return the neural tangent kernel of a fully connected ReLU network with `depth` hidden layers.
 
     `columns` are the second arguments; without them those are `rows` too, and the diagonal is exact, also for
-    derivatives. NTK parameterisation, weights of deviation sqrt 2, biases of deviation .1 (Jacot et al. 2018, arXiv
-    1806.07572; arc-cosine kernels of Cho and Saul 2009, eq. 7). With sw = sqrt 2, sb = .1 and d features:
+    derivatives. Where other arguments are equal, the angle counts as constant: it has no derivative there.
+    NTK parameterisation, weights of deviation sqrt 2, biases of deviation .1 (Jacot et al. 2018, arXiv 1806.07572;
+    arc-cosine kernels of Cho and Saul 2009, eq. 7). With sw = sqrt 2, sb = .1 and d features:
 
         S = Theta = sw^2 <a, b> / d + sb^2
         cos t = S(a, b) / sqrt(S(a, a) S(b, b))
@@ -36,13 +37,13 @@ def relu_ntk(
     for _ in range(depth):
         scale = (left[:, None] * right).sqrt()
         cosine = (sigma / scale).clamp(-1, 1)
-        if same is not None:  # the angle is 0 there; that of a rounded cosine is off by 1e-8
-            cosine = cosine.masked_fill(same, 0.0)
+        # The angle is 0 there: that of a rounded cosine is off by 1e-8, and has an infinite derivative at 1.
+        parallel = cosine >= 1 if same is None else same | (cosine >= 1)
+        cosine = cosine.masked_fill(parallel, 0.0)
         angle = cosine.acos()
         slope = (math.pi - angle) / (2 * math.pi)
         height = scale * ((1 - cosine.square()).sqrt() / (2 * math.pi) + slope * cosine)
-        if same is not None:
-            slope, height = slope.masked_fill(same, 0.5), torch.where(same, sigma / 2, height)
+        slope, height = slope.masked_fill(parallel, 0.5), torch.where(parallel, sigma / 2, height)
         sigma = variance * height + bias
         theta = sigma + variance * theta * slope
         left, right = (variance * part / 2 + bias for part in (left, right))
@@ -67,7 +68,8 @@ def ridge_coefficients(
     factor, failed = torch.linalg.cholesky_ex(kernel + penalty.diag())
     if failed:
         raise DdbenchError(
-            "the kernel of the examples cannot be inverted.", "Look for values that are very large, or not finite."
+            "the kernel of the examples cannot be inverted.",
+            "Look for values that are very large, or not finite; a method that has a ridge may take a larger one.",
         )
     return torch.cholesky_solve(targets, factor)
 
