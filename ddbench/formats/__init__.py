@@ -3,5 +3,5 @@
 No code in released files is run.
 
 May import: contract, machine and errors.
-Imported by: pipeline.
+Imported by: cli and pipeline.
 """
