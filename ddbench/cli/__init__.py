@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it.
 
-May import: testing, scaffold, render, pipeline, records, protocols, discovery, engine, contract, machine and errors.
+May import: testing, scaffold, render, pipeline, formats, records, protocols, discovery, engine, contract, machine and
+errors.
 Imported by: nothing.
 """
 
