@@ -316,6 +316,8 @@ def test_recipes_are_the_published_settings(catalog):
 
     soft = options("soft_label_dd", "mnist")
     assert (soft["outer_lr"], soft["schedule"], soft["inner_lr"], soft["labels"]) == (0.01, "step", 0.02, "one_hot")
+    assert (soft["outer_steps"], soft["real_batch"], soft["clip"]) == (20_650, 1024, 0)
+    assert options("soft_label_dd", "svhn")["outer_lr"] == 0.05
     assert options("soft_label_dd", "cifar10")["inner_lr"] == 0.001
     rat = options("rat_bptt", "cifar10")
     names = ("inner_steps", "window", "inner_lr", "outer_lr", "real_batch", "running_clip", "augment", "outer_steps")
