@@ -1,4 +1,4 @@
-"""What a person reads when ddbench refuses a dataset, without a process for each."""
+"""Refusals of datasets as a person reads them, without a process for each."""
 
 from pathlib import Path
 

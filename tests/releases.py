@@ -14,7 +14,7 @@ from ddbench import DatasetInfo
 
 
 class Code:
-    """What runs code when a pickle of it is loaded."""
+    """An object whose pickle runs code when it is loaded."""
 
     def __reduce__(self) -> object:
         return print, ("run",)

@@ -334,7 +334,7 @@ def test_sizes(tmp_path: Path, real: Real) -> None:
         real.open(file, resize="dataset")  # The examples here keep their size.
     Image.new("RGB", (9, 7)).save(folder / "0" / "0-image99.png")
     opened = real.open(folder)
-    assert "2 different shapes: all are resized to 1x8x8" in opened.said
+    assert "2 shapes: all are resized to 1x8x8" in opened.said
 
 
 def test_classes_of_folders(tmp_path: Path, real: Real) -> None:
@@ -519,6 +519,49 @@ def test_truncated_files(tmp_path: Path, real: Real, cut: int) -> None:
         file.write_bytes(file.read_bytes()[:cut])
         with pytest.raises(UsageError, match=r"damaged|not read"):
             real.open(file)
+
+
+def test_whitening_that_does_not_fit_into_memory(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddbench.errors import DdbenchError
+    from ddbench.modalities import whitening
+
+    pixels = real.info.pixels(real.images)
+    monkeypatch.setattr(whitening, "free_memory", lambda device: 4 * 64**2 * 8 - 1)
+    for attempt in (lambda: whitening.whiten("zca", pixels, pixels), lambda: whitening.unwhiten(pixels, pixels)):
+        with pytest.raises(DdbenchError, match="whitening images of 64 values") as caught:
+            attempt()
+        assert "sample_shape" in caught.value.hint
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_that_is_named_wrongly_is_one_sentence(tmp_path: Path, real: Real, family: str) -> None:
+    """A file where a folder is wanted, a folder where a file is, and an archive of another kind."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.pt").write_text("hello")
+    np.savez(tmp_path / "other.npz", a=np.ones(3))
+    for name in ("empty", "text.pt", "other.npz"):
+        with pytest.raises(UsageError) as caught:
+            real.open(tmp_path / name, family)
+        assert caught.value.hint
+
+
+def test_the_command_line_offers_what_can_be_read() -> None:
+    from typing import get_args
+
+    from ddbench.cli.evaluate import FileLabels, FileWhitening, evaluate
+    from ddbench.contract.set_checks import LABEL_KINDS
+    from ddbench.contract.spec import Whitening
+
+    assert {kind.value for kind in FileLabels} == set(LABEL_KINDS)
+    assert {kind.value for kind in FileWhitening} == {"none", "undo", *get_args(Whitening)}
+    described = " ".join((evaluate.__doc__ or "").split()).partition("by `--from`: ")[2].partition(".")[0]
+    assert set(described.split(", ")) == set(FAMILIES)
+
+
+def test_data_that_are_whitened_otherwise_than_the_set_are_refused(ddbench, tmp_path: Path, real: Real) -> None:
+    releases.condensation(tmp_path, real.images, real.labels, "res.pt")
+    refused = ddbench("evaluate", "res.pt", *SCORED, "--set", "whitening=zca")
+    assert refused.code == 2 and "--file-whitening" in refused.message() and "Scoring" not in refused.err
 
 
 def test_overrides_that_contradict(tmp_path: Path, real: Real) -> None:

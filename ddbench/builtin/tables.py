@@ -29,7 +29,7 @@ COLUMNS = {
     "label": ("label", "class", "target"),
     "split": ("split",),
 }
-"""What a column holds, and its usual names. An option `path_column`, ... names a column that is called otherwise."""
+"""Kinds of columns with their usual names. An option `path_column`, ... names a column that is called otherwise."""
 
 PathColumn = Annotated[
     str | None, pydantic.Field(description="column of the image paths; by default path, file, filename or image")

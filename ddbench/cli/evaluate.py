@@ -30,7 +30,7 @@ class FileLabels(StrEnum):
 
 
 class FileWhitening(StrEnum):
-    """What a foreign file's images were whitened by."""
+    """The whitening of a foreign file's images."""
 
     NONE = "none"
     ZCA = "zca"
@@ -39,7 +39,7 @@ class FileWhitening(StrEnum):
 
 
 class Resize(StrEnum):
-    """What is resized where the sizes of a set and of a dataset differ."""
+    """The side that is resized where the sizes of a set and of a dataset differ."""
 
     IMAGES = "images"
     DATASET = "dataset"

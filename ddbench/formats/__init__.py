@@ -2,6 +2,6 @@
 
 No code in released files is run.
 
-May import: contract, machine and errors.
+May import: modalities, contract, machine and errors.
 Imported by: cli and pipeline.
 """

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from torch.nn import functional as F
 
 from ddbench.contract.examples import ExampleSet
 from ddbench.contract.set_checks import LabelKind
@@ -16,14 +15,11 @@ from ddbench.formats.reading import Reading
 from ddbench.formats.released_set import ReleasedSet, are_distributions
 from ddbench.formats.scale_check import check
 from ddbench.formats.scales import PIXELS, Scale, own_scale, to_scale
+from ddbench.modalities.image import resized
+from ddbench.modalities.whitening import unwhiten
 
-Unwhiten = Callable[[Tensor, Tensor], Tensor]
-"""`unwhiten(images, training)`: the pixels of whitened images; `training` are training images in [0, 1]."""
 
-
-def convert(
-    released: ReleasedSet, reading: Reading, train: ExampleSet, unwhiten: Unwhiten, say: Callable[[str], None]
-) -> DistilledSet:
+def convert(released: ReleasedSet, reading: Reading, train: ExampleSet, say: Callable[[str], None]) -> DistilledSet:
     """Return the set as networks train on it, in the scale of `train`, all training examples of the dataset.
 
     What is assumed is said in numbers, before it is done. Raises `UsageError` for images and labels that contradict
@@ -38,14 +34,12 @@ def convert(
         say(f"Images are whitened ({reading.whitening}): the data are whitened too, by their training split.")
         scale = own_scale(info)
     else:
-        scale = _scale(reading, released, images.shape[1]) or own_scale(info)
+        scale = _checked(reading.scale or own_scale(info), images.shape[1])
         say(f"Values of images: {scale.described}.")
     mean, std = _expected(train, scale, whitened=reading.whitening is not None)
     for line in check(images, scale, mean, std, info):
         say(line)
     images = to_scale(images, scale, own_scale(info))
-    if reading.tiles > 1:
-        images = images.contiguous()
     labels, kind = _labels(released, reading, info.classes, info.name, say)
     lrs = released.lrs if reading.rate is None else torch.tensor(float(reading.rate))
     if lrs is not None:
@@ -87,34 +81,12 @@ def _shaped(
             "--resize dataset those of the dataset.",
         )
     say(f"Images are resized from {_by(images.shape[1:])} to {_by(shape)}, the shape of {name}.")
-    return resized(images, shape)
+    channels, height, width = shape
+    return resized(images, (channels, height, width))
 
 
-def resized(images: Float[Tensor, "n c h w"], shape: tuple[int, ...]) -> Float[Tensor, "n c2 h2 w2"]:
-    """Return images in another shape: bilinear with antialiasing, grey repeated, colour as luma.
-
-    Raises `UsageError` for channels other than 1 and 3.
-    """
-    channels = images.shape[1]
-    if shape[0] != channels:
-        if {shape[0], channels} != {1, 3}:
-            raise UsageError(
-                f"images of {channels} channels cannot be converted to {shape[0]}.", "Convert grey (1) or RGB (3)."
-            )
-        luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-        images = (images * luma).sum(1, keepdim=True) if channels == 3 else images.expand(-1, 3, -1, -1)
-    if tuple(images.shape[2:]) == tuple(shape[1:]):
-        return images
-    return F.interpolate(images, tuple(shape[1:]), mode="bilinear", antialias=True)
-
-
-def _scale(reading: Reading, released: ReleasedSet, channels: int) -> Scale | None:
-    """Return the scale that is said, or that the file shows, or that the family is known to have."""
-    scale = reading.scale
-    if scale is None or (scale.source != "as you say" and released.scale is not None):
-        scale = released.scale or scale
-    if scale is None:
-        return None
+def _checked(scale: Scale, channels: int) -> Scale:
+    """Return a scale. Raises `UsageError` for one that is not of so many channels, or cannot be undone."""
     if any(len(values) not in (1, channels) for values in (scale.mean, scale.std)):
         raise UsageError(
             f"mean and std have one number, or one for each of {channels} channels.",

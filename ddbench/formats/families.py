@@ -51,7 +51,7 @@ def _folder(path: Path) -> str:
         return trajectories.named(path)
     if "data.pt" in files or tiles.phases(path):
         return "idc"
-    if any(child.suffix == ".tar" for child in path.rglob("batch_*.tar")):
+    if any(path.rglob("batch_*.tar")):
         raise UsageError(
             f"{path} holds labels of a teacher for crops (FKD), not images.",
             "Score the folder of images they belong to; its labels come from networks trained here.",

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from ddbench.errors import UsageError
-from ddbench.formats.conversion import resized
 from ddbench.formats.reading import Family, Reading, Source
 from ddbench.formats.released_set import ReleasedSet
+from ddbench.modalities.image import resized
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -49,7 +49,7 @@ def named(path: Path) -> str | None:
 def _read(source: Source) -> ReleasedSet:
     """Read the images of each sub-folder. Raises `UsageError` where there are none, or where one is no picture."""
     source.one_set()
-    folders = [folder for folder in _folders(source.path) if _pictures(folder)]
+    folders = [folder for folder in _folders(source.path) if _pictures(folder)] if source.path.is_dir() else []
     if not folders:
         raise UsageError(f"{source.path} has no folders of images.", "Arrange them as PATH/CLASS/IMAGE.png.")
     numbers, said = _class_numbers([folder.name for folder in folders], source)
@@ -62,9 +62,9 @@ def _read(source: Source) -> ReleasedSet:
     sizes = {tuple(image.shape) for image in images}
     notices = [said] if said else []
     if len(sizes) > 1:
-        images = [resized(image[None], source.sample_shape)[0] for image in images]
-        shape = "x".join(map(str, source.sample_shape))
-        notices.append(f"The images have {len(sizes)} different shapes: all are resized to {shape}.")
+        channels, height, width = source.sample_shape
+        images = [resized(image[None], (channels, height, width))[0] for image in images]
+        notices.append(f"The images have {len(sizes)} shapes: all are resized to {channels}x{height}x{width}.")
     return ReleasedSet.checked(source.path, torch.stack(images), torch.tensor(labels)).as_pixels().noting(*notices)
 
 

@@ -1,4 +1,4 @@
-"""How a released file is read: what its family is known to do, and what the user says otherwise."""
+"""Readings of released files: the way of each family, and what the user says otherwise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the content of a file is taken.
+    """A way to take the content of a file.
 
     Attributes:
         scale: what the images were normalised by; None: by the mean and std of the dataset.
@@ -65,7 +65,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the user says about a file; None leaves it to the family.
+    """Facts about a file that the user states; None leaves one to the family.
 
     Attributes:
         repetition: which set of a file that holds several.

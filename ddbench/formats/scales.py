@@ -32,7 +32,7 @@ from ddbench.contract.examples import DatasetInfo
 
 @dataclass(frozen=True)
 class Scale:
-    """What stored values are: (pixel in [0, 1] - mean) / std.
+    """A scale of stored values: (pixel in [0, 1] - mean) / std.
 
     Attributes:
         mean: one number, or one for each channel.
@@ -60,7 +60,7 @@ class Scale:
 
     @property
     def described(self) -> str:
-        """What stored values are, in words."""
+        """The scale in words."""
         if self.pixels:
             return "pixels in [0, 1]"
         return "pixels from 0 to 255" if self.bytes else f"(pixel - mean) / std with {self}, {self.source}"

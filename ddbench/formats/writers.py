@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ddbench.contract.set_checks import LabelKind
 from ddbench.errors import UsageError
+from ddbench.formats.released_set import are_distributions
 from ddbench.formats.scales import DC, MTT, Scale
 
 
@@ -51,7 +52,7 @@ class PixelSet:
 
 @dataclass(frozen=True)
 class Written:
-    """What a writer makes of a set.
+    """Files that a writer makes of a set.
 
     Attributes:
         files: the bytes of each file by its path in the folder; of a layout that is one file, by the empty path.
@@ -84,7 +85,7 @@ def mtt(pixel_set: PixelSet) -> Written:
     """
     images, note = _normalised(pixel_set, MTT, "MTT")
     labels, notes = pixel_set.labels, [note]
-    if pixel_set.kind == "distribution" and _are_distributions(labels):
+    if pixel_set.kind == "distribution" and are_distributions(labels):
         labels = labels.clamp_min(torch.finfo(torch.float32).tiny).log()
         notes.append("Soft labels are written as logarithms of probabilities: their softmax gives the probabilities.")
     elif pixel_set.kind not in ("class", "logits"):
@@ -194,10 +195,6 @@ def _hard_labels(pixel_set: PixelSet, layout: str) -> Tensor:
 
 def _refuse_labels(layout: str, what: str, others: str) -> NoReturn:
     raise UsageError(f"the set has {what}, which the layout {layout} cannot hold.", f"Write another: --to {others}")
-
-
-def _are_distributions(labels: Shaped[Tensor, "n classes"]) -> bool:
-    return bool(labels.ge(0).all() and (labels.sum(-1) - 1).abs().le(1e-3).all())
 
 
 def _pictures(pixel_set: PixelSet) -> tuple[list[bytes], tuple[str, ...]]:

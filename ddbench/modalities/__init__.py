@@ -1,5 +1,5 @@
 """Kinds of data, one module each: conversion and normalisation.
 
 May import: contract, machine and errors.
-Imported by: testing and pipeline.
+Imported by: testing, pipeline and formats.
 """

@@ -24,29 +24,31 @@ def conversion(before: Shape, after: Shape) -> str:
     return ", ".join(steps)
 
 
-def converted(splits: ImageSplits, shape: Shape) -> ImageSplits:
-    """Convert the images of both splits to `shape` (channels, height, width).
+def resized(pixels: Float[Tensor, "n c h w"], shape: Shape) -> Float[Tensor, "n c2 h2 w2"]:
+    """Return images in `shape` (channels, height, width), in the scale that they have.
 
     Grey is repeated in three channels, colour becomes luma (ITU-R BT.601). Resizing is bilinear with antialiasing.
     Raises `UsageError` for channels other than 1 and 3.
     """
-    channels = splits.train_images.shape[1]
+    channels = pixels.shape[1]
     if shape[0] != channels and {shape[0], channels} != {1, 3}:
         raise UsageError(
             f"images of {channels} channels cannot be converted to {shape[0]}.", "Give 1 (grey) or 3 (RGB)."
         )
+    if shape[0] < channels:
+        pixels = (pixels * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    if tuple(pixels.shape[2:]) != shape[1:]:
+        pixels = F.interpolate(pixels, shape[1:], mode="bilinear", antialias=True)
+    return pixels.expand(-1, shape[0], -1, -1)
+
+
+def converted(splits: ImageSplits, shape: Shape) -> ImageSplits:
+    """Convert the images of both splits to `shape` as `resized` does. Raises as it does."""
 
     def convert(images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c2 h2 w2"]:
         # In parts: a whole resized dataset as float32 can be larger than memory.
-        parts = []
-        for part in torch.split(images, 1000):
-            pixels = part.float()
-            if shape[0] < channels:
-                pixels = (pixels * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
-            if tuple(pixels.shape[2:]) != shape[1:]:
-                pixels = F.interpolate(pixels, shape[1:], mode="bilinear", antialias=True)
-            parts.append(pixels.round().clamp(0, 255).to(torch.uint8).expand(-1, shape[0], -1, -1))
-        return torch.cat(parts)
+        parts = (resized(part.float(), shape) for part in torch.split(images, 1000))
+        return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
 
     return ImageSplits(
         convert(splits.train_images),

@@ -16,17 +16,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddbench.contract.spec import Whitening
+from ddbench.errors import DdbenchError
+from ddbench.machine.environment import free_memory
 
 EPS = 0.1
 KIP_RIDGE = 0.1
 KIP_IMAGES = 45_000
+MATRICES = 4
+"""Matrices of float64 that are held at a time: covariance, eigenvectors, their product and work space."""
 
 Images = Float[Tensor, "n c h w"]
 Training = Float[Tensor, "m c h w"]
 
 
 def whiten(kind: Whitening, train: Training, test: Images) -> tuple[Training, Images]:
-    """Return both splits whitened by the training split. Both are pixels in [0, 1]."""
+    """Return both splits whitened by the training split. Both are pixels in [0, 1].
+
+    Raises `DdbenchError` where the covariance of so many values does not fit into memory.
+    """
+    _check_memory(train[0].numel())
     if kind == "zca":
         mean, forward, _ = _zca(train)
         return _apply(train, mean, forward), _apply(test, mean, forward)
@@ -43,11 +51,21 @@ def whiten(kind: Whitening, train: Training, test: Images) -> tuple[Training, Im
 def unwhiten(images: Images, train: Training) -> Images:
     """Return the pixels of images that were whitened by `zca`; `train` are the training images in [0, 1].
 
-    x = m + U diag((s + eps)^1/2) U' z.
+    x = m + U diag((s + eps)^1/2) U' z. Raises as `whiten` does.
     """
+    _check_memory(train[0].numel())
     mean, _, backward = _zca(train)
     pixels: Tensor = images.flatten(1) @ backward + mean
     return pixels.view_as(images)
+
+
+def _check_memory(values: int) -> None:
+    needed, free = MATRICES * values**2 * 8, free_memory(torch.device("cpu"))
+    if needed > free:
+        raise DdbenchError(
+            f"whitening images of {values} values takes {needed / 1e9:.0f} GB; {free / 1e9:.0f} GB are free.",
+            "Convert them to fewer pixels, such as --set sample_shape=[3,32,32].",
+        )
 
 
 def _zca(train: Images) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"], Float[Tensor, "d d"]]:

@@ -10,7 +10,7 @@ from torch import nn
 from ddbench.contract.component import Component
 from ddbench.contract.examples import DatasetInfo, ExampleSet, ImageSplits
 from ddbench.contract.observer import Reporter, Silent
-from ddbench.contract.spec import Choice, Whitening
+from ddbench.contract.spec import Choice, Settings, Whitening
 from ddbench.engine.networks import evaluation_mode
 from ddbench.errors import DdbenchError, PluginError
 from ddbench.machine.environment import free_memory
@@ -93,17 +93,19 @@ class Data:
         dataset: Component,
         choice: Choice,
         sample_shape: Shape | None,
-        validation: float,
+        settings: Settings,
         *,
         download: bool,
-        whitening: Whitening | None = None,
         reporter: Reporter | None = None,
     ) -> Self:
-        """Load a dataset and cut the share `validation` off its training split. Raises as `load_examples`."""
+        """Load a dataset, whitened as `settings` say, and cut the validation slice off its training split.
+
+        Raises as `load_examples`.
+        """
         everything, test = load_examples(
-            dataset, choice, sample_shape, download=download, whitening=whitening, reporter=reporter
+            dataset, choice, sample_shape, download=download, whitening=settings.whitening, reporter=reporter
         )
-        return cls(*split_validation(everything, validation), test)
+        return cls(*split_validation(everything, settings.validation), test)
 
     def first_of_each_class(self, train: int, test: int) -> Self:
         """Return the first `train` training examples of each class, and the first `test` of the other two."""

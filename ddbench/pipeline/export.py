@@ -22,7 +22,7 @@ from ddbench.records.result import RunFolder
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """An export: the files, and what a reader of them has to know.
 
     Attributes:
         path: the file or folder.

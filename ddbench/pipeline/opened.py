@@ -16,7 +16,6 @@ from ddbench.errors import UsageError
 from ddbench.formats.conversion import convert
 from ddbench.formats.families import family_of
 from ddbench.formats.reading import Family, Overrides, Source
-from ddbench.modalities.whitening import unwhiten
 from ddbench.pipeline.data import info_from_facts
 from ddbench.pipeline.plan import plan_evaluation
 
@@ -75,7 +74,9 @@ def _open_released(
     info = info_from_facts(catalog.resolve("dataset", dataset)[0])
     source = Source(path, info.name, info.classes, info.sample_shape, overrides.repetition)
     released = family.read(source)
-    reading = overrides.applied(family.reading(source, released))
+    known = family.reading(source, released)
+    # What the file itself shows comes before what its family usually does.
+    reading = overrides.applied(known if released.scale is None else replace(known, scale=released.scale))
     if overrides.rate is not None and reading.protocol == "train-dsa/v1":
         reading = replace(reading, protocol="train-dsa-rate/v1")
     shape = "x".join(map(str, released.images.shape[1:]))
@@ -88,7 +89,7 @@ def _open_released(
         # Scores on several networks use the same data: what is assumed is said once.
         again = train.info.content_hash in said
         said.add(train.info.content_hash)
-        return convert(released, reading, train, unwhiten, (lambda line: None) if again else say)
+        return convert(released, reading, train, (lambda line: None) if again else say)
 
     fields: dict[str, Any] = {"method": "foreign", "dataset": dataset.name, "protocol": reading.protocol}
     fields |= {"images_per_class": math.ceil(len(released.images) / len(info.classes)), "steps": released.steps}
@@ -126,9 +127,16 @@ def scoring_places(
     """Return what to score a set on, every place once: how it differs from `spec`, and its whole spec.
 
     `others` are differences, such as `{"eval_network": "mlp"}`. Raises `UsageError`, before anything is scored, for a
-    name that does not exist, and for a dataset of other classes than the set says it was made for.
+    name that does not exist, for a dataset of other classes than the set says it was made for, and for data that are
+    whitened where those of the set were not, or the reverse.
     """
     places, known = [], set()
+    if spec.whitening != opened.fields.get("whitening"):
+        raise UsageError(
+            f"the images of {opened.path} are made for data with whitening {opened.fields.get('whitening') or 'none'}, "
+            f"not {spec.whitening or 'none'}.",
+            "Leave the whitening of the data as it is; of a released file, --file-whitening says it.",
+        )
     for place in ({}, *others):
         changed = {**spec.model_dump(exclude_unset=True), **place}
         # The same name keeps its options.

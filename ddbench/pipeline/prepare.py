@@ -182,13 +182,7 @@ def prepare(
     settings, protocol = plan.settings, plan.protocol
     device = resolve_device(settings.device)
     whole = Data.load(
-        plan.dataset,
-        settings.dataset,
-        settings.sample_shape,
-        settings.validation,
-        download=download,
-        whitening=settings.whitening,
-        reporter=reporter,
+        plan.dataset, settings.dataset, settings.sample_shape, settings, download=download, reporter=reporter
     ).to(device)
     data = whole
     if settings.smoke:

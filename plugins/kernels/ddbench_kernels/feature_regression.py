@@ -99,7 +99,7 @@ def frepo(
     of the labels. Then the network takes a step on the set, or a random one replaces it. Only the last layer is
     trained to the end, in closed form; the gradient does not go back through the steps of a network.
 
-    This follows the published code. Its images are whitened by ZCA except on MNIST and Fashion-MNIST, its students
+    This follows the published code. Its images have --whitening zca-kip except on MNIST and Fashion-MNIST, its students
     train with the squared error and augmentation, and its network doubles in width from layer to layer.
     A small setting, which distilled one image per class of MNIST in 3 minutes on a busy core: `--set outer_steps=200`,
     `--set real_batch=256`, `--set rate=0.003` and `--set network.width=16`, with the ConvNet.

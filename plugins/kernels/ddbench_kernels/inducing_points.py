@@ -11,6 +11,7 @@ import ddbench
 from ddbench import DistilledSet, Run, Task
 from ddbench.kernels import relu_ntk, ridge_coefficients
 from ddbench_kernels.targets import (
+    BLOCK,
     Count,
     Depth,
     LearnLabels,
@@ -22,9 +23,6 @@ from ddbench_kernels.targets import (
     distilled,
     supports,
 )
-
-BLOCK = 1_000_000
-"""Entries of the kernel between real and synthetic images that are held at a time."""
 
 
 def loss_and_gradients(

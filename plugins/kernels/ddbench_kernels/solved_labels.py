@@ -1,20 +1,16 @@
 """Label solve: the best labels of given images, by one linear solve (Nguyen, Chen and Lee 2021, arXiv 2011.00050)."""
 
 import math
-from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 import ddbench
-from ddbench import DistilledSet, ExampleSet, Run, Task
+from ddbench import DistilledSet, Run, Task
 from ddbench.kernels import relu_ntk, ridge_coefficients
-from ddbench_kernels.targets import Depth, Ridge, centred, check, distilled, supports
+from ddbench_kernels.targets import BLOCK, Depth, Ridge, centred, check, distilled, supports
 
-BLOCK = 1_000_000
-"""Entries of the kernel between real and chosen images that are held at a time."""
 JITTER = 1e-12
 """Share of the mean diagonal that keeps the normal equations solvable, where images are equal for example."""
 
@@ -35,25 +31,6 @@ def solved(
     return kernel @ alpha + ridge * kernel.trace() / len(kernel) * alpha
 
 
-def herded(examples: ExampleSet, count: int) -> ExampleSet:
-    """Return `count` images of each class whose mean follows that of the class (Welling 2009).
-
-    Choice t of a class is the image that brings the mean of the first t nearest the mean of all pixels, none twice.
-    """
-    chosen: list[int] = []
-    for label in range(len(examples.info.classes)):
-        members = examples.of_class(label, count)
-        features = examples.inputs[members].flatten(1).double()
-        mean, total, squares = features.mean(0), torch.zeros_like(features[0]), features.square().sum(1)
-        for t in range(1, count + 1):
-            # |t mean - (total + f)|^2 without what is the same for all f.
-            best = int((squares - 2 * features @ (t * mean - total)).argmin())
-            squares[best] = torch.inf
-            total += features[best]
-            chosen.append(int(members[best]))
-    return examples[torch.tensor(chosen)]
-
-
 def block_rows(images: int) -> int:
     """Return the number of real examples in a block: at least as many as images, so that one block can be solved."""
     return max(images, BLOCK // images)
@@ -72,13 +49,10 @@ def label_solve(
     task: Task,
     run: Run,
     *,
-    images: Annotated[
-        Literal["random", "herding"], Field(description="real images, random ones or chosen by herding in pixels")
-    ] = "random",
     depth: Depth = 1,
     ridge: Ridge = 1e-6,
 ) -> DistilledSet:
-    """Keep real images and solve for the labels on which kernel regression fits all training data best (LS).
+    """Keep random real images and solve for the labels on which kernel regression fits all training data best (LS).
 
     See `solved` for the equations. The kernel is that of `kip`, and the set is scored with it: `--protocol krr/v1`.
     The matrices of the solve are summed over blocks of the training data (Nguyen et al. 2021, Section 2.2).
@@ -86,7 +60,7 @@ def label_solve(
     check(task)
     classes, count = len(task.info.classes), task.budget.images_per_class
     train = task.train
-    chosen = herded(train, count) if images == "herding" else train.random_subset(count, run.generator)
+    chosen = train.random_subset(count, run.generator)
     rows, order = chosen.inputs.double().flatten(1), torch.randperm(len(train), generator=run.generator)
     gram, moments = rows.new_zeros(len(rows), len(rows)), rows.new_zeros(len(rows), classes)
     size = block_rows(len(rows))

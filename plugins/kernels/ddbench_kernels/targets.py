@@ -14,6 +14,8 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Depth = Annotated[int, Field(ge=1, description="hidden layers of the kernel's network; krr/v1 scores with one")]
 Ridge = Annotated[float, Field(gt=0, description="ridge, as a share of the mean of the kernel's diagonal")]
+BLOCK = 1_000_000
+"""Entries of the kernel between the real images and those of the set that are held at a time."""
 LearnLabels = Annotated[bool, Field(description="learn labels too; otherwise they stay class numbers")]
 
 

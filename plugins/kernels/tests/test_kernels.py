@@ -175,7 +175,7 @@ def test_labels_are_solved_in_blocks_as_at_once(distil, monkeypatch):
     torch.testing.assert_close(parts.labels, whole.labels, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"images": "herding"}, {"depth": 2}])
+@pytest.mark.parametrize("options", [{}, {"depth": 2}])
 def test_label_solve_keeps_real_images_and_beats_their_own_labels(distil, options):
     distilled, task, _ = distil("label_solve", options, images_per_class=3)
     assert distilled.kind == "regression" and distilled.labels.shape == (1, 30, 10)
@@ -184,17 +184,6 @@ def test_label_solve_keeps_real_images_and_beats_their_own_labels(distil, option
     hard = replace(distilled, labels=torch.arange(10).repeat_interleave(3)[None], label_kind="class")
     if options.get("depth", 1) == 1:
         assert own_score(distilled, task) > own_score(hard, task) + 0.02
-
-
-def test_herded_images_have_the_mean_of_their_class(distil):
-    _, task, _ = distil("label_solve", images_per_class=1)
-    chosen = solved_labels.herded(task.train, 10)
-    assert chosen.labels.bincount().tolist() == [10] * 10
-    assert len(chosen.inputs.flatten(1).unique(dim=0)) == 100
-    for label in range(10):
-        mean = task.train.inputs[task.train.of_class(label)].mean(0)
-        near = (chosen.inputs[chosen.labels == label].mean(0) - mean).norm()
-        assert near < 0.5 * (task.train.inputs[task.train.of_class(label)[:10]].mean(0) - mean).norm()
 
 
 @pytest.mark.parametrize("learn_labels", [False, True])

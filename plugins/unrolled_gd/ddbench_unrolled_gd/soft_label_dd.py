@@ -113,8 +113,9 @@ def soft_label_dd(
     --ipc 1 --set images=5 makes five images for ten classes.
 
     MNIST and CIFAR-10 have the settings of the authors' code, whose 350 epochs are counted in updates; defaults are
-    those of unrolled_gd. A small setting, which took 10 seconds of a core with its scoring on digits with the network
-    mlp: --ipc 1 --set images=5 --set outer_steps=150 --set inner_lr=0.1 --set real_batch=256.
+    those of unrolled_gd. A small setting, which took 26 seconds of processor time with companions on digits with the
+    network mlp: --ipc 1 --set images=5 --set outer_steps=150 --set inner_lr=0.1 --set real_batch=256. Its five images
+    reached 47 %, ten random ones 51 %.
     """
     shared.check_objective(task, "soft_label_dd")
     classes, budget = len(task.info.classes), task.budget
