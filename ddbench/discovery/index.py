@@ -210,12 +210,15 @@ def _stamps(paths: Iterable[Path]) -> Stamps:
 
 
 def _names(folder: Path) -> int:
-    """Return a checksum of the code and the folders in a folder, and of the times of installed packages."""
+    """Return a checksum of the code and the folders in a folder, and of the times of installed packages.
+
+    Hidden folders hold no package: the caches of tools come and go without a change of the plugins.
+    """
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith((".dist-info", ".egg-info")):
                 names.append(f"{entry.name} {entry.stat().st_mtime_ns}")
-            elif entry.name.endswith(_CODE) or (entry.is_dir() and entry.name != "__pycache__"):
+            elif entry.name.endswith(_CODE) or (entry.is_dir() and not entry.name.startswith((".", "__pycache__"))):
                 names.append(entry.name)
     return zlib.crc32("\n".join(sorted(names)).encode())
