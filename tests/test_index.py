@@ -101,6 +101,9 @@ def test_an_index_is_stale_when_something_is_installed_or_disabled(
     [failure] = index.build([], [plugin]).broken
     assert "No module named 'a_library'" in failure.error
     assert names([plugin])
+    # Tools keep caches beside the code.
+    (site / ".a_cache").mkdir()
+    assert names([plugin])
     (site / "a_library-1.dist-info").mkdir()
     (site / "a_library.py").write_text("")
     assert index.stored([plugin]) is None
