@@ -11,8 +11,9 @@ from ddbench.contract.examples import ExampleSet
 from ddbench.contract.experts import ExpertRecipe
 from ddbench.contract.state import State
 from ddbench.engine import augment
-from ddbench.engine.fit import Optimiser, fit
-from ddbench.engine.workers import for_each_network
+from ddbench.engine.fit import Optimiser, fit, fit_stack, in_lockstep
+from ddbench.engine.stacks import stack_size
+from ddbench.engine.workers import for_each_network, worker_count
 from ddbench.errors import DdbenchError
 from ddbench.machine.seeds import derive_seed
 
@@ -41,27 +42,32 @@ def train_experts(
     `DdbenchError` for an expert whose weights are not finite, and `OutOfTime` when `out_of_time` returns True.
     """
     stop, lock = threading.Event(), threading.Lock()
+    size = stack_size(network, (min(recipe.batch, len(examples)), *examples.inputs.shape[1:]), len(starts))
 
-    def train(replica: nn.Module, item: tuple[int, State]) -> State:
-        number, start = item
-        trajectory = State(*({n: _trajectory(t, recipe.epochs) for n, t in p.items()} for p in _parts(start)))
+    def train(replica: nn.Module, group: Sequence[tuple[int, State]]) -> list[State]:
         steps = len(_split(torch.arange(len(examples)), recipe.batch))
+        trajectories = [
+            State(*({n: _trajectory(t, recipe.epochs) for n, t in part.items()} for part in _parts(start)))
+            for _, start in group
+        ]
 
-        def keep(step: int, state: State) -> None:
+        def keep(step: int, states: Callable[[], Sequence[State]]) -> None:
             if step % steps:
                 return
             epoch = step // steps
-            for kept, live in zip(_parts(trajectory), _parts(state), strict=True):
-                for name, tensor in live.items():
-                    kept[name][epoch] = tensor.detach()
-            if not state.finite:
-                raise DdbenchError(
-                    f"expert {number} diverged in epoch {epoch} of {recipe.epochs}.", f"Lower the rate {recipe.lr:g}."
-                )
-            with lock:
-                epoch_done()
+            for (number, _), trajectory, state in zip(group, trajectories, states(), strict=True):
+                for kept, live in zip(_parts(trajectory), _parts(state), strict=True):
+                    for name, tensor in live.items():
+                        kept[name][epoch] = tensor.detach()
+                if not state.finite:
+                    raise DdbenchError(
+                        f"expert {number} diverged in epoch {epoch} of {recipe.epochs}.",
+                        f"Lower the rate {recipe.lr:g}.",
+                    )
+                with lock:
+                    epoch_done()
 
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        def batches(number: int) -> Iterator[tuple[Tensor, Tensor]]:
             generator = torch.Generator().manual_seed(derive_seed("expert", number, "order"))
             for batch in _batches(examples, recipe, generator):
                 if stop.is_set() or out_of_time():
@@ -71,10 +77,24 @@ def train_experts(
         def sgd(parameters: list[Tensor]) -> Optimiser:
             return torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.decay)
 
-        fit(replica, start, batches(), sgd, after_step=keep)
-        return trajectory
+        if len(group) == 1:
+            [(number, start)] = group
+            fit(replica, start, batches(number), sgd, after_step=lambda step, state: keep(step, lambda: [state]))
+        else:
+            together = in_lockstep([batches(number) for number, _ in group])
 
-    for_each_network(train, network, starts, report, stop)
+            def keep_each(step: int, stack: State) -> None:
+                keep(step, lambda: [stack.network(index) for index in range(len(group))])
+
+            fit_stack(replica, [start for _, start in group], together, sgd, after_step=keep_each)
+        return trajectories
+
+    def report_group(trajectories: list[State]) -> None:
+        for trajectory in trajectories:
+            report(trajectory)
+
+    groups = [starts[i : i + size] for i in range(0, len(starts), size)]
+    for_each_network(train, network, groups, report_group, stop)
 
 
 def forecast_experts(
@@ -82,8 +102,9 @@ def forecast_experts(
 ) -> float:
     """Return the seconds that `train_experts` will take for so many experts, from the time of a few steps."""
     single = examples[torch.arange(min(recipe.batch, len(examples)))]
-    workers = min(experts, torch.get_num_threads()) if examples.inputs.device.type == "cpu" else 1
-    starts = [(number, start) for number in range(workers)]
+    batch = (len(single), *examples.inputs.shape[1:])
+    together = max(worker_count(network, experts), stack_size(network, batch, experts))
+    starts = [(number, start) for number in range(together)]
 
     def measured(steps: int) -> float:
         few = recipe.model_copy(update={"epochs": steps, "lr": 1e-9})
@@ -96,7 +117,7 @@ def forecast_experts(
     if step < SHORT:
         step = measured(10)
     # Also a part of a batch costs its share.
-    return step * len(examples) / len(single) * recipe.epochs * experts / workers
+    return step * len(examples) / len(single) * recipe.epochs * experts / together
 
 
 def _parts(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

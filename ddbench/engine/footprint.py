@@ -2,21 +2,19 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ddbench.contract.state import State
 from ddbench.contract.task import Loss, cross_entropy
+from ddbench.engine.allocations import allocated
 from ddbench.engine.batches import Batches
 from ddbench.engine.inner_steps import Engine, choose_engine
 from ddbench.engine.memory import MEMORIES, Footprint, Memory
+from ddbench.engine.workers import worker_count
 from ddbench.machine.environment import free_memory
 
 OVERHEAD = 50_000_000
@@ -46,7 +44,7 @@ def fastest_fitting(
     """
     images = torch.empty(inputs, device="meta")
     engine = choose_engine(network, images, networks, inner_loss)
-    workers = min(math.ceil(networks / engine.stack), torch.get_num_threads())
+    workers = worker_count(network, math.ceil(networks / engine.stack))
     footprint = _footprint(engine, network, min(engine.stack, networks), images, real_batch, moments, inner_loss)
     half = free_memory(device) // 2
     for memory in among:
@@ -76,43 +74,14 @@ def _footprint(
     trainer = engine.trainer(module, [start] * networks, Batches(images, labels), inner_loss)
     weights = sum(tensor.nbytes for tensor in trainer.start)
 
-    step, held, _ = _allocated(lambda: trainer.step(0, trainer.start, dict(trainer.buffers), with_graph=True))
-    _, _, total = _allocated(lambda: step.vjp([torch.zeros_like(tensor) for tensor in trainer.start]))
+    step, held, _ = allocated(lambda: trainer.step(0, trainer.start, dict(trainer.buffers), with_graph=True))
+    _, _, total = allocated(lambda: step.vjp([torch.zeros_like(tensor) for tensor in trainer.start]))
 
     def outer_loss() -> Tensor:
         with torch.enable_grad():
             logits: Tensor = module.eval()(torch.empty((real_batch, *inputs.shape[2:]), device="meta", dtype=dtype))
             return F.cross_entropy(logits, torch.empty(real_batch, device="meta", dtype=torch.int64))
 
-    outer = _allocated(outer_loss)[1] if real_batch else weights
+    outer = allocated(outer_loss)[1] if real_batch else weights
     # The adjoint of an update with moments holds those before and after the step.
     return Footprint(weights * (1 + moments), held, total + 3 * moments * weights, outer)
-
-
-def _allocated(function: Callable[[], Any]) -> tuple[Any, int, int]:
-    """Return the result of `function`, the bytes still held with it, and all bytes allocated on the way."""
-    with _Allocations() as allocations:
-        result = function()
-    held = sum(size for storage, size in allocations.storages if not storage.expired())
-    return result, held, sum(size for _, size in allocations.storages)
-
-
-class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A list of every storage that operations allocate, with its bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.storages: list[tuple[StorageWeakRef, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
-        for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in known:
-                self.storages.append((StorageWeakRef(storage), tensor.nbytes))  # type: ignore[no-untyped-call]
-        return result
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

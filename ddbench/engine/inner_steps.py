@@ -16,6 +16,7 @@ from ddbench.engine.batches import Batches, Totals
 from ddbench.engine.cpu import Chain, ChainStep
 from ddbench.engine.cpu.operators import fast_operators
 from ddbench.engine.networks import cut, inner_mode
+from ddbench.engine.stacks import stack_size, stack_states, stacked_gradient, stacking
 
 Weights = list[Tensor]
 """The weights of all networks of a call, in the layout of the trainer: by parameter, or flat `[nets, parameters]`."""
@@ -53,6 +54,10 @@ class Trainer(Protocol):
         """Return the weights of each network by name."""
         ...
 
+    def unstack_buffers(self, buffers: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Return the buffers of each network by name."""
+        ...
+
     def stack(self, networks: Sequence[Params]) -> Weights:
         """Return the weights (or gradients) of all networks in the trainer's layout: the inverse of `unstack`."""
         ...
@@ -88,10 +93,15 @@ def choose_engine(
 ) -> Engine:
     """Return the engine that `meta_gradient` takes for so many networks; `inputs` may be on the meta device.
 
-    This is the one place that decides between one network at a time and stacks.
-    A stack is as large as leaves no worker idle.
+    This is the one place that decides between one network at a time and stacks. On the CPU a stack is one of a
+    hand-derived chain, as large as leaves no worker idle. Where networks are stacked (`engine.stacks`), all of them
+    share a call.
     """
-    chain = Chain.from_network(network, inputs) if isinstance(inner_loss, CrossEntropy) else None
+    device = next(network.parameters(), torch.empty(0)).device
+    if stacking(device):
+        return StackedAutograd(size) if (size := stack_size(network, inputs.shape[1:], networks)) > 1 else Autograd()
+    on_cpu = device.type in ("cpu", "meta")
+    chain = Chain.from_network(network, inputs) if on_cpu and isinstance(inner_loss, CrossEntropy) else None
     if chain is None:
         return Autograd()
     return HandDerivedChain(chain, max(1, min(STACK, math.ceil(networks / torch.get_num_threads()))))
@@ -111,6 +121,21 @@ class Autograd:
         """See `Engine.trainer`."""
         [start] = starts
         return _AutogradTrainer(network, start, batches, inner_loss)
+
+
+@dataclass(frozen=True)
+class StackedAutograd:
+    """Any network that `vmap` takes and any inner loss, `stack` networks per call, differentiated twice by autograd."""
+
+    stack: int
+    name: ClassVar[str] = "stacked autograd"
+
+    def __str__(self) -> str:
+        return f"stacked autograd, {self.stack} networks per call"
+
+    def trainer(self, network: nn.Module, starts: Sequence[State], batches: Batches, inner_loss: Loss) -> Trainer:
+        """See `Engine.trainer`."""
+        return _StackedTrainer(network, starts, batches, inner_loss)
 
 
 @dataclass(frozen=True)
@@ -155,8 +180,46 @@ class _AutogradTrainer:
     def unstack(self, weights: Weights) -> list[dict[str, Tensor]]:
         return [dict(zip(self.names, weights, strict=True))]
 
+    def unstack_buffers(self, buffers: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        return [buffers]
+
     def stack(self, networks: Sequence[Params]) -> Weights:
         return [networks[0][name] for name in self.names]
+
+    def totals(self) -> Totals:
+        return Totals(self.batches)
+
+
+class _StackedTrainer:
+    """Inner steps of several networks on the same batches by autograd; weights are a list of `[nets, *shape]`."""
+
+    def __init__(self, network: nn.Module, starts: Sequence[State], batches: Batches, inner_loss: Loss) -> None:
+        stack = stack_states(network, starts)
+        self.network, self.names, self.batches, self.inner_loss = network, list(stack.params), batches, inner_loss
+        self.nets, self.start, self.buffers = len(starts), list(stack.params.values()), stack.buffers
+
+    def step(self, t: int, weights: Weights, buffers: dict[str, Tensor], *, with_graph: bool) -> Step:
+        leaves = [w.detach().requires_grad_() for w in weights]
+        inputs, labels = self.batches.examples(t)
+        inputs.requires_grad_(with_graph)
+        if labels.is_floating_point():
+            labels.requires_grad_(with_graph)
+        params = dict(zip(self.names, leaves, strict=True))
+        with torch.enable_grad():
+            view = self.batches.transformed(inputs, t)
+        _, gradient = stacked_gradient(
+            self.network, params, buffers, view, labels, self.inner_loss, shared=True, create_graph=with_graph
+        )
+        return _AutogradStep(leaves, inputs, labels, gradient)
+
+    def unstack(self, weights: Weights) -> list[dict[str, Tensor]]:
+        return [{name: w[net] for name, w in zip(self.names, weights, strict=True)} for net in range(self.nets)]
+
+    def unstack_buffers(self, buffers: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        return [{name: buffer[net] for name, buffer in buffers.items()} for net in range(self.nets)]
+
+    def stack(self, networks: Sequence[Params]) -> Weights:
+        return [torch.stack([params[name] for params in networks]) for name in self.names]
 
     def totals(self) -> Totals:
         return Totals(self.batches)
@@ -213,6 +276,9 @@ class _ChainTrainer:
         sizes = [shape.numel() for shape in self.shapes.values()]
         parts = list(zip(self.shapes.items(), torch.split(weights[0], sizes, 1), strict=True))
         return [{name: part[net].view(shape) for (name, shape), part in parts} for net in range(len(weights[0]))]
+
+    def unstack_buffers(self, buffers: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        return [buffers] * len(self.start[0])
 
     def stack(self, networks: Sequence[Params]) -> Weights:
         flat = [torch.cat([params[name].detach().flatten() for name in self.shapes]) for params in networks]

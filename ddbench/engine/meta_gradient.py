@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from ddbench.contract.state import Params, State
 from ddbench.contract.task import Loss, cross_entropy
 from ddbench.engine.batches import Batches, Totals, Transform
-from ddbench.engine.inner_optimisers import InnerOptimiser, InnerState
+from ddbench.engine.inner_optimisers import SGD, InnerOptimiser, InnerState
 from ddbench.engine.inner_steps import Weights, choose_engine
 from ddbench.engine.memory import InnerLoop, Memory, Recompute, Tape
 from ddbench.engine.networks import unstack
 from ddbench.engine.outer_losses import OuterLoss
+from ddbench.engine.stacks import stack_states, stacked_gradient
 from ddbench.engine.workers import for_each_network
 
 
@@ -68,7 +69,7 @@ class MetaGradient:
         momentum: the gradient by the momentum of `SGD`, where it is a tensor; else None.
         decay: the gradient by the weight decay of `SGD`, where it is a tensor; else None.
         start: the gradient by the initial parameters; None under a window that begins after the first step.
-        engine: the engine that carried out the inner steps, `autograd` or `chain` (see `choose_engine`).
+        engine: the engine of the inner steps: `autograd`, `stacked autograd` or `chain` (see `choose_engine`).
     """
 
     loss: Float[Tensor, " nets"]
@@ -142,8 +143,9 @@ def meta_gradient(
         loop = InnerLoop(trainer, inner, first, end)
         tape = memory.tape(loop)
         losses, adjoints = [], []
-        for index, weights in zip(group, trainer.unstack(_go_forward(loop, tape)), strict=True):
-            loss, adjoint = outer.gradient(replica, State(weights, loop.buffers), index)
+        last = trainer.unstack(_go_forward(loop, tape))
+        for index, params, buffers in zip(group, last, trainer.unstack_buffers(loop.buffers), strict=True):
+            loss, adjoint = outer.gradient(replica, State(params, buffers), index)
             losses.append(loss)
             adjoints.append(adjoint)
         totals, by_step, a_first = _go_back(loop, tape, trainer.stack(adjoints))
@@ -192,6 +194,44 @@ def train(
         state = loop.update(t, state, loop.step(t, state, loop.buffers, with_graph=False))
     [params] = trainer.unstack(state.weights)
     return State(params, loop.buffers)
+
+
+def train_stack(
+    network: nn.Module,
+    starts: Sequence[State],
+    inputs: Sequence[Float[Tensor, "steps n *sample"]],
+    labels: Sequence[Shaped[Tensor, "steps n *classes"]],
+    inner: Sequence[SGD],
+    *,
+    inner_loss: Loss = cross_entropy,
+) -> list[State]:
+    """Return the state of each network after `train` on its own batches by its own SGD, all in one call a step.
+
+    All have the same shapes and the same number of steps.
+    """
+    stack = stack_states(network, starts)
+    params = {name: tensor.detach().requires_grad_() for name, tensor in stack.params.items()}
+    images, targets = torch.stack(list(inputs), 1), torch.stack(list(labels), 1)
+    totals = {_total(each, Batches(x, y), None) for each, x, y in zip(inner, inputs, labels, strict=True)}
+    if len(totals) != 1:
+        raise ValueError(f"networks of one stack take the same number of steps, not {sorted(totals)}")
+    [total] = totals
+    # Numbers of each step and network: [3, T, nets].
+    schedules = torch.tensor([each.schedules(total) for each in inner], dtype=torch.float64).permute(1, 2, 0)
+    velocities = [torch.zeros_like(tensor) for tensor in params.values()]
+    with_momentum, with_decay = (bool(part.any()) for part in schedules[1:])
+    schedules = schedules.to(images.device, images.dtype)
+    for t in range(total):
+        batch = t % len(images)
+        _, gradient = stacked_gradient(network, params, stack.buffers, images[batch], targets[batch], inner_loss)
+        with torch.no_grad():
+            for w, v, g in zip(params.values(), velocities, gradient, strict=True):
+                lr, momentum, decay = (part[t].view(-1, *[1] * (w.dim() - 1)) for part in schedules)
+                h = g + decay * w if with_decay else g
+                h = v.mul_(momentum).add_(h) if with_momentum else h
+                w.sub_(lr * h)
+    trained = State({name: tensor.detach() for name, tensor in params.items()}, stack.buffers)
+    return [trained.network(index) for index in range(len(starts))]
 
 
 def _total(inner: InnerOptimiser, batches: Batches, steps: int | None) -> int:

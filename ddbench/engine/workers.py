@@ -19,6 +19,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def worker_count(network: nn.Module, items: int) -> int:
+    """Return how many workers `for_each_network` takes for so many items: on the CPU at most one for each thread."""
+    on_cpu = all(tensor.device.type == "cpu" for tensor in (*network.parameters(), *network.buffers()))
+    return max(1, min(items, torch.get_num_threads())) if on_cpu else 1
+
+
 def for_each_network(
     function: Callable[[nn.Module, Item], Result],
     network: nn.Module,
@@ -33,10 +39,8 @@ def for_each_network(
     `stop` is set when this thread is interrupted; workers with long work should check it.
     On an accelerator, or with one thread or one item, everything happens in this thread.
     """
-    threads = torch.get_num_threads()
-    workers = min(len(items), threads)
-    on_cpu = all(tensor.device.type == "cpu" for tensor in (*network.parameters(), *network.buffers()))
-    if workers <= 1 or not on_cpu:
+    threads, workers = torch.get_num_threads(), worker_count(network, len(items))
+    if workers == 1:
         results = []
         for item in items:
             results.append(function(network, item))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 from typing import Protocol as Structural
 
 import torch
@@ -145,16 +145,57 @@ def journal_of(protocol: str, sets: Sequence[DistilledSet], setting: Setting, se
     return setting.journal.within(protocol=protocol, sets=digest(sets), selected=selected)
 
 
+class Student(NamedTuple):
+    """A network to train: its number, its initial state, and the set that it is trained on, by number."""
+
+    number: int
+    start: State
+    on: int
+
+
+def trained_in_groups(
+    train: Callable[[nn.Module, Sequence[Student]], Sequence[State]],
+    value: Callable[[nn.Module, Student, State], Any],
+    known: Callable[[Student], Any],
+    students: Sequence[Student],
+    stack: int,
+    module: nn.Module,
+    report: Callable[[Any], None],
+) -> None:
+    """Call `report` with `value(module, student, state)` of each student after its training, in order.
+
+    `stack` students are trained in a call of `train` (see `engine.stacks`), several calls side by side on the CPU.
+    `known(student)` is a value that needs no training, or None.
+    """
+
+    def group_values(network: nn.Module, group: Sequence[Student]) -> list[Any]:
+        # Known networks take their turn too: the number of workers, and with it the rounding, stays the same.
+        values = {student.number: known(student) for student in group}
+        left = [student for student in group if values[student.number] is None]
+        for student, state in zip(left, train(network, left) if left else [], strict=True):
+            values[student.number] = value(network, student, state)
+        return list(values.values())
+
+    def report_group(values: list[Any]) -> None:
+        for single in values:
+            report(single)
+
+    groups = [students[i : i + stack] for i in range(0, len(students), stack)]
+    for_each_network(group_values, module, groups, report_group)
+
+
 def score_networks(
     protocol: str,
     sets: Sequence[DistilledSet],
     drawn: Sequence[State],
-    train: Callable[[nn.Module, int, State, int], State],
+    train: Callable[[nn.Module, Sequence[Student]], Sequence[State]],
     setting: Setting,
     selected: str,
     reporter: Reporter,
+    *,
+    stack: int = 1,
 ) -> Evaluation:
-    """Score each drawn network on the test split before and after `train(module, set, start, number)`.
+    """Score each drawn network on the test split before and after `train(module, students)`, `stack` in a call.
 
     With several sets network i is trained on set i; a distribution with one network (fixed) gives one value for one
     set, and one for each of several. Networks that the setting's journal holds are not trained again.
@@ -164,17 +205,12 @@ def score_networks(
     total, primary, pace = max(len(drawn), len(sets)), setting.objective.primary, Pace()
     journal = journal_of(protocol, sets, setting, selected)
     known = {number: journal.get(network=number) for number in range(total)}
+    students = [Student(number, drawn[number % len(drawn)], number % len(sets)) for number in range(total)]
 
-    def score(network: nn.Module, number: int) -> Sequence[dict[str, float]]:
-        # Known networks take their turn too: the number of workers, and with it the rounding, stays the same.
-        if known[number] is not None:
-            pair: Sequence[dict[str, float]] = known[number]
-            return pair
-        start = drawn[number % len(drawn)]
-        first = measure(network, start, setting.test, setting.objective)
-        after = measure(network, train(network, number % len(sets), start, number), setting.test, setting.objective)
+    def score(network: nn.Module, student: Student, trained: State) -> Sequence[dict[str, float]]:
+        first, after = (measure(network, s, setting.test, setting.objective) for s in (student.start, trained))
         pair = [{name: float(value) for name, value in metrics.items()} for metrics in (first, after)]
-        journal.put(pair, network=number)
+        journal.put(pair, network=student.number)
         return pair
 
     def report(pair: Sequence[dict[str, float]]) -> None:
@@ -185,5 +221,5 @@ def score_networks(
             pace.tick()
         reporter.progress(count, total, {primary: math.fsum(scores[primary]) / count}, pace.left(total - count))
 
-    for_each_network(score, setting.module, range(total), report)
+    trained_in_groups(train, score, lambda student: known[student.number], students, stack, setting.module, report)
     return Evaluation(finite(scores, setting), finite(before, setting), selected)

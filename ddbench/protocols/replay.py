@@ -14,11 +14,21 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.contract.state import State
 from ddbench.contract.task import Side
 from ddbench.engine.inner_optimisers import SGD
-from ddbench.engine.meta_gradient import train
+from ddbench.engine.meta_gradient import train, train_stack
 from ddbench.engine.networks import measure
-from ddbench.engine.workers import for_each_network
+from ddbench.engine.stacks import stack_size
 from ddbench.errors import UsageError
-from ddbench.protocols.base import Evaluation, Setting, better, draw, journal_of, score_networks, training_targets
+from ddbench.protocols.base import (
+    Evaluation,
+    Setting,
+    Student,
+    better,
+    draw,
+    journal_of,
+    score_networks,
+    trained_in_groups,
+    training_targets,
+)
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 SELECTION_NETWORKS = 5
@@ -79,12 +89,13 @@ class Replay:
 
         drawn = draw(self.name, setting, "evaluation", networks)
 
-        def train_on(network: nn.Module, index: int, start: State, number: int) -> State:
-            lrs = rates[index]
-            assert lrs is not None
-            return _train(network, sets[index], SGD(lrs, **schedules[index]), start, setting)
+        def train_on(network: nn.Module, students: Sequence[Student]) -> list[State]:
+            chosen = [rates[student.on] for student in students]
+            inner = [SGD(lrs, **schedules[s.on]) for lrs, s in zip(chosen, students, strict=True) if lrs is not None]
+            return _train(network, [sets[s.on] for s in students], inner, [s.start for s in students], setting)
 
-        return score_networks(self.name, sets, drawn, train_on, setting, selected, reporter)
+        stack = _stack(sets, setting, max(len(drawn), len(sets)))
+        return score_networks(self.name, sets, drawn, train_on, setting, selected, reporter, stack=stack)
 
     def _schedule(self, distilled: DistilledSet) -> dict[str, Tensor]:
         """Return the momenta and decays that a set is trained by."""
@@ -106,14 +117,15 @@ class Replay:
         journal = journal_of(self.name, sets, setting, "the rate")
         known = [journal.get(network=i, rate=str(rate)) for rate, i in trials]
 
-        def try_rate(network: nn.Module, number: int) -> float:
-            rate, i = trials[number]
-            if known[number] is not None:
-                return float(known[number])
-            distilled, start = sets[i % len(sets)], drawn[i % len(drawn)]
-            lrs = _constant(distilled, setting.budget.total_steps, rate)
-            state = _train(network, distilled, SGD(lrs), start, setting)
+        def train_at(network: nn.Module, students: Sequence[Student]) -> list[State]:
+            tried = [sets[student.on] for student in students]
+            total = setting.budget.total_steps
+            inner = [SGD(_constant(d, total, trials[s.number][0])) for d, s in zip(tried, students, strict=True)]
+            return _train(network, tried, inner, [s.start for s in students], setting)
+
+        def quality(network: nn.Module, student: Student, state: State) -> float:
             value = float(measure(network, state, setting.validation, setting.objective)[primary])
+            rate, i = trials[student.number]
             journal.put(value, network=i, rate=str(rate))
             return value
 
@@ -124,7 +136,9 @@ class Replay:
                 pace.tick()
             reporter.progress(count, len(trials), {"rate": trials[count - 1][0]}, pace.left(len(trials) - count))
 
-        for_each_network(try_rate, setting.module, range(len(trials)), report)
+        students = [Student(number, drawn[i % len(drawn)], i % len(sets)) for number, (_, i) in enumerate(trials)]
+        stack = _stack(sets, setting, len(students))
+        trained_in_groups(train_at, quality, lambda s: known[s.number], students, stack, setting.module, report)
         best, best_value = RATES[0], math.nan
         for position, rate in enumerate(RATES):
             value = math.fsum(values[position * pairs : (position + 1) * pairs]) / pairs
@@ -133,15 +147,24 @@ class Replay:
         return best
 
 
+def _stack(sets: Sequence[DistilledSet], setting: Setting, networks: int) -> int:
+    """Return how many networks to train in one call; sets of several shapes are not stacked."""
+    shapes = {distilled.inputs.shape for distilled in sets}
+    return stack_size(setting.module, sets[0].inputs.shape[1:], networks) if len(shapes) == 1 else 1
+
+
 def _train(
     network: nn.Module,
-    distilled: DistilledSet,
-    inner: SGD,
-    start: State,
+    sets: Sequence[DistilledSet],
+    inner: Sequence[SGD],
+    starts: Sequence[State],
     setting: Setting,
-) -> State:
-    targets, loss = training_targets(distilled, setting)
-    return train(network, start, distilled.inputs, targets, inner, inner_loss=loss)
+) -> list[State]:
+    """Return the state of each network after its steps of gradient descent, network i on set i by `inner[i]`."""
+    targets, losses = zip(*(training_targets(distilled, setting) for distilled in sets), strict=True)
+    if len(sets) == 1:
+        return [train(network, starts[0], sets[0].inputs, targets[0], inner[0], inner_loss=losses[0])]
+    return train_stack(network, starts, [d.inputs for d in sets], targets, inner, inner_loss=losses[0])
 
 
 def _constant(distilled: DistilledSet, total_steps: int, rate: float) -> Float[Tensor, "epochs steps"]:

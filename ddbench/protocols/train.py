@@ -16,15 +16,17 @@ from ddbench.contract.state import State
 from ddbench.contract.task import Loss, Side
 from ddbench.engine import augment
 from ddbench.engine.example_weights import one_hot, weigh
-from ddbench.engine.fit import Recipe, fit
+from ddbench.engine.fit import Recipe, fit, fit_stack, in_lockstep
 from ddbench.engine.networks import forward
-from ddbench.engine.workers import for_each_network
+from ddbench.engine.stacks import stack_size
+from ddbench.engine.workers import for_each_network, worker_count
 from ddbench.errors import UsageError
 from ddbench.machine.seeds import derive_seed
 from ddbench.protocols.base import (
     FULL_NETWORKS,
     Evaluation,
     Setting,
+    Student,
     draw,
     journal_of,
     score_networks,
@@ -134,10 +136,11 @@ class Train:
         drawn = draw(self.name, setting, "evaluation", networks)
         teachers = setting.full_data(math.inf) if self.teacher else [None]
 
-        def train(network: nn.Module, index: int, start: State, number: int) -> State:
-            generator = torch.Generator().manual_seed(derive_seed(self.name, "order", number))
-            teacher = teachers[number % len(teachers)]
-            return self.train(network, sets[index], start, setting, generator, teacher)
+        def train(network: nn.Module, students: Sequence[Student]) -> list[State]:
+            generators = [torch.Generator().manual_seed(derive_seed(self.name, "order", s.number)) for s in students]
+            taught = [teachers[student.number % len(teachers)] for student in students]
+            trained_on, starts = [sets[s.on] for s in students], [s.start for s in students]
+            return self.train(network, trained_on, starts, setting, generators, taught)
 
         journal = journal_of(self.name, sets, setting, "nothing")
         numbers = range(max(len(sets), len(drawn)))
@@ -148,7 +151,20 @@ class Train:
                 f"Training {remaining} networks for {self.epochs} epochs each will take about {seconds / 60:.0f} "
                 "minutes; --eval-networks takes fewer."
             )
-        return score_networks(self.name, sets, drawn, train, setting, "nothing", reporter)
+        stack = self._stack(sets, setting, len(numbers))
+        return score_networks(self.name, sets, drawn, train, setting, "nothing", reporter, stack=stack)
+
+    def _stack(self, sets: Sequence[DistilledSet], setting: Setting, networks: int) -> int:
+        """Return how many networks to train in one call; sets that differ in shape or rate are not stacked."""
+        shapes = {(distilled.inputs.shape, self._base_rate(distilled)) for distilled in sets}
+        if len(shapes) > 1:
+            return 1
+        images = sets[0].inputs.flatten(0, 1)
+        return stack_size(setting.module, (min(self.batch, len(images)), *images.shape[1:]), networks)
+
+    def _base_rate(self, distilled: DistilledSet) -> float:
+        """Return the rate before the schedule."""
+        return float(distilled.lrs.mean()) if distilled.lrs is not None and self.rate == "set" else float(self.rate)
 
     def _check(self, distilled: DistilledSet, setting: Setting) -> None:
         """Raise `UsageError` where a set or the objective does not go with this training."""
@@ -172,30 +188,66 @@ class Train:
         teacher: State | None,
     ) -> float:
         """Return the seconds for training so many networks, from the time of one epoch of one network per worker."""
-        workers = min(networks, torch.get_num_threads()) if distilled.inputs.device.type == "cpu" else 1
-        short = replace(self, epochs=1)
+        stack, short = self._stack([distilled], setting, networks), replace(self, epochs=1)
+        workers = worker_count(setting.module, networks) if stack == 1 else 1
 
         def epoch(network: nn.Module, number: int) -> None:
-            short.train(network, distilled, state, setting, torch.Generator().manual_seed(number), teacher)
+            generators = [torch.Generator().manual_seed(number + i) for i in range(stack)]
+            short.train(network, [distilled] * stack, [state] * stack, setting, generators, [teacher] * stack)
 
         for _ in range(2):  # the first one warms up
             started = time.perf_counter()
             for_each_network(epoch, setting.module, range(workers))
-        return (time.perf_counter() - started) * self.epochs * networks / workers
+        return (time.perf_counter() - started) * self.epochs * networks / (workers * stack)
 
     def train(
         self,
         network: nn.Module,
+        sets: Sequence[DistilledSet],
+        starts: Sequence[State],
+        setting: Setting,
+        generators: Sequence[torch.Generator],
+        teachers: Sequence[State | None],
+    ) -> list[State]:
+        """Return the state of each network after the last epoch; those of `teachers` are of other networks.
+
+        Network i starts at `starts[i]` and is trained on set i, in an order and with views by generator i. Several
+        networks share a call (`engine.stacks`).
+        """
+        batches, losses = zip(
+            *(
+                self._batches(network, distilled, setting, generator, teacher)
+                for distilled, generator, teacher in zip(sets, generators, teachers, strict=True)
+            ),
+            strict=True,
+        )
+        base, per_epoch = self._base_rate(sets[0]), math.ceil(sets[0].inputs.shape[:2].numel() / self.batch)
+
+        def optimiser(parameters: list[Tensor]) -> torch.optim.Optimizer:
+            if self.optimiser == "adamw":
+                return torch.optim.AdamW(parameters, base, weight_decay=self.decay, fused=True)
+            return torch.optim.SGD(parameters, base, self.momentum, weight_decay=self.decay, fused=True)
+
+        def rate(step: int) -> float:
+            return base * self._factor(step // per_epoch)
+
+        loss = _heated(losses[0], self.temperature)
+        if len(sets) == 1:
+            return [fit(network, starts[0], batches[0], optimiser, loss=loss, rate=rate)]
+        return fit_stack(network, starts, in_lockstep(batches), optimiser, loss=loss, rate=rate)
+
+    def _batches(
+        self,
+        network: nn.Module,
         distilled: DistilledSet,
-        state: State,
         setting: Setting,
         generator: torch.Generator,
-        teacher: State | None = None,
-    ) -> State:
-        """Return the state of one network after the last epoch; `teacher` is the state of another."""
+        teacher: State | None,
+    ) -> tuple[Iterator[tuple[Tensor, Tensor]], Loss]:
+        """Return the batches of all epochs of one network, as it sees them, and the loss that takes their labels."""
         inputs, (labels, loss) = distilled.inputs.flatten(0, 1), training_targets(distilled, setting)
         labels, weights = labels.flatten(0, 1), distilled.relative_weights()
-        per_epoch, classes = math.ceil(len(labels) / self.batch), len(setting.test.info.classes)
+        classes = len(setting.test.info.classes)
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for _ in range(self.epochs):
@@ -208,17 +260,7 @@ class Train:
                             targets = weigh(setting.objective.inner_loss, targets, weights.flatten()[batch], classes)
                     yield images, targets
 
-        base = float(distilled.lrs.mean()) if distilled.lrs is not None and self.rate == "set" else float(self.rate)
-
-        def optimiser(parameters: list[Tensor]) -> torch.optim.Optimizer:
-            if self.optimiser == "adamw":
-                return torch.optim.AdamW(parameters, base, weight_decay=self.decay, fused=True)
-            return torch.optim.SGD(parameters, base, self.momentum, weight_decay=self.decay, fused=True)
-
-        def rate(step: int) -> float:
-            return base * self._factor(step // per_epoch)
-
-        return fit(network, state, batches(), optimiser, loss=_heated(loss, self.temperature), rate=rate)
+        return batches(), loss
 
     def _view(self, images: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the images of a batch as networks see them, and the labels of the set that belong to them."""
