@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import torch
 
+from ddbench.machine import environment
 from ddbench.machine.environment import describe, peak_memory_mb
 from ddbench.machine.folders import cache_dir, data_dir
 from ddbench.machine.seeds import derive_seed, seed_everything
@@ -45,3 +46,11 @@ def test_folders_follow_the_environment(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path / "c"
     monkeypatch.delenv("DDBENCH_DATA")
     assert "ddbench" in str(data_dir())
+
+
+def test_precision_is_set_within_a_block_alone():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    for name, allowed in (("float32", False), ("tf32", True)):
+        with environment.precision(name):
+            assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
+    assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)

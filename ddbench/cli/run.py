@@ -63,6 +63,9 @@ def run(
     whitening: Annotated[
         str | None, typer.Option(help="Whiten all images: zca, as MTT does, or zca-kip. [mean and deviation alone]")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of products and convolutions on CUDA: float32 or tf32. [float32]")
+    ] = None,
     protocol: Annotated[str | None, named("protocol", "How the result is scored. [replay/v1]")] = None,
     eval_networks: Annotated[int | None, typer.Option(help="Networks that score the result. [20]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the distillation. [0]")] = None,
@@ -125,6 +128,7 @@ def run(
         "epochs": epochs,
         "byte_budget": byte_budget,
         "whitening": whitening,
+        "precision": precision,
         "protocol": protocol,
         "eval_networks": eval_networks,
         "seed": seed,

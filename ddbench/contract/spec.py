@@ -16,6 +16,7 @@ from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
 
 Whitening = Literal["zca", "zca-kip"]
+Precision = Literal["float32", "tf32"]
 """Kinds of ZCA-whitening; see `ddbench.modalities.whitening`."""
 
 PARTS = ("method", "dataset", "network", "eval_network", "init", "eval_init", "objective", "target")
@@ -122,6 +123,9 @@ class _Fields(_Frozen):
     )
     whitening: Whitening | None = Field(
         None, description="ZCA-whitening of all images by the training split; none: mean 0 and deviation 1 per channel"
+    )
+    precision: Precision = Field(
+        "float32", description="of matrix products and convolutions on CUDA: float32, or tf32 with its 10-bit mantissa"
     )
 
 
@@ -231,6 +235,7 @@ BORN_LATER: dict[str, Any] = {
     "byte_budget": None,
     "protocol_content": None,
     "whitening": None,
+    "precision": "float32",
 }
 """Fields younger than the first record, with the JSON defaults they were born with. Such a default never changes."""
 

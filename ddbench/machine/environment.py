@@ -1,5 +1,6 @@
 """The machine that a figure was measured on: versions, device, threads and memory."""
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -7,6 +8,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +40,22 @@ def resolve_device(name: str) -> "torch.device":
             raise MissingPrerequisite(f"device {name!r} is not available on this machine.", hint) from error
         raise UsageError(f"there is no device called {name!r}.", hint) from error
     return device
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Multiply and convolve in `name` on CUDA within a `with` block: `float32` or `tf32`.
+
+    By default torch convolves in TF32 where the card can, and multiplies matrices in float32.
+    """
+    import torch
+
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def peak_memory_mb() -> float:

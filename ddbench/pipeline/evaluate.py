@@ -15,7 +15,7 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, Interrupted, PluginError, UsageError
-from ddbench.machine.environment import describe, peak_memory_mb
+from ddbench.machine.environment import describe, peak_memory_mb, precision
 from ddbench.pipeline.baselines import score_companions
 from ddbench.pipeline.opened import OpenedSet
 from ddbench.pipeline.plan import plan_evaluation
@@ -69,7 +69,8 @@ def evaluate(
         distilled.validate(prepared.task(torch.Generator()), "the set has")
     except PluginError as error:
         raise UsageError(f"this set does not fit {prepared.record.name}: {error.message}", error.hint) from error
-    return prepared, score(prepared, prepared.setting, distilled, catalog, reporter, companions=companions)
+    with precision(prepared.settings.precision):
+        return prepared, score(prepared, prepared.setting, distilled, catalog, reporter, companions=companions)
 
 
 def evaluate_places(

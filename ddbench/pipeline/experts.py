@@ -23,6 +23,7 @@ from ddbench.discovery.catalog import Catalog
 from ddbench.engine.experts import OutOfTime, forecast_experts, train_experts
 from ddbench.engine.networks import measure
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
+from ddbench.machine.environment import precision
 from ddbench.machine.files import atomic_write, sha256
 from ddbench.machine.folders import cache_dir
 from ddbench.machine.seeds import derive_seed
@@ -248,15 +249,17 @@ class ExpertSource:
         device = next(self.module.parameters()).device
         starts = [(number, self._start(number)) for number in missing]
         try:
-            train_experts(
-                self.module,
-                starts,
-                self.train,
-                recipe,
-                report,
-                epoch_done=epoch_done,
-                out_of_time=lambda: time_left() <= 0,
-            )
+            # Experts serve runs of any precision.
+            with precision("float32"):
+                train_experts(
+                    self.module,
+                    starts,
+                    self.train,
+                    recipe,
+                    report,
+                    epoch_done=epoch_done,
+                    out_of_time=lambda: time_left() <= 0,
+                )
         except OutOfTime:
             raise MissingPrerequisite(
                 f"the time limit ended after {len(accuracies)} of {len(missing)} experts were trained.",

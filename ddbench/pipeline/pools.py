@@ -27,6 +27,7 @@ from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import BATCH, Recipe, forecast, train_each
 from ddbench.engine.networks import measure
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
+from ddbench.machine.environment import precision
 from ddbench.machine.files import atomic_write, locked, sha256
 from ddbench.machine.folders import cache_dir
 from ddbench.machine.seeds import derive_seed
@@ -370,7 +371,9 @@ class Pools:
                 part = missing[first : first + TRAINED_AT_A_TIME]
                 starts = [self._start(spec, module, train.info, side, index) for side, index in part]
                 seeds = [derive_seed("pool", side, index, "order") for side, index in part]
-                train_each(module, starts, seeds, train, recipe, done)
+                # A pool serves runs of any precision.
+                with precision("float32"):
+                    train_each(module, starts, seeds, train, recipe, done)
 
     def _command(self, spec: PoolSpec, sizes: Mapping[Side, int]) -> str:
         """Return the command that trains this pool and no other."""

@@ -18,7 +18,7 @@ from ddbench.contract.spec import RunSpec, Settings
 from ddbench.discovery.catalog import Catalog
 from ddbench.discovery.observers import Observers, observers
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
-from ddbench.machine.environment import describe, free_memory, peak_memory_mb
+from ddbench.machine.environment import describe, free_memory, peak_memory_mb, precision
 from ddbench.machine.files import explained_os_errors, in_use
 from ddbench.machine.seeds import derive_seed, seed_everything
 from ddbench.modalities.image import conversion
@@ -140,7 +140,7 @@ class StartedRun:
 
     def carry_out(self) -> RunResult:
         """Distil, score and record; `result.json` says how it ended. Raises `DdbenchError` when the run fails."""
-        with in_use(self.folder.path), sigterm_as_ctrl_c():
+        with in_use(self.folder.path), sigterm_as_ctrl_c(), precision(self.plan.settings.precision):
             watching = observers(self.catalog, self.plan, self.folder.path, self.reporter)
             if isinstance(self.prepared, str):
                 return self._ended(watching, "skipped", self.prepared)

@@ -223,6 +223,7 @@ COLUMNS: tuple[Column, ...] = (
     _setting("steps", int, "gradient steps with images of their own"),
     _setting("epochs", int, "times the steps are cycled through"),
     _setting("byte_budget", int, "bytes that the set may store; empty for no such limit", phrase="at most {} bytes"),
+    _setting("precision", str, "precision of matrix products and convolutions", "line"),
     Column(
         "label_regime",
         str,
