@@ -4,26 +4,23 @@ The published loops are written out with stock modules (Zhao et al. 2021 and 202
 images of it at once. Setting: CIFAR-10's shape, ConvNet-3, 10 images per class, 256 real images of each class; an
 iteration of DC and DSA is an update of the images and 50 epochs of the network on them. Both sides have the same
 numbers, which are compared.
-
-    python benchmarks/matching.py dc
-    python benchmarks/matching.py dsa --rounds 2
-    python benchmarks/matching.py dm --width 32
 """
 
-import argparse
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from ddbench_matching import classwise, distributions, gradients
 from torch import Tensor, nn
 from torch.nn import functional as F
-from turns import Sides, compare
 
-from ddbench import DatasetInfo, State, augment
+from benchmarks.stock import info_of
+from benchmarks.turns import Case, Sides
+from ddbench import State, augment
 from ddbench.builtin import networks
 from ddbench.networks import fit
 
-CLASSES = 10
+CLASSES, PER_CLASS, REAL, EPOCHS = 10, 10, 256, 50
 
 
 @dataclass
@@ -107,33 +104,23 @@ class Iteration:
         return torch.stack(grads)
 
 
-def sides(args: argparse.Namespace) -> Sides:
+def sides(method: str) -> Sides:
     """Return both sides on the same random data."""
     torch.manual_seed(0)
-    info = DatasetInfo("benchmark", tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3, "image", "", False)
+    info = info_of("convnet")
     generator = torch.Generator().manual_seed(0)
-    views = [None if args.method == "dc" else augment.draw(augment.DSA, generator) for _ in range(CLASSES)]
-    real, images = (torch.randn(CLASSES, n, *info.sample_shape) for n in (args.real, args.ipc))
-    network = networks.convnet(info, width=args.width)
-    iteration = Iteration(network, real, images.requires_grad_(), views, args.epochs)
-    if args.method == "dm":
-        return {"plain": iteration.plain_dm, "method": iteration.method_dm}
-    return {"plain": iteration.plain_dc, "method": iteration.method_dc}
+    views = [None if method == "dc" else augment.draw(augment.DSA, generator) for _ in range(CLASSES)]
+    real, images = (torch.randn(CLASSES, n, *info.sample_shape) for n in (REAL, PER_CLASS))
+    iteration = Iteration(networks.convnet(info), real, images.requires_grad_(), views, EPOCHS)
+    if method == "dm":
+        return {"baseline": iteration.plain_dm, "ddbench": iteration.method_dm}
+    return {"baseline": iteration.plain_dc, "ddbench": iteration.method_dc}
 
 
-def main() -> None:
-    """Print seconds of both sides, and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", choices=["dc", "dsa", "dm"])
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--ipc", type=int, default=10)
-    parser.add_argument("--real", type=int, default=256, help="real images of each class")
-    parser.add_argument("--epochs", type=int, default=50, help="epochs of the network in an iteration of DC and DSA")
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    print(f"{args.method}, convnet of width {args.width}, {args.ipc} images per class", flush=True)
-    compare(sides, args, args.rounds)
-
-
-if __name__ == "__main__":
-    main()
+CASES = {
+    name: Case(
+        f"an iteration of {name.upper()} at {PER_CLASS} images per class, ConvNet-3", "the published loop",
+        partial(sides, name), goal=2,
+    )
+    for name in ("dc", "dsa", "dm")
+}  # fmt: skip

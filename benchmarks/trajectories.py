@@ -4,14 +4,10 @@ The published loop is written out: a flat vector of weights, a student's steps w
 backward pass of autograd through all of them (Cazenavette et al. 2022, Algorithm 1). Both sides have the same segment,
 batches and augmentations, and their gradients are compared. Peak memory is that beyond what
 a process of each side's own held before.
-
-    python benchmarks/trajectories.py
-    python benchmarks/trajectories.py --width 16 --steps 5 --rounds 3
-    python benchmarks/trajectories.py --memory recompute
 """
 
-import argparse
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from ddbench_trajectories import segments
@@ -19,13 +15,15 @@ from ddbench_trajectories.mtt import matching_gradient
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from turns import Sides, compare
 
-from ddbench import DatasetInfo, State
+from benchmarks.stock import info_of
+from benchmarks.turns import Case, Sides
+from ddbench import State
 from ddbench.augment import DSA
 from ddbench.builtin import networks
-from ddbench.unroll import MEMORIES, Memory, Transform, choose_engine, fastest_fitting
+from ddbench.unroll import Memory, Transform, fastest_fitting
 
+PER_CLASS = 10
 RATE = 0.001
 """The published initial rate for 10 images per class."""
 
@@ -43,16 +41,16 @@ class Iteration:
     views: Transform
 
     @classmethod
-    def draw(cls, args: argparse.Namespace) -> "Iteration":
+    def draw(cls, width: int, steps: int) -> "Iteration":
         """Draw an iteration on images of the size of CIFAR-10's."""
-        info = DatasetInfo("benchmark", tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3, "image", "", False)
+        info = info_of("convnet")
         torch.manual_seed(0)
         generator = torch.Generator().manual_seed(0)
-        network = networks.convnet(info, width=args.width)
+        network = networks.convnet(info, width=width)
         start = State({name: parameter.detach() for name, parameter in network.named_parameters()})
         target = {name: w + 0.01 * torch.randn_like(w) for name, w in start.params.items()}
-        labels = torch.arange(10).repeat_interleave(args.ipc)
-        indices = segments.draw_batches(len(labels), None, args.steps, generator)
+        labels = torch.arange(10).repeat_interleave(PER_CLASS)
+        indices = segments.draw_batches(len(labels), None, steps, generator)
         views = segments.draw_views(DSA, indices, generator)
         assert views is not None
         return cls(network, start, target, torch.randn(len(labels), 3, 32, 32), labels, indices, views)
@@ -90,35 +88,21 @@ class Iteration:
         return result.inputs, result.lrs
 
 
-def way_back(args: argparse.Namespace, iteration: Iteration) -> Memory:
-    """Return the way of going back that is asked for, or that the method chooses."""
-    shape = (1, *iteration.images.shape)
-    among = segments.WAYS_BACK[args.memory]
-    return fastest_fitting(iteration.network, 1, shape, args.steps, 0, torch.device("cpu"), among=among)[0]
+def sides(width: int, steps: int, memory: str) -> Sides:
+    """Return both sides on the same random segment; `auto` takes the way of going back that the method chooses."""
+    iteration = Iteration.draw(width, steps)
+    shape, among = (1, *iteration.images.shape), segments.WAYS_BACK[memory]
+    way, _ = fastest_fitting(iteration.network, 1, shape, steps, 0, torch.device("cpu"), among=among)
+    return {"baseline": lambda: iteration.plain()[0], "ddbench": lambda: iteration.method(way)[0]}
 
 
-def sides(args: argparse.Namespace) -> Sides:
-    """Return both sides on the same random segment."""
-    iteration = Iteration.draw(args)
-    memory = way_back(args, iteration)
-    return {"plain": lambda: iteration.plain()[0], "method": lambda: iteration.method(memory)[0]}
-
-
-def main() -> None:
-    """Print seconds and peak memory of both sides, and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--ipc", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=50, help="steps of a student")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", choices=["auto", *(memory.name for memory in MEMORIES)], default="auto")
-    args = parser.parse_args()
-    iteration = Iteration.draw(args)
-    print(f"mtt, convnet of width {args.width}, {len(iteration.labels)} images, {args.steps} steps")
-    engine = choose_engine(iteration.network, iteration.images[None], 1)
-    print(f"engine {engine}, memory={way_back(args, iteration).name}", flush=True)
-    compare(sides, args, args.rounds)
-
-
-if __name__ == "__main__":
-    main()
+CASES = {
+    "mtt": Case(
+        f"an iteration of MTT, 4 steps of a student of width 128 on {10 * PER_CLASS} images", "the published loop",
+        partial(sides, 128, 4, "auto"), goal=2,
+    ),
+    "mtt-memory": Case(
+        f"an iteration of MTT, 50 steps of a student of width 16 on {10 * PER_CLASS} images, each step taken twice",
+        "the published loop", partial(sides, 16, 50, "recompute"),
+    ),
+}  # fmt: skip

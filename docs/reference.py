@@ -16,6 +16,7 @@ import typer
 from sphinx.application import Sphinx
 
 import ddbench
+from benchmarks.__main__ import RESULTS, Results
 from ddbench import testing
 from ddbench.cli.app import app
 from ddbench.contract import hookspecs
@@ -305,6 +306,31 @@ def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[s
         yield "| " + " | ".join(re.sub(r"\s*\n\s*", " ", cell).replace("|", "\\|") for cell in row) + " |"
 
 
+def benchmarks() -> Iterator[str]:
+    """Yield the measured figures of each machine."""
+    yield "# Speed\n"
+    yield "Each figure is a ratio: seconds of a named baseline by seconds of ddbench, both measured by turns."
+    yield "Each side has a process of its own, and memory is the peak beyond what that process held before."
+    yield "`python -m benchmarks` measures your machine; `--save` keeps its figures for this page.\n"
+    for path in sorted(RESULTS.glob("*.json")):
+        measured = Results.model_validate_json(path.read_text())
+        machine = measured.machine
+        name = machine["processor"] if machine["device"] == "cpu" else machine["device"]
+        yield f"## {name}, {machine['threads']} threads\n"
+        yield f"torch {machine['torch']}, Python {machine['python']}, {machine['system']}.\n"
+        rows = [
+            (
+                f"`{case}`", figure.what, figure.baseline, f"{figure.ratio:.2f}",
+                f"{figure.low:.2f} to {figure.high:.2f}", f"{figure.goal:g}" if figure.goal else "",
+                " / ".join(f"{v:.0f}" for v in figure.megabytes.values()),
+            )
+            for case, figure in measured.figures.items()
+        ]  # fmt: skip
+        headings = ("case", "work", "baseline", "ratio", "turns", "goal", "MB, baseline / ddbench")
+        yield from _table(headings, rows)
+        yield ""
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "commands": commands,
     "spec": spec,
@@ -315,4 +341,5 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "columns": columns,
     "api": api,
     "architecture": architecture.page,
+    "benchmarks": benchmarks,
 }

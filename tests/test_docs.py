@@ -173,6 +173,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path):
     assert "AdaptationTarget" in (site / "reference/api.html").read_text()
     assert "outer_lr" in (site / "reference/options.html").read_text()
     assert "facility_location" in (site / "reference/results.html").read_text()
+    assert "the textbook loop" in (site / "reference/benchmarks.html").read_text()
     assert "seconds_distill" in (site / "reference/columns.html").read_text()
     assert "RunSpec" in (site / "reference/architecture.html").read_text()
     assert "ddbench.pipeline" in (site / "_images/architecture.svg").read_text()
