@@ -71,7 +71,7 @@ def unrolled_gd(
     ] = 1.0,
     running_clip: Annotated[
         float,
-        Field(ge=0, description="bound the images' gradient by this multiple of its running norm; 0 for none"),
+        Field(ge=0, description="bound the gradient by images, and that by rates, by this multiple of its running norm"),
         BornLater(),
     ] = 0.0,
     window: Annotated[int | None, Field(ge=1, description="go back through this many steps only")] = None,
@@ -149,9 +149,9 @@ def learn(
     state: dict[str, object] = dict(images=images, raw_lrs=raw_lrs, optimizer=optimizer)
     if soft:
         state["labels"] = labels
-    running_norm = torch.zeros((), device=run.device)
+    running_norms = torch.zeros(len(learned), device=run.device)
     if running_clip:
-        state["running_norm"] = running_norm
+        state["running_norms"] = running_norms
     way: Memory | None = None
 
     for _ in run.loop(outer_steps, state):
@@ -178,7 +178,8 @@ def learn(
         images.grad, labels.grad = gradient.inputs, gradient.labels
         norm = torch.linalg.vector_norm(gradient.inputs)
         if running_clip:
-            shared.clip_by_running_norm(images.grad, running_norm, running_clip)
+            for tensor, running_norm in zip(learned, running_norms, strict=True):
+                shared.clip_by_running_norm(tensor.grad, running_norm, running_clip)
         if clip:
             for tensor in learned:
                 torch.nn.utils.clip_grad_norm_([tensor], clip)
