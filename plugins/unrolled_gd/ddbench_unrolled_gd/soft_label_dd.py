@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 import ddbench
-from ddbench import DistilledSet, Plan, RecipeRequest, Run, Task, Unsupported, UsageError
+from ddbench import BornLater, DistilledSet, Plan, RecipeRequest, Run, Task, Unsupported, UsageError
 from ddbench.networks import Loss
 from ddbench.unroll import MEMORIES
 from ddbench_unrolled_gd import shared
@@ -105,6 +105,11 @@ def soft_label_dd(
     clip: Annotated[
         float, Field(ge=0, description="bound on the norm of the gradient by images, by labels and by rates; 0: none")
     ] = 1.0,
+    running_clip: Annotated[
+        float,
+        Field(ge=0, description="bound each of these gradients by this multiple of its running norm; 0: none"),
+        BornLater(),
+    ] = 0.0,
 ) -> DistilledSet:
     """Learn images, soft labels and rates together, by differentiating through training.
 
@@ -139,4 +144,5 @@ def soft_label_dd(
         networks=networks,
         real_batch=real_batch,
         clip=clip,
+        running_clip=running_clip,
     )
