@@ -71,9 +71,7 @@ def unrolled_gd(
     ] = 1.0,
     running_clip: Annotated[
         float,
-        Field(
-            ge=0, description="bound the gradient by images, and that by rates, by this multiple of its running norm"
-        ),
+        Field(ge=0, description="bound the images' and the rates' gradient by this multiple of its running norm"),
         BornLater(),
     ] = 0.0,
     window: Annotated[int | None, Field(ge=1, description="go back through this many steps only")] = None,
