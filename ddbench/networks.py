@@ -11,6 +11,7 @@ from ddbench.engine.networks import evaluation_mode, forward, inner_mode, measur
 from ddbench.engine.workers import for_each_network
 from ddbench.machine.environment import free_memory
 from ddbench.machine.files import load_tensors
+from ddbench.machine.processes import gather
 
 __all__ = [
     "POOL_RATE",
@@ -35,6 +36,7 @@ __all__ = [
     "for_each_network",
     "forward",
     "free_memory",
+    "gather",
     "gradient",
     "inner_mode",
     "load_tensors",

@@ -1,5 +1,6 @@
 """The `ddbench` application: its commands, and those that plugins add."""
 
+import os
 import sys
 import warnings
 from typing import Annotated, Any
@@ -81,7 +82,11 @@ for module in (run, evaluate, export, pretrain, listing, boards, authors, instal
 
 def main() -> None:
     """Run the console script."""
+    from ddbench.machine import processes
     from ddbench.machine.environment import keep_freed_memory
 
     keep_freed_memory()
+    if processes.rank():
+        # Process 0 speaks for all of them: a failure of one is raised in each.
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, it stays open until the end
     app()

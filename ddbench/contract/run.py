@@ -25,6 +25,7 @@ from ddbench.contract.snapshots import (
     set_generator_states,
 )
 from ddbench.errors import DdbenchError, Interrupted, PluginError
+from ddbench.machine import processes
 from ddbench.machine.files import sha256
 from ddbench.machine.seeds import derive_seed, seed_everything
 
@@ -230,7 +231,7 @@ class Run:
         that the time limit, or a smoke run, has cut short is not kept; a damaged file is computed again. The seconds
         that the result once took go into the record of each run that reads it.
         """
-        return self._cache.result(name, key, make)
+        return processes.first_alone(lambda: self._cache.result(name, key, make))
 
     @contextmanager
     def _apart(self, digest: str) -> Iterator[Callable[[], bool]]:

@@ -17,6 +17,7 @@ from ddbench.engine.cpu import Chain, ChainStep
 from ddbench.engine.cpu.operators import fast_operators
 from ddbench.engine.networks import cut, inner_mode
 from ddbench.engine.stacks import stack_size, stack_states, stacked_gradient, stacking
+from ddbench.machine import processes
 
 Weights = list[Tensor]
 """The weights of all networks of a call, in the layout of the trainer: by parameter, or flat `[nets, parameters]`."""
@@ -104,7 +105,9 @@ def choose_engine(
     chain = Chain.from_network(network, inputs) if on_cpu and isinstance(inner_loss, CrossEntropy) else None
     if chain is None:
         return Autograd()
-    return HandDerivedChain(chain, max(1, min(STACK, math.ceil(networks / torch.get_num_threads()))))
+    # A stack rounds otherwise than single networks, and a run must not depend on the number of its processes.
+    together = 1 if processes.started() else math.ceil(networks / torch.get_num_threads())
+    return HandDerivedChain(chain, max(1, min(STACK, together)))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ddbench.contract.state import State
 from ddbench.contract.task import Loss, cross_entropy
 from ddbench.engine.allocations import allocated
 from ddbench.engine.networks import buffers_of, inner_mode
+from ddbench.machine import processes
 from ddbench.machine.environment import free_memory
 
 VARIABLE = "DDBENCH_STACKED"
@@ -44,7 +45,8 @@ def stack_size(network: nn.Module, batch: Sequence[int], networks: int) -> int:
     into memory, by the bytes that one network's step allocates.
     """
     device = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
-    if networks == 1 or not stacking(device):
+    # Networks that several processes share are not stacked: a run must not depend on the number of its processes.
+    if networks == 1 or processes.started() or not stacking(device):
         return 1
     step = _bytes_of_a_step(network, tuple(batch))
     if step is None:

@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ddbench.machine import processes
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -38,7 +40,10 @@ def for_each_network(
     anything else that is shared. `report(result)` is called from this thread for each result, in order.
     `stop` is set when this thread is interrupted; workers with long work should check it.
     On an accelerator, or with one thread or one item, everything happens in this thread.
+    Where several processes share a run, each computes its share, and all get all results.
     """
+    if processes.shares():
+        return _shared(function, network, items, report, stop)
     threads, workers = torch.get_num_threads(), worker_count(network, len(items))
     if workers == 1:
         results = []
@@ -77,4 +82,29 @@ def for_each_network(
         sys.setswitchinterval(interval)
         # A worker's thread count also becomes the default of threads started later.
         torch.set_num_threads(threads)
+    return results
+
+
+def _shared(
+    function: Callable[[nn.Module, Item], Result],
+    network: nn.Module,
+    items: Sequence[Item],
+    report: Callable[[Result], None],
+    stop: threading.Event | None,
+) -> list[Result]:
+    """Do as `for_each_network`, with the items dealt out to the processes of the run, round by round."""
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    size, results = processes.count() * worker_count(network, len(items)), list[Result]()
+    for first in range(0, len(items), size):
+        dealt = range(first, min(first + size, len(items)))
+        mine = [items[i] for i in dealt if i % processes.count() == processes.rank()]
+
+        def compute(mine: list[Item] = mine) -> list[Result]:
+            with processes.sharing(False):
+                return for_each_network(function, network, mine, stop=stop)
+
+        parts = [iter(part) for part in processes.agreed(compute, device)]
+        for i in dealt:
+            results.append(next(parts[i % processes.count()]))
+            report(results[-1])
     return results

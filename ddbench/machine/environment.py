@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddbench.errors import MissingPrerequisite, UsageError
+from ddbench.machine import processes
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,8 @@ def resolve_device(name: str) -> "torch.device":
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and processes.started():
+        name = f"cuda:{processes.local_rank() % max(1, torch.cuda.device_count())}"
     try:
         if name.startswith("meta"):
             raise RuntimeError("holds no data")

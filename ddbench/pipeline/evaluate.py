@@ -15,6 +15,7 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import RunSpec
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, Interrupted, PluginError, UsageError
+from ddbench.machine import processes
 from ddbench.machine.environment import describe, peak_memory_mb, precision
 from ddbench.pipeline.baselines import score_companions
 from ddbench.pipeline.opened import OpenedSet
@@ -170,9 +171,10 @@ def score(
     """Score a set in `setting`, which is that of `prepared` with the journal to keep scores in."""
     protocol = prepared.plan.protocol
     reporter.stage(f"Scoring under {protocol.name}")
-    evaluation = protocol.evaluate(
-        [prepared.decoded(distilled)], setting.scoring("the set"), prepared.eval_networks, reporter
-    )
+    with processes.sharing():
+        evaluation = protocol.evaluate(
+            [prepared.decoded(distilled)], setting.scoring("the set"), prepared.eval_networks, reporter
+        )
     before = {name: summarise(values) for name, values in evaluation.before.items()}
     regime = label_regime(protocol, distilled)
     baselines = score_companions(prepared, setting, catalog, reporter, regime) if companions else {}

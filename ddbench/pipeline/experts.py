@@ -23,6 +23,7 @@ from ddbench.discovery.catalog import Catalog
 from ddbench.engine.experts import OutOfTime, forecast_experts, train_experts
 from ddbench.engine.networks import measure
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
+from ddbench.machine import processes
 from ddbench.machine.environment import precision
 from ddbench.machine.files import atomic_write, sha256
 from ddbench.machine.folders import cache_dir
@@ -205,7 +206,7 @@ class ExpertSource:
         if (recipe, count) not in self._opened:
             device = next(self.module.parameters()).device
             experts = StoredTrajectories(ExpertSpec(**self.base, recipe=recipe), count, device)
-            self._fill(experts, time_left)
+            processes.first_alone(lambda: self._fill(experts, time_left))
             self._opened[recipe, count] = experts
         return self._opened[recipe, count]
 

@@ -27,6 +27,7 @@ from ddbench.discovery.catalog import Catalog
 from ddbench.engine.fit import BATCH, Recipe, forecast, train_each
 from ddbench.engine.networks import measure
 from ddbench.errors import DdbenchError, MissingPrerequisite, UsageError
+from ddbench.machine import processes
 from ddbench.machine.environment import precision
 from ddbench.machine.files import atomic_write, locked, sha256
 from ddbench.machine.folders import cache_dir
@@ -295,7 +296,8 @@ class Pools:
             batch=recipe.batch,
         )
         pool = Pool(spec.folder, spec)
-        self._fill(pool, {"train": count, "evaluation": held_out}, source.network.component, source.data, patience)
+        sizes: dict[Side, int] = {"train": count, "evaluation": held_out}
+        processes.first_alone(lambda: self._fill(pool, sizes, source.network.component, source.data, patience))
         used(pool.folder / "pool.json")
         facts = {
             "networks": count,

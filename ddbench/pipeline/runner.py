@@ -1,9 +1,12 @@
 """Carry out a run: distil, score, record."""
 
+import atexit
 import contextlib
 import datetime
 import json
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from ddbench.contract.spec import RunSpec, Settings
 from ddbench.discovery.catalog import Catalog
 from ddbench.discovery.observers import Observers, observers
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
+from ddbench.machine import processes
 from ddbench.machine.environment import describe, free_memory, peak_memory_mb, precision
 from ddbench.machine.files import explained_os_errors, in_use
 from ddbench.machine.seeds import derive_seed, seed_everything
@@ -89,13 +93,18 @@ def start(
     """Plan and prepare a run and make its folder. Raises `DdbenchError`; then there is no folder."""
     catalog, reporter = catalog or Catalog(), reporter or Silent()
     plan = plan_run(spec if isinstance(spec, Settings) else as_spec(spec, catalog), catalog)
+    _check_processes(plan.settings)
     store.check(store.path_for(leaderboards, plan.settings))
     prepared = prepare_supported(plan, catalog, reporter)
-    folder = _new_folder(runs, plan.settings, reporter)
-    asked = None if isinstance(spec, Settings) else as_spec(spec, catalog)
-    plugins = [str(path) for path in catalog.named]
-    folder.write_origin(Origin(plugins=plugins, sources=plan.distributions, asked=asked))
-    return StartedRun(plan, prepared, folder, catalog, leaderboards, reporter)
+
+    def make_folder() -> RunFolder:
+        folder = _new_folder(runs, plan.settings, reporter)
+        asked = None if isinstance(spec, Settings) else as_spec(spec, catalog)
+        plugins = [str(path) for path in catalog.named]
+        folder.write_origin(Origin(plugins=plugins, sources=plan.distributions, asked=asked))
+        return folder
+
+    return StartedRun(plan, prepared, *_places(make_folder, leaderboards), catalog, reporter)
 
 
 def restart(folder: RunFolder, *, catalog: Catalog | None, leaderboards: Path, reporter: Reporter) -> "StartedRun":
@@ -103,6 +112,7 @@ def restart(folder: RunFolder, *, catalog: Catalog | None, leaderboards: Path, r
     origin = folder.read_origin()
     catalog = catalog or Catalog(map(Path, origin.plugins))
     plan = plan_run(folder.read_spec(), catalog)
+    _check_processes(plan.settings)
     store.check(store.path_for(leaderboards, plan.settings))
     for component, source in plan.distributions.items():
         before = origin.sources.get(component, source)
@@ -112,12 +122,42 @@ def restart(folder: RunFolder, *, catalog: Catalog | None, leaderboards: Path, r
                 "Restore the code to continue, or start the run anew with `ddbench run`.",
             )
     prepared = prepare_supported(plan, catalog, reporter)
-    return StartedRun(plan, prepared, folder, catalog, leaderboards, reporter)
+    return StartedRun(plan, prepared, *_places(lambda: folder, leaderboards), catalog, reporter)
 
 
 def prepare_supported(plan: Plan, catalog: Catalog, reporter: Reporter) -> Prepared | str:
     """Return the prepared run; the reason to skip it, with nothing loaded, where the method does not support it."""
-    return reason_to_skip(plan) or prepare(plan, catalog, reporter=reporter)
+    with processes.sharing():
+        return reason_to_skip(plan) or processes.first_alone(lambda: prepare(plan, catalog, reporter=reporter))
+
+
+def _check_processes(settings: Settings) -> None:
+    """Raise `UsageError` for a run that several processes cannot share."""
+    if settings.time_limit is not None and processes.count() > 1:
+        raise UsageError(
+            "a time limit does not go with several processes: their clocks would part them.",
+            "Bound the method's steps by an option instead, or start one process.",
+        )
+
+
+def _places(make: Callable[[], RunFolder], leaderboards: Path) -> tuple[RunFolder, Path]:
+    """Return the folders of the run and of the leaderboards; processes behind the first get copies of their own."""
+    if processes.count() == 1:
+        return make(), leaderboards
+    [folder, *_] = processes.agreed(lambda: make().path.resolve() if processes.rank() == 0 else None)
+    assert folder is not None
+
+    def copy() -> Path:
+        if processes.rank() == 0:
+            return folder
+        own = Path(tempfile.mkdtemp(prefix="ddbench-process-"))
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
+        shutil.copytree(folder, own / folder.name, ignore=shutil.ignore_patterns(".*"))
+        return own / folder.name
+
+    # Process 0 goes on when the others have their copies.
+    own = processes.agreed(copy)[processes.rank()]
+    return RunFolder(own), leaderboards if processes.rank() == 0 else own.parent / "leaderboards"
 
 
 def as_spec(spec: RunSpec | Settings | Mapping[str, Any], catalog: Catalog) -> RunSpec:
@@ -134,8 +174,8 @@ class StartedRun:
     plan: Plan
     prepared: Prepared | str
     folder: RunFolder
-    catalog: Catalog
     leaderboards: Path
+    catalog: Catalog
     reporter: Reporter
 
     def carry_out(self) -> RunResult:
@@ -195,8 +235,9 @@ class StartedRun:
 
     def _distil_and_score(self, watching: Observers, prepared: Prepared) -> RunResult:
         settings = self.plan.settings
-        prepared.draw_once()
-        prepared.train_needs(self.plan.method, settings.method.options)
+        with processes.sharing():
+            processes.first_alone(prepared.draw_once)
+            processes.first_alone(lambda: prepared.train_needs(self.plan.method, settings.method.options))
         _announce(self.plan, prepared, self.folder, self.reporter)
         origin = prepared.provenance()
         identity = settings.fingerprint + prepared.record.content_hash
@@ -215,7 +256,8 @@ class StartedRun:
         distill_seconds = method_run.seconds
         journal = Journal(self.folder.journal, identity)
         setting = replace(prepared.setting, journal=journal)
-        scores = score(prepared, setting, distilled, self.catalog, self.reporter)
+        companions = processes.rank() == 0
+        scores = score(prepared, setting, distilled, self.catalog, self.reporter, companions=companions)
         saved = round(method_run.seconds_saved, 3)
         seconds = Seconds(distill=round(distill_seconds, 3), evaluate=round(journal.seconds, 3), saved=saved)
         return self._result(method_run, prepared, distilled, scores, seconds)
@@ -282,7 +324,8 @@ def _call_method(plan: Plan, prepared: Prepared, method_run: Run) -> DistilledSe
     """Call the method with global random numbers seeded, and check the set and the data that it leaves."""
     seed_everything(derive_seed(plan.settings.seed, "global"))
     task = prepared.task(method_run.generator, lambda: method_run.time_left)
-    distilled = plan.method.call(plan.settings.method.options, task, method_run)
+    with processes.sharing():
+        distilled = plan.method.call(plan.settings.method.options, task, method_run)
     method_run.finish()
     prepared.check_untouched(plan.method)
     if not isinstance(distilled, DistilledSet):

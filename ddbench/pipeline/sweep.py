@@ -16,6 +16,7 @@ from ddbench.contract.plan import Plan
 from ddbench.contract.spec import Axis, RunSpec, Settings, Sweep, place_assignments
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import Unsupported, UsageError
+from ddbench.machine import processes
 from ddbench.machine.files import atomic_write, sha256
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.runner import as_spec, run
@@ -115,6 +116,10 @@ def run_sweep(
     skipped. Raises `Unsupported` where it supports none.
     """
     reporter = reporter or Silent()
+    if processes.count() > 1:
+        raise UsageError(
+            "several processes share one run, not a sweep.", "Start the sweep in one process, or each point by itself."
+        )
     plans = plan_sweep(sweep, spec_at, catalog)
     points = []
     for number, (values, plan) in enumerate(plans, start=1):

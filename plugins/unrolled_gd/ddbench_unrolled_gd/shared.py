@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ddbench import DistilledSet, ExampleSet, Plan, Run, Task, Unsupported
 from ddbench.augment import Augmentation, apply, draw
+from ddbench.networks import gather
 from ddbench.unroll import MEMORIES, Memory, OuterLoss, Transform, choose_engine, fastest_fitting, loss_on
 
 Positive = Annotated[float, Field(gt=0)]
@@ -143,7 +144,8 @@ class RealLoss:
         NaN there is no reason to roll back.
         """
         primary = self.objective.primary
-        current = math.fsum(m[primary] for m in self.metrics) / len(self.metrics)
+        values = gather([metrics[primary] for metrics in self.metrics])
+        current = math.fsum(values) / len(values)
         return {f"train_{primary}": current} if math.isfinite(current) else {}
 
 

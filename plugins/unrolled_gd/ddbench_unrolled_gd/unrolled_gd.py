@@ -179,6 +179,7 @@ def learn(
         norm = torch.linalg.vector_norm(gradient.inputs)
         if running_clip:
             for tensor, running_norm in zip(learned, running_norms, strict=True):
+                assert tensor.grad is not None
                 shared.clip_by_running_norm(tensor.grad, running_norm, running_clip)
         if clip:
             for tensor in learned:
