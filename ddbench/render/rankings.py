@@ -35,6 +35,11 @@ def ranking(groups: Sequence[Sequence[Line]]) -> None:
 
 def title(record: RunResult) -> str:
     """Return the title of a ranking: what its records have in common."""
+    return ", ".join(title_parts(record))
+
+
+def title_parts(record: RunResult) -> list[str]:
+    """Return the parts of a ranking's title: dataset, images per class, and what else its records have in common."""
     settings, data, ignored = record.settings, record.dataset.name if record.dataset else "", ignored_fields(record)
     parts = [data, f"{settings.images_per_class} images per class"]
     if "steps" not in ignored:
@@ -45,7 +50,7 @@ def title(record: RunResult) -> str:
     if settings.objective.name != Settings.model_fields["objective"].default.name:
         parts.append(named(settings.objective))
     parts += phrases(record)
-    return ", ".join(parts + ([f"target {settings.target.name}"] if settings.target else []))
+    return parts + ([f"target {settings.target.name}"] if settings.target else [])
 
 
 def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
@@ -59,7 +64,7 @@ def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
     for heading in headings:
         left = heading in ("method", "run")
         table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=left)
-    for rank, line, name in zip(ranks(lines), lines, _names(lines), strict=True):
+    for rank, line, name in zip(ranks(lines), lines, line_names(lines), strict=True):
         record, mean, seeds = line.first, line.score.mean, len(line.records)
         table.add_row(
             str(rank),
@@ -110,7 +115,7 @@ def _cost(record: RunResult) -> tuple[str, str]:
     return f"{record.artifact.bytes / 1000:.1f}", distilling(record)
 
 
-def _names(lines: Sequence[Line]) -> list[str]:
+def line_names(lines: Sequence[Line]) -> list[str]:
     """Return the method of each line, with what distinguishes it from other lines of the same method."""
     facts = [
         {
