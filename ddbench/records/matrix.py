@@ -43,7 +43,8 @@ class Cell:
         line: the line that stands for the method.
         rank: rank of the line.
         of: number of lines in the ranking.
-        gain: gain of the line over random real images, in the unit of the metric; None where it was not measured.
+        gain: gain of the line over random real images, in the unit of the metric; zero for the baseline itself, None
+            where it was not measured.
         lines: number of lines that the method has in the ranking, with other options, say.
     """
 
@@ -63,10 +64,11 @@ def cells(ranking: Sequence[Line]) -> dict[str, Cell]:
     by_method: dict[str, list[tuple[Line, int]]] = {}
     for line, rank in zip(ranking, ranks(ranking), strict=True):
         by_method.setdefault(line.first.settings.method.name, []).append((line, rank))
-    chosen = {}
+    chosen, rivals = {}, {name for line in ranking for name in baselines(line.first.companions)}
     for method, own in by_method.items():
         line, rank = max(own, key=lambda pair: (len(pair[0].records), pair[0].score.n, pair[0].first.created))
-        chosen[method] = Cell(line, rank, len(ranking), gain(line), len(own))
+        better = 0.0 if method in rivals else gain(line)
+        chosen[method] = Cell(line, rank, len(ranking), better, len(own))
     return chosen
 
 
@@ -108,7 +110,7 @@ def mean_gain(method: str, columns: Iterable[Mapping[str, Cell]]) -> float | Non
 def _place(ranking: Sequence[Line]) -> tuple[object, ...]:
     record = ranking[0].first
     name = record.dataset.name if record.dataset else ""
-    return name, record.settings.images_per_class, -len(ranking), record.settings.target is not None
+    return name, record.settings.images_per_class, record.settings.target is not None, -len(ranking)
 
 
 def network_of(record: RunResult) -> str:

@@ -70,7 +70,12 @@ def _cost() -> dict[str, Any]:
 
     rows = alt.Chart(alt.NamedData("rows"))
     place = {
-        "x": alt.X("cost:Q", title="{cost}", scale=alt.Scale(type="log", padding=20), axis=alt.Axis(tickCount=6)),
+        "x": alt.X(
+            "cost:Q",
+            title="{cost}",
+            scale=alt.Scale(type="log", padding=20),
+            axis=alt.Axis(format="{format}", grid=False, labelOverlap="greedy"),
+        ),
         "y": alt.Y("score:Q", title="{metric}", scale=alt.Scale(zero=False, padding=16)),
     }
     front = rows.transform_filter("datum.front").mark_line(style="front", interpolate="step-after")

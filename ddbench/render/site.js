@@ -14,6 +14,7 @@ function el(tag, attributes = {}, ...children) {
   node.append(...children.flat().filter(child => child !== null && child !== undefined));
   return node;
 }
+const fill = (place, ...children) => place.replaceChildren(...children.flat(2).filter(child => child !== null && child !== undefined));
 const words = name => name.replaceAll("_", " ");
 const short = dataset => dataset.replace(/@[0-9a-f]+$/, "").replace(/^[a-z]+:.*\//, "").replace(/^folder:|^hf:|^csv:|^npz:/, "");
 const figure = (of, value) => value === null || value === undefined ? "" : of.percent ? (100 * value).toFixed(1) : String(Number(Number(value).toPrecision(4)));
@@ -115,7 +116,7 @@ function runs(list, of) {
 }
 function drawMatrix(values, shown, ranking) {
   const place = document.getElementById("matrix");
-  place.replaceChildren(el("h2", {id: "matrix-title"}, "Every method in every ranking: " + values.protocol + (values.network !== ANY && values.network !== "none" ? ", " + values.network : "")));
+  fill(place, el("h2", {id: "matrix-title"}, "Every method in every ranking: " + values.protocol + (values.network !== ANY && values.network !== "none" ? ", " + values.network : "")));
   if (!shown.length) { place.append(el("p", {class: "note", role: "status"}, "No ranking has all of these properties. Choose “all” in a filter.")); return; }
   const show = SHOWN[state.show] ? state.show : "score";
   const names = [...new Set(shown.flatMap(r => r.lines.map(line => line.method)))];
@@ -130,10 +131,11 @@ function drawMatrix(values, shown, ranking) {
   const most = unit => Math.max(0, ...shown.filter(r => r.percent === unit).flatMap(r => r.lines.filter(l => l.stands && l.gain !== null).map(l => Math.abs(l.gain))));
   const scale = new Map([[true, most(true)], [false, most(false)]]);
   const common = shown[0].parts.filter(part => shown.every(r => r.parts.includes(part)));
-  const sub = r => r.parts.filter(part => !common.includes(part) && part !== r.protocol).join(", ");
+  const alike = r => shown.filter(o => o.dataset === r.dataset && o.budget === r.budget);
+  const sub = r => r.parts.filter(part => !common.includes(part) && (alike(r).some(o => !o.parts.includes(part)) || r.network && part.startsWith(r.network))).join(", ");
   const sorter = (key, title) => { const button = el("button", {type: "button", "data-sort": key}, title); button.addEventListener("click", () => go({order: key + "." + (by === key ? -sign : key === "method" ? 1 : -1)})); return button; };
   const sorted = key => by === key ? (sign > 0 ? "ascending" : "descending") : "none";
-  const twice = shown.some((r, i) => i && shown[i - 1].dataset === r.dataset && shown[i - 1].budget === r.budget);
+  const twice = shown.some(r => sub(r));
   const firsts = new Set(runs(shown, r => r.dataset).map(([, , r]) => r));
   const head = el("thead", {},
     el("tr", {}, el("th", {class: "text", scope: "col", rowspan: twice ? 3 : 2, "aria-sort": sorted("method")}, sorter("method", "Method")),
@@ -152,10 +154,10 @@ function drawMatrix(values, shown, ranking) {
       return el("td", {class: edge, style: colour(line.gain, scale.get(r.percent))}, link);
     }))));
   const words_ = count(names.length, "method") + ", " + count(shown.length, "ranking") + ", " + count(shown.reduce((sum, r) => sum + r.lines.length, 0), "line");
-  const points = scale.get(true) ? ["−" + figure({percent: true}, scale.get(true)), "+" + figure({percent: true}, scale.get(true)) + " points over random real images of the same number"] : ["worse", "better than random real images of the same number"];
+  const ends = scale.get(true) ? [-1, 1].map(sign => signed({percent: true}, sign * scale.get(true))) : ["worse", "better"];
   place.append(
     el("p", {class: "note", role: "status", id: "status"}, words_ + "."),
-    el("div", {class: "legend"}, el("span", {}, points[0]), el("span", {class: "ramp", "aria-hidden": "true"}), el("span", {}, points[1])),
+    el("div", {class: "legend"}, el("span", {}, "Gain over as many random real images" + (scale.get(true) ? ", in points:" : ":")), el("span", {class: "ends"}, ends[0], el("span", {class: "ramp", "aria-hidden": "true"}), ends[1])),
     el("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Matrix of methods and rankings"},
       el("table", {class: "matrix"}, el("caption", {class: "hidden"}, "Methods by dataset and images per class; each cell links to its ranking"), head, body)),
     el("p", {class: "note"}, "Columns: dataset, images per class" + (twice ? ", and what else is different" : "") + "; a click on one sorts. A cell opens its ranking, a name its method. Mean gain is over the rankings that a method is in." + (shown.some(r => r.data === "part") ? " * a part of the dataset." : "") + (shown.some(r => r.lines.some(l => l.missed)) ? " † misses a threshold." : "")
@@ -169,9 +171,9 @@ function config() {
   const [ink, soft, line] = ["ink", "soft", "line"].map(colourOf);
   const axis = {labelColor: ink, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 12, titleFontWeight: "normal", titleFontSize: 12};
   return {background: "transparent", font: "system-ui, sans-serif", view: {stroke: null}, axis, style: {
-    method: {fill: colourOf("accent"), stroke: colourOf("accent")}, interval: {stroke: colourOf("accent-soft")}, label: {fill: ink},
-    baseline: {stroke: colourOf("baseline"), strokeWidth: 2}, bound: {stroke: colourOf("bound"), strokeWidth: 2},
-    front: {stroke: colourOf("accent"), strokeWidth: 1.5}, curve: {stroke: colourOf("accent")}}};
+    method: {color: colourOf("accent")}, interval: {color: colourOf("accent-soft")}, label: {color: ink},
+    baseline: {color: colourOf("baseline"), strokeWidth: 2}, bound: {color: colourOf("bound"), strokeWidth: 2},
+    front: {color: colourOf("accent"), strokeWidth: 1.5}, curve: {color: colourOf("accent")}}};
 }
 // Where names of points fit: the first free place of four around each; a name that fits nowhere is in the tooltip.
 function placeLabels(view, rows) {
@@ -194,7 +196,7 @@ async function paint(item) {
   for (const [word, replacement] of Object.entries(item.words)) text = text.replaceAll("{" + word + "}", JSON.stringify(replacement).slice(1, -1));
   const spec = {...JSON.parse(text), datasets: structuredClone(item.datasets)};
   item.view?.finalize();
-  const {view} = await vegaEmbed(item.place, spec, {actions: false, renderer: "svg", config: config(), tooltip: {theme: "custom"}});
+  const {view} = await vegaEmbed(item.place, spec, {actions: false, renderer: "svg", config: config(), tooltip: {theme: "custom"}, logLevel: 1});
   item.view = view;
   if (item.name === "cost" && item.datasets.rows.length) await view.data("rows", placeLabels(view, structuredClone(item.datasets.rows))).runAsync();
 }
@@ -238,8 +240,8 @@ function costCharts(r) {
   const timed = front(r.lines.map(line => ({...point(line), cost: Math.max(LEAST, spent(line))})), r.higher);
   const sized = front(lines.map(line => ({...point(line), name: line.method + (many ? " " + line.ranking.budget : ""), cost: line.bytes})), r.higher);
   return el("div", {class: "columns"},
-    chart("cost", "Score and seconds of distillation, with the seconds that cached parts took. The line is the Pareto front.", {rows: timed}, {metric: unit(r), cost: "seconds, logarithmic"}),
-    chart("cost", "Score and bytes of the set" + (many ? ", for every number of images per class and kind of labels" : "") + ". The line is the Pareto front.", {rows: sized}, {metric: unit(r), cost: "bytes, logarithmic"}));
+    chart("cost", "Score and seconds of distillation, with the seconds that cached parts took. The line is the Pareto front.", {rows: timed}, {metric: unit(r), cost: "seconds, logarithmic", format: "~g"}),
+    chart("cost", "Score and bytes of the set" + (many ? ", for every number of images per class and kind of labels" : "") + ". The line is the Pareto front.", {rows: sized}, {metric: unit(r), cost: "bytes, logarithmic", format: "~s"}));
 }
 const waiting = new Map();
 window.curveLoaded = (key, points) => { data.curves[key] = points; (waiting.get(key) ?? []).forEach(draw => draw()); waiting.delete(key); };
@@ -287,7 +289,7 @@ const COST = [
 const SCORE = [
   {key: "score", title: "Score", value: l => l.mean, text: l => number(l.ranking, l.mean) + (l.missed ? " †" : "")},
   {key: "interval", title: "95 % interval", text: l => l.low === null ? "–" : figure(l.ranking, l.low) + "–" + figure(l.ranking, l.high), kind: "less"},
-  {key: "gain", title: "Over random", value: l => l.gain ?? -Infinity, text: l => signed(l.ranking, l.gain) + (Object.values(l.companions).some(c => c.kind === "baseline" && c.missed) ? " †" : "")},
+  {key: "gain", title: "Gain", value: l => l.gain ?? -Infinity, text: l => signed(l.ranking, l.gain) + (Object.values(l.companions).some(c => c.kind === "baseline" && c.missed) ? " †" : "")},
   {key: "n", title: "Networks", value: l => l.seeds.length * l.n, text: networks, kind: "less"},
 ];
 const RUN = {key: "run", title: "Run", value: l => l.run_id, text: l => el("a", {href: address({run: l.run_id}), "aria-label": "Details of " + l.run_id}, "details"), kind: "text", up: true};
@@ -296,8 +298,7 @@ function rankingTable(r) {
   const columns = [
     {key: "rank", title: "#", value: l => l.rank, text: l => String(l.rank), up: true},
     {key: "method", title: "Method", value: l => l.method, text: l => el("a", {href: address({method: l.method, at: "method"})}, l.name.length > 60 ? l.name.slice(0, 59) + "…" : l.name), kind: "text", up: true},
-    ...SCORE.slice(0, 3), ...beside, ...SCORE.slice(3), ...COST,
-    {key: "created", title: "Date", value: l => l.created, text: l => l.created.slice(0, 10), kind: "text less", up: true}, RUN];
+    ...SCORE.slice(0, 3), ...beside, ...SCORE.slice(3), ...COST.slice(0, 2), RUN];
   return sortable(r.lines, columns, r.heading, "sort", "rank.1", l => ({"data-run": l.run_id, "aria-current": l.method === state.method && "true"}));
 }
 const place_ = r => short(r.dataset) + (r.data === "part" ? " *" : "") + ", " + r.budget;
@@ -305,9 +306,9 @@ function drawRanking(shown, ranking) {
   const place = document.getElementById("ranking");
   if (!ranking) { place.replaceChildren(); return; }
   const choice = select("Ranking", "ranking", shown.map(r => [r.key, r.heading + " (" + r.lines.length + ")"]), ranking.key, key => go({ranking: key}));
-  place.replaceChildren(el("h2", {id: "ranking-title"}, ranking.heading), el("div", {class: "choice"}, choice),
-    el("p", {class: "note"}, count(ranking.lines.length, "line") + " that compare: data, network, init of scoring, budget, protocol, objective and labels are the same. A rank is one more than the lines whose 95 % interval lies wholly above."),
-    el("div", {class: ranking.lines.length > 1 ? "columns" : ""}, rankingChart(ranking), rankingTable(ranking)),
+  fill(place, el("h2", {id: "ranking-title"}, ranking.heading), el("div", {class: "choice"}, choice),
+    el("p", {class: "note"}, count(ranking.lines.length, "line") + " that compare: data, network, init of scoring, budget, protocol, objective and labels are the same. A rank is one more than the lines whose 95 % interval lies wholly above. The gain is over as many random real images" + (ranking.percent ? ", in points." : ".")),
+    el("div", {class: "columns uneven"}, rankingChart(ranking), rankingTable(ranking)),
     ranking.notes.map(note => el("p", {class: "note"}, note)),
     ranking.lines.length > 1 ? [el("h3", {}, "Score and cost"), costCharts(ranking)] : []);
 }
@@ -327,12 +328,12 @@ const MOST_CLASSES = 20;
 function drawPictures(ranking) {
   const place = document.getElementById("pictures");
   const lines = ranking ? ranking.lines.filter(line => line.stands && line.picture) : [];
-  if (!lines.length) { place.replaceChildren(...(ranking ? [el("h2", {id: "pictures-title"}, "Pictures"), el("p", {class: "note"}, "The distilled sets of this ranking are not kept beside the leaderboard.")] : [])); return; }
+  if (!lines.length) { fill(place, ranking ? [el("h2", {id: "pictures-title"}, "Pictures"), el("p", {class: "note"}, "The distilled sets of this ranking are not kept beside the leaderboard.")] : []); return; }
   const classes = lines.map(l => l.picture.classes).sort((a, b) => b.length - a.length)[0];
   const labels = [...new Set(lines.flatMap(l => l.picture.labels.flat()))].sort((a, b) => a - b), name = label => classes[label] ?? String(label);
   const asked = labels.find(label => String(label) === state.class), columns = asked === undefined ? labels.slice(0, MOST_CLASSES) : null;
   const narrow = window.innerWidth < 768, room = place.clientWidth - (narrow ? 24 : 260), most = columns ? columns.length : 10;
-  const side = Math.max(14, Math.min(64, Math.floor(room / most) - 2));
+  const side = Math.max(14, Math.min(48, Math.floor(room / most) - 2));
   const grid = el("div", {class: "gallery", role: "table", "aria-label": "Pictures by method"});
   if (columns) grid.append(el("span", {class: "corner"}), el("div", {class: "heads", "aria-hidden": "true"}, columns.map(label => el("span", {style: `width:${side}px`, title: name(label)}, name(label)))));
   for (const line of lines) {
@@ -341,7 +342,7 @@ function drawPictures(ranking) {
     grid.append(el("span", {class: "name"}, el("a", {href: address({run: line.run_id})}, line.method), " ", el("small", {}, number(ranking, line.mean))), el("div", {class: "tiles"}, tiles));
   }
   const choice = select("Class", "class", [["", "one image of every class"], ...labels.map(label => [String(label), name(label)])], asked === undefined ? "" : String(asked), value => go({class: value}));
-  place.replaceChildren(el("h2", {id: "pictures-title"}, "The same class by every method"), el("div", {class: "choice"}, choice),
+  fill(place, el("h2", {id: "pictures-title"}, "The same class by every method"), el("div", {class: "choice"}, choice),
     el("p", {class: "note"}, place_(ranking) + " images per class. " + (columns ? "The first image of every class" + (labels.length > MOST_CLASSES ? `, of the first ${MOST_CLASSES} classes` : "") : "Up to ten images of the class") + ", best score first. Own pixels of the sets; values outside black and white are clipped."), grid);
 }
 
@@ -372,7 +373,7 @@ function drawMethod(ranking) {
   const pictured = lines.filter(line => line.picture).sort(order), curved = lines.filter(line => line.curve).sort(order);
   const options = el("dl");
   for (const option of card?.options ?? []) options.append(el("dt", {}, option.name + " = " + option.default), el("dd", {}, option.meaning));
-  place.replaceChildren(el("h2", {id: "method-title"}, "Method: " + name),
+  fill(place, el("h2", {id: "method-title"}, "Method: " + name),
     el("div", {class: "choice"}, select("Method", "method", methodNames.map(each => [each, each]), name, value => go({method: value}))),
     el("div", {class: "columns"},
       card ? el("div", {}, el("pre", {class: "card"}, card.help), el("p", {class: "note"}, card.source)) : el("p", {class: "note"}, "This method is not installed where the page was made, so its card is missing."),
@@ -413,7 +414,7 @@ function drawRun() {
   for (const [key, value] of Object.entries(of)) if (value !== "" && value !== undefined) list.append(el("dt", {}, key), el("dd", {}, String(value)));
   const close = el("button", {type: "button", class: "close"}, "Close");
   close.addEventListener("click", () => dialog.close());
-  dialog.replaceChildren(close, el("h2", {id: "run-title"}, line.run_id),
+  fill(dialog, close, el("h2", {id: "run-title"}, line.run_id),
     el("div", {class: "columns"}, el("div", {}, list, line.command ? [el("h3", {}, "Run it again"), copyable(line.command)] : []),
       el("div", {}, line.picture ? sheet(line) : el("p", {class: "note"}, "The distilled set is not kept beside the leaderboard."))));
   if (!dialog.open) dialog.showModal();

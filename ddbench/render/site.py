@@ -118,18 +118,21 @@ def _ranking(
     assert record.dataset is not None and record.artifact is not None
     same = json.dumps([(column.name, str(column.cell(record))) for column in compared(record)])
     chosen = cells(lines)
-    standing = {cell.line.first.run_id for cell in chosen.values()}
-    entries = [
-        {
-            **_entry(line, name, leaderboards, catalog, beside),
-            "rank": rank,
-            "fairness": fairness_of_line(line.records, records),
-            # The line that stands for its method in the matrix.
-            "stands": line.first.run_id in standing,
-            "lines": chosen[line.first.settings.method.name].lines,
-        }
-        for line, rank, name in zip(lines, ranks(lines), line_names(lines), strict=True)
-    ]
+    entries = []
+    for line, rank, name in zip(lines, ranks(lines), line_names(lines), strict=True):
+        cell = chosen[line.first.settings.method.name]
+        stands = line is cell.line
+        entries.append(
+            {
+                **_entry(line, name, leaderboards, catalog, beside),
+                "rank": rank,
+                "gain": cell.gain if stands else gain(line),
+                "fairness": fairness_of_line(line.records, records),
+                # The line that stands for its method in the matrix, and of how many.
+                "stands": stands,
+                "lines": cell.lines,
+            }
+        )
     return {
         "key": hashlib.sha256(same.encode()).hexdigest()[:10],
         "heading": title(record),
@@ -166,7 +169,6 @@ def _entry(line: Line, name: str, leaderboards: Path, catalog: "Catalog", beside
         "mean": line.score.mean,
         "std": line.score.std,
         **dict(zip(("low", "high"), bounds(metric, line.score) or (None, None), strict=True)),
-        "gain": gain(line),
         "missed": bool(line.missed),
         "seeds": [{"seed": each.settings.seed, "mean": each.scores[each.primary].mean} for each in line.records],
         "metrics": [
