@@ -159,8 +159,8 @@ def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
         table.add_column(
             heading,
             justify="left" if left else "right",
-            overflow="ellipsis" if heading == "method" else "fold",
-            no_wrap=True,
+            overflow="fold",
+            no_wrap=wide or heading != "method",
             max_width=None if wide or heading != "method" else 24,
         )
     for rank, line, name in zip(ranks(lines), lines, line_names(lines), strict=True):

@@ -252,7 +252,7 @@ function whenCurve(key, draw) {
   document.head.append(el("script", {src: "curves/" + key + ".js"}));
 }
 function curves(line) {
-  const place = el("div", {class: "columns"});
+  const place = el("div", {class: "curve"});
   whenCurve(line.curve, () => {
     const points = data.curves[line.curve];
     for (const name of Object.keys(points[0] ?? {}).filter(key => !["loop", "step", "seconds", "gradient_norm"].includes(key))) {
@@ -381,7 +381,7 @@ function drawMethod(ranking) {
     el("h3", {}, "All scores and their cost"),
     sortable(lines, columns, "All scores of " + name, "scores", "task.1", l => ({"data-score": l.run_id})),
     pictured.length ? [el("h3", {}, "Pictures"), el("div", {class: "sheets"}, pictured.map(line => sheet(line)))] : [],
-    curved.length ? [el("h3", {}, "Curves"), el("div", {class: "curves"}, curved.slice(0, MOST_CURVES).map(curves)), curved.length > MOST_CURVES ? el("p", {class: "note"}, `The first ${MOST_CURVES} of ${curved.length} runs with a curve; the details of a run show its own.`) : null] : []);
+    curved.length ? [el("h3", {}, "Curves"), el("div", {class: "columns curves"}, curved.slice(0, MOST_CURVES).map(curves)), curved.length > MOST_CURVES ? el("p", {class: "note"}, `The first ${MOST_CURVES} of ${curved.length} runs with a curve; the details of a run show its own.`) : null] : []);
 }
 const MOST_CURVES = 4;
 const sheet = line => el("figure", {}, el("img", {src: line.picture.address, loading: "lazy", alt: `The distilled images of ${line.run_id}, a column for each class, ten rows at most`}),
@@ -416,9 +416,8 @@ function drawRun() {
   close.addEventListener("click", () => dialog.close());
   fill(dialog, close, el("h2", {id: "run-title"}, line.run_id),
     el("div", {class: "columns"}, el("div", {}, list, line.command ? [el("h3", {}, "Run it again"), copyable(line.command)] : []),
-      el("div", {}, line.picture ? sheet(line) : el("p", {class: "note"}, "The distilled set is not kept beside the leaderboard."))));
+      el("div", {class: "shown"}, line.picture ? sheet(line) : el("p", {class: "note"}, "The distilled set is not kept beside the leaderboard."), line.curve ? curves(line) : [])));
   if (!dialog.open) dialog.showModal();
-  if (line.curve) dialog.append(curves(line));
 }
 document.getElementById("run").addEventListener("close", () => { if (state.run) go({run: ""}); });
 
