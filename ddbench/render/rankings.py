@@ -49,21 +49,24 @@ def matrix(shown: Matrix) -> None:
     console.print(Text(f"Every method in every ranking: {', '.join(common)}", style="bold"))
     console.print(Text("score +- half of its 95 % interval; + or - : above or below random real images"))
     headings = [_heading(index, records, parts, common) for index in range(len(records))]
-    # A dataset's name stands above its first column only, which is as wide as the name.
-    widths = [max(CELL_WIDTH, len(lines[0])) for lines in headings]
     method_width = max(len(CORNER), *(len(name) for name in shown.methods))
     start = 0
     while start < len(records):
-        end, left = start + 1, console.width - method_width - widths[start] - 1
-        while end < len(records) and left > widths[end]:
-            left -= widths[end] + 1
+        # A dataset's name stands above its first column only, which is as wide as the name.
+        end, columns, room = start, list[tuple[list[str], int]](), console.width - method_width
+        while end < len(records):
+            repeated = end > start and records[end - 1].dataset == records[end].dataset
+            lines = ["", *headings[end][1:]] if repeated else headings[end]
+            width = max(CELL_WIDTH, len(lines[0]))
+            room -= width + 1
+            if room < 0 and columns:
+                break
+            columns.append((lines, width))
             end += 1
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column(f"\n{CORNER}", no_wrap=True, min_width=method_width)
-        for index in range(start, end):
-            repeated = index > start and records[index - 1].dataset == records[index].dataset
-            lines = ["", *headings[index][1:]] if repeated else headings[index]
-            table.add_column("\n".join(lines), justify="right", overflow="fold", width=widths[index])
+        for lines, width in columns:
+            table.add_column("\n".join(lines), justify="right", overflow="fold", width=width)
         for method in shown.methods:
             cells = [shown.cells[index].get(method) for index in range(start, end)]
             if any(cells):

@@ -132,7 +132,7 @@ function drawMatrix(values, shown, ranking) {
   const scale = new Map([[true, most(true)], [false, most(false)]]);
   const common = shown[0].parts.filter(part => shown.every(r => r.parts.includes(part)));
   const alike = r => shown.filter(o => o.dataset === r.dataset && o.budget === r.budget);
-  const sub = r => r.parts.filter(part => !common.includes(part) && (alike(r).some(o => !o.parts.includes(part)) || r.network && part.startsWith(r.network))).join(", ");
+  const sub = r => r.parts.filter(part => !common.includes(part) && (alike(r).some(o => !o.parts.includes(part)) || r.network && part.startsWith(r.network))).join(", ").replaceAll("(", " (");
   const sorter = (key, title) => { const button = el("button", {type: "button", "data-sort": key}, title); button.addEventListener("click", () => go({order: key + "." + (by === key ? -sign : key === "method" ? 1 : -1)})); return button; };
   const sorted = key => by === key ? (sign > 0 ? "ascending" : "descending") : "none";
   const twice = shown.some(r => sub(r));
