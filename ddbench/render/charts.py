@@ -33,7 +33,7 @@ def javascript() -> str:
     import vl_convert
 
     version = ".".join(altair.SCHEMA_VERSION.split(".")[:2])
-    bundle = vl_convert.javascript_bundle(vl_version=version)
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version)
     # The bundle declares its variables at the top, where they would clash with those of other scripts.
     return "(() => {\n" + bundle.replace("</script", "<\\/script") + "\n})();\n"
 

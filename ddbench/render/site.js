@@ -446,7 +446,7 @@ function once(name, inputs, draw) {
   draw();
   if (sort) document.querySelector(`#${name} [data-sort="${CSS.escape(sort)}"], #${name} [name="${CSS.escape(sort)}"]`)?.focus();
 }
-function draw() {
+function draw(jump) {
   state = read();
   const values = chosen(), shown = rankingsShown(values), ranking = rankingChosen(shown), key = ranking?.key;
   tip.hidden = true;
@@ -458,7 +458,11 @@ function draw() {
   once("published", key, () => drawPublished(ranking));
   once("method", [methodNames.includes(state.method) ? state.method : key, state.scores], () => drawMethod(ranking));
   drawRun();
-  if (state.at) document.getElementById(state.at)?.scrollIntoView();
+  const target = jump && document.querySelector(`section#${CSS.escape(state.at ?? "none")}`);
+  if (!target) return;
+  target.tabIndex = -1;
+  target.scrollIntoView();
+  target.focus({preventScroll: true});
 }
 // Links are made when a section is drawn; one that is followed takes the present address along.
 document.addEventListener("click", event => {
@@ -473,8 +477,14 @@ document.getElementById("theme").addEventListener("click", () => {
   repaint();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
-let pending = 0;
-window.addEventListener("resize", () => { clearTimeout(pending); pending = setTimeout(() => { draw(); repaint(); }, 200); });
-window.addEventListener("hashchange", draw);
-draw();
+// A phone changes the height whenever its address bar comes and goes.
+let pending = 0, width = window.innerWidth;
+window.addEventListener("resize", () => {
+  if (width === window.innerWidth) return;
+  width = window.innerWidth;
+  clearTimeout(pending);
+  pending = setTimeout(() => { draw(false); repaint(); }, 200);
+});
+window.addEventListener("hashchange", () => draw(true));
+draw(true);
 })();
