@@ -53,7 +53,8 @@ def test_the_wheel_holds_the_harness_and_its_plugins_and_nothing_else(tmp_path: 
     tops = {name.split("/")[0] for name in names}
     version = toml(ROOT / "pyproject.toml")["project"]["version"]
     assert tops == {"ddbench", f"ddbench-{version}.dist-info", *(f"ddbench_{plugin.name}" for plugin in PLUGINS)}
-    assert {"ddbench/py.typed", "ddbench/render/site.html.jinja", "ddbench/scaffold/method.py.jinja"} <= set(names)
+    page = {f"ddbench/render/site.{ending}" for ending in ("html.jinja", "css", "js")}
+    assert {"ddbench/py.typed", *page, "ddbench/scaffold/method.py.jinja"} <= set(names)
 
 
 def test_no_code_of_the_harness_names_a_method():

@@ -43,7 +43,9 @@ def test_the_picture_shows_every_image_at_its_shade(tmp_path: Path, soft: bool):
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_contact_sheet_has_a_column_a_class_and_a_row_a_step(soft: bool):
-    with Image.open(io.BytesIO(contact_sheet(shaded(soft)))) as picture:
+    sheet = contact_sheet(shaded(soft))
+    assert sheet.labels == [[0, 1, 2], [0, 1, 2]] and sheet.size == (8, 8)
+    with Image.open(io.BytesIO(sheet.png)) as picture:
         pixels = np.asarray(picture)
     larger = 320 // 26
     assert pixels.shape == (17 * larger, 26 * larger)
@@ -61,7 +63,7 @@ def test_a_contact_sheet_of_many_colour_images_is_cut():
         torch.arange(10).repeat(50)[None],
         metadata={"classes": json.dumps(list("abcdefghij"))},
     )
-    with Image.open(io.BytesIO(contact_sheet(many))) as picture:
+    with Image.open(io.BytesIO(contact_sheet(many).png)) as picture:
         assert picture.mode == "RGB"
         assert picture.size == (49 * 6, 49 * 6)
 

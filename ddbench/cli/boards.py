@@ -20,8 +20,17 @@ def leaderboard(
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     dataset: Annotated[str | None, named("dataset", "Only this dataset.", "--dataset", "-d")] = None,
     method: Annotated[str | None, named("method", "Only this method.", "--method", "-m")] = None,
+    protocol: Annotated[str | None, named("protocol", "Only this protocol.", "--protocol")] = None,
+    network: Annotated[
+        str | None, named("network", "Only scores on networks of this architecture.", "--network", "-n")
+    ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write the records as a static page into this folder.", metavar="DIR")
+        Path | None,
+        typer.Option(
+            "--html",
+            help="Write the records as a static page into this folder; as one file where the name ends in .html.",
+            metavar="DIR",
+        ),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Look for records that ddbench could not have written; exit code 1 if any.")
@@ -32,9 +41,12 @@ def leaderboard(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Rank what was run. Only runs of the same data, network, init, budget and protocol share a ranking.
+    """Show every method in every ranking, then rank what was run.
 
-    Example: `ddbench leaderboard --dataset svhn`
+    Only runs of the same data, network, init, budget and protocol share a ranking. Without a filter, the largest
+    ranking is shown in full.
+
+    Examples: `ddbench leaderboard --dataset svhn`, `ddbench leaderboard --html page`
     """
     with explained_failures(as_json=as_json, verbose=ctx.obj):
         if rebuild:
@@ -44,18 +56,20 @@ def leaderboard(
         if rebuild or check:
             return
         from ddbench.records.leaderboard import published
-        from ddbench.records.ranking import groups
+        from ddbench.records.matrix import network_of
         from ddbench.records.store import read
-        from ddbench.render.rankings import published_table, ranking
+        from ddbench.render.rankings import published_table
 
-        every = read(leaderboards)
         records = [
             record
-            for record in every
-            if dataset is None or (record.dataset and record.dataset.name.split("@")[0] == dataset.split("@")[0])
+            for record in read(leaderboards)
+            if (dataset is None or (record.dataset and record.dataset.name.split("@")[0] == dataset.split("@")[0]))
+            and method in (None, record.settings.method.name)
+            and protocol in (None, record.settings.protocol)
+            and network in (None, network_of(record))
         ]
-        records = [record for record in records if method in (None, record.settings.method.name)]
         figures = [f for f in published(leaderboards) if dataset in (None, f.dataset) and method in (None, f.method)]
+        filtered = bool(dataset or method or protocol or network)
         if as_json:
             print_json(_document(records, figures))
             return
@@ -66,15 +80,45 @@ def leaderboard(
             typer.echo(f"Wrote {write_site(html, records, figures, leaderboards, Catalog())}")
             return
         if not records:
-            filtered = dataset or method
             typer.echo(
-                "There are no records of that dataset or method."
+                "There are no records of that dataset, method, protocol or network."
                 if filtered
                 else "There are no records yet. Make one: ddbench run --method unrolled_gd"
             )
-        ranking(groups(records))
+        else:
+            _print_rankings(records, in_full=filtered)
         if dataset is not None:
             published_table(figures)
+
+
+def _print_rankings(records: "list[RunResult]", *, in_full: bool) -> None:
+    """Print the matrix of the usual protocol and network, then all rankings, or the largest where not `in_full`."""
+    from ddbench.records.matrix import Matrix, network_of, usual
+    from ddbench.records.ranking import groups
+    from ddbench.render.rankings import matrix, ranking
+
+    rankings = groups(records)
+    protocol, network = usual(rankings)
+    standing = [
+        lines
+        for lines in rankings
+        if (lines[0].first.settings.protocol, network_of(lines[0].first)) == (protocol, network)
+    ]
+    matrix(Matrix.build(standing))
+    if in_full or len(rankings) == 1:
+        ranking(rankings)
+        return
+    largest = max(standing, key=len)
+    ranking([largest])
+    others = sorted(
+        {f"--protocol {lines[0].first.settings.protocol}" for lines in rankings} - {f"--protocol {protocol}"}
+    )
+    networks = {network_of(lines[0].first) for lines in rankings} - {network, ""}
+    others += [f"--network {name}" for name in sorted(networks)]
+    count = len(rankings) - 1
+    typer.echo(f"{count} more ranking{'s' * (count != 1)}: add --dataset NAME or --method NAME.")
+    if others:
+        typer.echo(f"Other matrices: {', '.join(others)}.")
 
 
 def _document(records: "list[RunResult]", figures: "list[PublishedRow]") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,23 @@ def draw_images(distilled: DistilledSet, path: Path) -> None:
     _save(figure, path)
 
 
-def contact_sheet(distilled: DistilledSet) -> bytes:
-    """Return a PNG of the images' own pixels, enlarged by a whole number; rows and columns as in `draw_images`.
+@dataclass(frozen=True)
+class Sheet:
+    """The images of a set on one picture, tiles of one size that are a pixel apart before they are enlarged.
+
+    Attributes:
+        png: the picture.
+        labels: class of each tile, by row; the most probable one of a distribution.
+        size: height and width of a tile in its own pixels.
+    """
+
+    png: bytes
+    labels: list[list[int]]
+    size: tuple[int, int]
+
+
+def contact_sheet(distilled: DistilledSet) -> Sheet:
+    """Return the images' own pixels on one PNG, enlarged by a whole number; rows and columns as in `draw_images`.
 
     At most ten rows. For pages that show many sets: it takes ten milliseconds where a figure takes seconds.
     """
@@ -72,21 +88,23 @@ def contact_sheet(distilled: DistilledSet) -> bytes:
     from PIL import Image
 
     classes = json.loads(distilled.metadata.get("classes", "[]"))
-    rows = [indices for _, indices in _grid(distilled, len(classes))][:SHEET_ROWS]
-    pixels = distilled.pixels()
-    columns = min(MOST_COLUMNS, max(len(row) for row in rows))
+    rows = [indices[:MOST_COLUMNS] for _, indices in _grid(distilled, len(classes))][:SHEET_ROWS]
+    pixels, labels = distilled.pixels(), _flat_labels(distilled)
+    columns = max(len(row) for row in rows)
     channels, height, width = pixels.shape[1:]
     sheet = torch.ones(channels, len(rows) * (height + 1) - 1, columns * (width + 1) - 1)
     for y, row in enumerate(rows):
-        for x, index in enumerate(row[:columns]):
+        for x, index in enumerate(row):
             top, left = y * (height + 1), x * (width + 1)
             sheet[:, top : top + height, left : left + width] = pixels[index]
     array = (sheet * 255).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(array[:, :, 0] if channels == 1 else array)
     larger = max(1, SHEET_WIDTH // image.width)
     buffer = io.BytesIO()
-    image.resize((image.width * larger, image.height * larger), Image.Resampling.NEAREST).save(buffer, "PNG")
-    return buffer.getvalue()
+    image.resize((image.width * larger, image.height * larger), Image.Resampling.NEAREST).save(
+        buffer, "PNG", optimize=True
+    )
+    return Sheet(buffer.getvalue(), [[labels[index] for index in row] for row in rows], (height, width))
 
 
 def draw_curve(records: list[dict[str, Any]], path: Path) -> None:

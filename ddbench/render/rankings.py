@@ -1,5 +1,6 @@
 """Rankings and comparisons of records as text."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +12,7 @@ from ddbench.contract.metric import Metric, missed_thresholds
 from ddbench.contract.spec import Settings
 from ddbench.records.columns import phrases
 from ddbench.records.leaderboard import PublishedRow
+from ddbench.records.matrix import Cell, Matrix, baselines, network_of
 from ddbench.records.ranking import Line, ignored_fields, ranks
 from ddbench.records.result import NO_ADAPTATION, RunResult
 from ddbench.records.stats import Difference, Score
@@ -20,11 +22,103 @@ MARK = "†"
 """Mark of a figure whose row or companion misses a threshold; notes below the table say which."""
 
 
-def ranking(groups: Sequence[Sequence[Line]]) -> None:
-    """Print each group of comparable lines, best first, and what they cost where there is room for it."""
+GAIN_STYLES = ((0.1, "bold blue"), (0.0, "blue"), (-0.1, "yellow"), (-math.inf, "bold red"))
+"""Colours of cells of the matrix by the least gain over random real images, as a fraction of a share."""
+CELL_WIDTH = 10
+"""Least width of a column of the matrix: `100.0±0.1+`."""
+CORNER = "images per class"
+
+
+def _console() -> Console:
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(highlight=False, width=160)
+        return Console(highlight=False, width=160)
+    return console
+
+
+def matrix(shown: Matrix) -> None:
+    """Print methods by dataset and images per class, in as many tables as the width needs.
+
+    A cell holds the score, half of its 95 % interval, and `+` or `-` where the interval lies wholly above or below
+    the mean of random real images. Blue is better than these, yellow and red are worse.
+    """
+    console = _console()
+    records = [lines[0].first for lines in shown.rankings]
+    parts = [title_parts(record)[2:] for record in records]
+    common = [part for part in parts[0] if all(part in other for other in parts)]
+    console.print(Text(f"Every method in every ranking: {', '.join(common)}", style="bold"))
+    console.print(Text("score +- half of its 95 % interval; + or - : above or below random real images"))
+    headings = [_heading(index, records, parts, common) for index in range(len(records))]
+    method_width = max(len(CORNER), *(len(name) for name in shown.methods))
+    start = 0
+    while start < len(records):
+        # A dataset's name stands above its first column only, which is as wide as the name.
+        end, columns, room = start, list[tuple[list[str], int]](), console.width - method_width
+        while end < len(records):
+            repeated = end > start and records[end - 1].dataset == records[end].dataset
+            lines = ["", *headings[end][1:]] if repeated else headings[end]
+            width = max(CELL_WIDTH, len(lines[0]))
+            room -= width + 1
+            if room < 0 and columns:
+                break
+            columns.append((lines, width))
+            end += 1
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column(f"\n{CORNER}", no_wrap=True, min_width=method_width)
+        for lines, width in columns:
+            table.add_column("\n".join(lines), justify="right", overflow="fold", width=width)
+        for method in shown.methods:
+            cells = [shown.cells[index].get(method) for index in range(start, end)]
+            if any(cells):
+                table.add_row(method, *map(_cell, cells))
+        console.print(table)
+        console.print()
+        start = end
+
+
+def _heading(
+    index: int, records: Sequence[RunResult], parts: Sequence[Sequence[str]], common: Sequence[str]
+) -> list[str]:
+    """Return dataset, images per class, and what distinguishes a column from others of the same dataset and count."""
+
+    def place(record: RunResult) -> tuple[object, int]:
+        return record.dataset, record.settings.images_per_class
+
+    record = records[index]
+    alike = [own for other, own in zip(records, parts, strict=True) if place(other) == place(record)]
+    network = network_of(record)
+    apart = [
+        part
+        for part in parts[index]
+        if part not in common and (any(part not in own for own in alike) or (network and part.startswith(network)))
+    ]
+    name = record.dataset.name.split("@")[0] if record.dataset else ""
+    return [name, str(record.settings.images_per_class), *apart]
+
+
+def _cell(cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("")
+    metric, score = cell.line.first.metric, cell.line.score
+    text, interval = number(metric, score.mean).removesuffix(" %"), bounds(metric, score)
+    if interval is not None:
+        text += f"±{number(metric, (interval[1] - interval[0]) / 2).removesuffix(' %')}"
+    text += MARK * bool(cell.line.missed)
+    if cell.gain is None:
+        return Text(text + " ")
+    sign = 1 if metric.higher_is_better else -1
+    baseline = score.mean - sign * cell.gain
+    above = below = False
+    if interval is not None:
+        low, high = sorted((sign * (interval[0] - baseline), sign * (interval[1] - baseline)))
+        above, below = low > 0, high < 0
+    style = next(style for least, style in GAIN_STYLES if cell.gain >= least) if cell.gain else ""
+    return Text(text + ("+" if above else "-" if below else " "), style=style)
+
+
+def ranking(groups: Sequence[Sequence[Line]]) -> None:
+    """Print each group of comparable lines, best first, and what they cost where there is room for it."""
+    console = _console()
     for lines in groups:
         console.print(Text(title(lines[0].first), style="bold"))
         console.print(_ranking_table(lines, wide=console.width >= 120))
@@ -35,6 +129,11 @@ def ranking(groups: Sequence[Sequence[Line]]) -> None:
 
 def title(record: RunResult) -> str:
     """Return the title of a ranking: what its records have in common."""
+    return ", ".join(title_parts(record))
+
+
+def title_parts(record: RunResult) -> list[str]:
+    """Return the parts of a ranking's title: dataset, images per class, and what else its records have in common."""
     settings, data, ignored = record.settings, record.dataset.name if record.dataset else "", ignored_fields(record)
     parts = [data, f"{settings.images_per_class} images per class"]
     if "steps" not in ignored:
@@ -45,7 +144,7 @@ def title(record: RunResult) -> str:
     if settings.objective.name != Settings.model_fields["objective"].default.name:
         parts.append(named(settings.objective))
     parts += phrases(record)
-    return ", ".join(parts + ([f"target {settings.target.name}"] if settings.target else []))
+    return parts + ([f"target {settings.target.name}"] if settings.target else [])
 
 
 def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
@@ -54,12 +153,20 @@ def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
     companions = sorted({name for line in lines for name in line.first.companions})
     cost = ("kB", "time") if wide else ()
     table = Table(box=None, pad_edge=False)
-    gains = [f"over {name}" for name in companions]
+    if not wide:
+        companions = baselines(companions)
+    gains = [f"over{' ' if wide else chr(10)}{name}" for name in companions]
     headings = ("", "method", metric.name, "95 % interval", "n", *(m.name for m in beside), *gains, *cost, "run")
     for heading in headings:
         left = heading in ("method", "run")
-        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=left)
-    for rank, line, name in zip(ranks(lines), lines, _names(lines), strict=True):
+        table.add_column(
+            heading,
+            justify="left" if left else "right",
+            overflow="fold",
+            no_wrap=wide or heading != "method",
+            max_width=None if wide or heading != "method" else 24,
+        )
+    for rank, line, name in zip(ranks(lines), lines, line_names(lines), strict=True):
         record, mean, seeds = line.first, line.score.mean, len(line.records)
         table.add_row(
             str(rank),
@@ -70,7 +177,9 @@ def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
             *(number(m, sum(each.scores[m.name].mean for each in line.records) / seeds) for m in beside),
             *(_gain(record, mean, companion) for companion in companions),
             *(_cost(record) if wide else ()),
-            record.run_id + (f" and {seeds - 1} other{'s' * (seeds > 2)}" if seeds > 1 else ""),
+            # A run goes by the beginning of its fingerprint, too.
+            (record.run_id if wide else record.fingerprint[:8])
+            + (f" and {seeds - 1} other{'s' * (seeds > 2)}" if seeds > 1 else ""),
         )
     return table
 
@@ -110,7 +219,7 @@ def _cost(record: RunResult) -> tuple[str, str]:
     return f"{record.artifact.bytes / 1000:.1f}", distilling(record)
 
 
-def _names(lines: Sequence[Line]) -> list[str]:
+def line_names(lines: Sequence[Line]) -> list[str]:
     """Return the method of each line, with what distinguishes it from other lines of the same method."""
     facts = [
         {

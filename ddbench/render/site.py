@@ -1,6 +1,7 @@
-"""The leaderboard as one static page that works from a file: records, pictures, curves and methods inside it."""
+"""The leaderboard as a static page that works from a file: the matrix, rankings, pictures, curves and methods."""
 
 import base64
+import hashlib
 import json
 import shlex
 from collections.abc import Sequence
@@ -16,100 +17,189 @@ from ddbench.machine.files import atomic_write
 from ddbench.records.columns import COLUMNS
 from ddbench.records.dd_ranking import fairness_of_line
 from ddbench.records.leaderboard import PublishedRow
-from ddbench.records.ranking import Line, groups, ranks
-from ddbench.records.result import NO_ADAPTATION, RunResult
+from ddbench.records.matrix import Matrix, baselines, cells, gain, network_of, usual
+from ddbench.records.ranking import Line, compared, groups, ranks
+from ddbench.records.result import FULL_DATA, NO_ADAPTATION, RunResult
 from ddbench.records.store import artifact_path, curve_path
-from ddbench.render.pictures import contact_sheet
-from ddbench.render.rankings import notes, title
+from ddbench.render.charts import charts, javascript
+from ddbench.render.pictures import Sheet, contact_sheet
+from ddbench.render.rankings import line_names, notes, title, title_parts
 from ddbench.render.tables import bounds, companion_remarks
 
 if TYPE_CHECKING:
     from ddbench.discovery.catalog import Catalog
 
+PARTS_OF_ALL = 2
+"""Leading parts of a ranking's title that the matrix shows in rows of their own: dataset and images per class."""
+
 
 def write_site(
-    folder: Path,
+    place: Path,
     records: Sequence[RunResult],
     published: Sequence[PublishedRow],
     leaderboards: Path,
     catalog: "Catalog",
 ) -> Path:
-    """Write `index.html` into `folder` and return its path. The page fetches nothing when it is looked at."""
+    """Write the page and return its path. It needs no network.
+
+    Into a folder: `index.html`, and beside it `vega.js`, `pictures/` and `curves/`, which the page loads as needed.
+    Where `place` ends in `.html`, one file that holds everything.
+    """
     import jinja2
 
+    single = place.suffix == ".html"
+    path = place if single else place / "index.html"
+    beside = _Beside(None if single else place)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ddbench.render", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    grouped = [
-        [
-            {
-                **_entry(line, rank, leaderboards, catalog),
-                "fairness": fairness_of_line(line.records, records),
-            }
-            for line, rank in zip(group, ranks(group), strict=True)
-        ]
-        for group in groups(records)
-    ]
+    rankings = Matrix.build(groups(records)).rankings
+    protocol, network = usual(rankings)
     methods = sorted({record.settings.method.name for record in records})
     content = {
-        "groups": grouped,
+        "usual": {"protocol": protocol, "network": network},
+        "rankings": [_ranking(lines, records, leaderboards, catalog, beside) for lines in rankings],
         "published": [figure.model_dump() for figure in published],
         "methods": {name: card for name in methods if (card := _card(name, catalog)) is not None},
+        "charts": charts(),
+        "curves": beside.curves,
     }
-    # No "<" can open or end an element: within a script "<!--" and "</" have meanings of their own.
-    data = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
+    script = javascript()
+    if not single:
+        atomic_write(place / "vega.js", script)
     csv = {path.name: path.read_text() for path in sorted(leaderboards.glob("*.csv"))}
     text = environment.get_template("site.html.jinja").render(
-        data=data,
+        # No "<" can open or end an element: within a script "<!--" and "</" have meanings of their own.
+        data=json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         count=len(records),
-        downloads={name: _data_url(raw.encode(), "text/csv") for name, raw in csv.items()},
+        vega=script if single else "",
+        downloads=beside.downloads(csv),
     )
-    path = folder / "index.html"
     atomic_write(path, text)
     return path
 
 
-def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dict[str, Any]:
+class _Beside:
+    """Files beside the page, or within it where it is a single file."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self.curves: dict[str, Any] = {}
+        """Curves within the page, by the hash of their set."""
+
+    def _link(self, name: str, raw: bytes, kind: str) -> str:
+        if self._folder is None:
+            return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
+        atomic_write(self._folder / name, raw)
+        return name
+
+    def picture(self, key: str, png: bytes) -> str:
+        """Keep a picture and return its address."""
+        return self._link(f"pictures/{key}.png", png, "image/png")
+
+    def curve(self, key: str, points: list[dict[str, Any]]) -> None:
+        """Keep a curve. Beside the page it is a script: a page that was opened as a file may load no JSON."""
+        if self._folder is None:
+            self.curves[key] = points
+            return
+        text = f"curveLoaded({json.dumps(key)}, {json.dumps(points, allow_nan=False, separators=(',', ':'))});\n"
+        self._link(f"curves/{key}.js", text.encode(), "text/javascript")
+
+    def downloads(self, texts: dict[str, str]) -> dict[str, str]:
+        """Keep text files and return their addresses by name."""
+        return {name: self._link(name, text.encode(), "text/csv") for name, text in texts.items()}
+
+
+def _ranking(
+    lines: Sequence[Line], records: Sequence[RunResult], leaderboards: Path, catalog: "Catalog", beside: _Beside
+) -> dict[str, Any]:
+    """Return what the page says about a ranking, with its lines, best first."""
+    record, metric = lines[0].first, lines[0].first.metric
+    assert record.dataset is not None and record.artifact is not None
+    same = json.dumps([(column.name, str(column.cell(record))) for column in compared(record)])
+    chosen = cells(lines)
+    entries = []
+    for line, rank, name in zip(lines, ranks(lines), line_names(lines), strict=True):
+        cell = chosen[line.first.settings.method.name]
+        stands = line is cell.line
+        entries.append(
+            {
+                **_entry(line, name, leaderboards, catalog, beside),
+                "rank": rank,
+                "gain": cell.gain if stands else gain(line),
+                "fairness": fairness_of_line(line.records, records),
+                # The line that stands for its method in the matrix, and of how many.
+                "stands": stands,
+                "lines": cell.lines,
+            }
+        )
+    return {
+        "key": hashlib.sha256(same.encode()).hexdigest()[:10],
+        "heading": title(record),
+        "parts": title_parts(record)[PARTS_OF_ALL:],
+        "dataset": record.dataset.name,
+        "data": "part" if record.dataset.partial else "full",
+        "budget": record.settings.images_per_class,
+        "protocol": record.settings.protocol,
+        "network": network_of(record),
+        "objective": record.settings.objective.name,
+        "labels": record.artifact.label_regime,
+        "metric": metric.name,
+        "percent": metric.unit == "share",
+        "higher": metric.higher_is_better,
+        "beside": [other.name for other in record.metrics[1:] if other.beside and other.name in record.scores],
+        "notes": list(notes(lines)),
+        "lines": entries,
+    }
+
+
+def _entry(line: Line, name: str, leaderboards: Path, catalog: "Catalog", beside: _Beside) -> dict[str, Any]:
     record, metric = line.first, line.first.metric
     assert record.artifact is not None
-    artifact = artifact_path(leaderboards, record.artifact.sha256)
+    key = record.artifact.sha256
+    artifact, curve = artifact_path(leaderboards, key), curve_path(leaderboards, key)
     distilled = _pictured(artifact, catalog) if artifact.exists() else None
-    curve = curve_path(leaderboards, record.artifact.sha256)
+    if curve.exists():
+        beside.curve(key, json.loads(curve.read_text()))
     whole = record.settings.fingerprint == record.fingerprint
+    own = baselines(record.companions)
     return {
-        **{column.name: column.get(record) for column in COLUMNS if column.shown},
+        **{column.name: column.get(record) for column in COLUMNS if column.shown and column.compares != "ranking"},
+        "name": name,
         "mean": line.score.mean,
         "std": line.score.std,
         **dict(zip(("low", "high"), bounds(metric, line.score) or (None, None), strict=True)),
-        "rank": rank,
         "missed": bool(line.missed),
-        "heading": title(record),
         "seeds": [{"seed": each.settings.seed, "mean": each.scores[each.primary].mean} for each in line.records],
-        "percent": metric.unit == "share",
         "metrics": [
-            {
-                "name": other.name,
-                "percent": other.unit == "share",
-                "beside": other.beside,
-                "mean": record.scores[other.name].mean,
-            }
+            {"name": other.name, "percent": other.unit == "share", "mean": record.scores[other.name].mean}
             for other in record.metrics[1:]
             if other.name in record.scores
         ],
         "companions": {
             name: {
+                "kind": "baseline" if name in own else "bound" if name == FULL_DATA else "other",
                 "mean": companion.mean,
                 "missed": name != NO_ADAPTATION and bool(missed_thresholds(record.metrics, companion.metrics)),
                 "remarks": companion_remarks(record.metrics, name, companion, record.artifact.label_regime),
             }
             for name, companion in record.companions.items()
         },
-        "notes": list(notes([line])),
+        "options": record.settings.method.options,
         "environment": record.environment,
         "pretrained": record.pretrained,
         "command": _command(record.settings, record.method_source, catalog) if whole else "",
-        "picture": _data_url(contact_sheet(distilled), "image/png") if distilled else "",
-        "curve": json.loads(curve.read_text()) if curve.exists() else None,
+        "picture": _picture(key, contact_sheet(distilled), distilled, beside) if distilled else None,
+        "curve": key if curve.exists() else "",
+    }
+
+
+def _picture(key: str, sheet: Sheet, distilled: DistilledSet, beside: _Beside) -> dict[str, Any]:
+    return {
+        "address": beside.picture(key, sheet.png),
+        "labels": sheet.labels,
+        "size": sheet.size,
+        "classes": json.loads(distilled.metadata.get("classes", "[]")),
     }
 
 
@@ -119,10 +209,6 @@ def _pictured(artifact: Path, catalog: "Catalog") -> DistilledSet | None:
         return decode(DistilledSet.load(artifact), catalog)
     except MissingPrerequisite:
         return None
-
-
-def _data_url(raw: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
 
 def _card(method: str, catalog: "Catalog") -> dict[str, Any] | None:
