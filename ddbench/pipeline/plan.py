@@ -58,6 +58,7 @@ def request_of(plan: EvaluationPlan) -> RecipeRequest:
         sample_shape=tuple(settings.sample_shape or plan.dataset.facts["sample_shape"]),
         budget=Budget(settings.images_per_class, settings.steps, settings.epochs),
         network=settings.network.name,
+        modality=plan.dataset.facts.get("modality", "image"),
     )
 
 

@@ -299,6 +299,8 @@ def _described(distilled: DistilledSet, plan: Plan, prepared: Prepared) -> Disti
         distilled = distilled.described(made_with=asked)
     if settings.whitening is not None:
         distilled = distilled.described(whitening=settings.whitening)
+    if info.modality != "image":
+        distilled = distilled.described(modality=info.modality, **info.metadata)
     if distilled.decoder:
         # Inputs show their shape; a payload does not.
         distilled = distilled.described(sample_shape=list(info.sample_shape))
@@ -333,7 +335,7 @@ def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Repor
         f"{copy} (sha256 {record.content_hash[:12]})"
     )
     converted = conversion(tuple(plan.dataset.facts["sample_shape"]), record.sample_shape)  # type: ignore[arg-type]
-    if converted:
+    if converted and prepared.train.info.modality == "image":
         reporter.say(f"Images   converted: {converted}")
     origin = f"{'target' if settings.target else 'init'} {settings.init.name}"
     if settings.eval_init != settings.init:

@@ -11,6 +11,7 @@ from ddbench.contract.metric import missed_thresholds
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import FLAGS, PARTS, Choice, RunSpec, Settings
 from ddbench.discovery.decoders import decode
+from ddbench.discovery.modalities import present
 from ddbench.errors import MissingPrerequisite
 from ddbench.machine.files import atomic_write
 from ddbench.records.columns import COLUMNS
@@ -108,7 +109,7 @@ def _entry(line: Line, rank: int, leaderboards: Path, catalog: "Catalog") -> dic
         "environment": record.environment,
         "pretrained": record.pretrained,
         "command": _command(record.settings, record.method_source, catalog) if whole else "",
-        "picture": _data_url(contact_sheet(distilled), "image/png") if distilled else "",
+        "picture": _picture(distilled, catalog),
         "curve": json.loads(curve.read_text()) if curve.exists() else None,
     }
 
@@ -119,6 +120,17 @@ def _pictured(artifact: Path, catalog: "Catalog") -> DistilledSet | None:
         return decode(DistilledSet.load(artifact), catalog)
     except MissingPrerequisite:
         return None
+
+
+def _picture(distilled: DistilledSet | None, catalog: "Catalog") -> str:
+    """Return the pictures of a set as a data URL; empty where there are none, or its modality is not installed."""
+    if distilled is None:
+        return ""
+    try:
+        pixels = present(distilled, catalog).pixels
+    except MissingPrerequisite:
+        return ""
+    return "" if pixels is None else _data_url(contact_sheet(distilled, pixels), "image/png")
 
 
 def _data_url(raw: bytes, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""Images class by class, `[classes, n, channels, height, width]`, and the network that trains between their updates."""
+"""Examples class by class, `[classes, n, *sample_shape]`, and the network that trains between their updates."""
 
 from typing import Annotated
 
@@ -12,17 +12,15 @@ from ddbench.augment import DSA, DSA_DIGITS
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
-Images = Float[Tensor, "_ channels height width"]
-ClassImages = Float[Tensor, "classes n channels height width"]
+Images = Float[Tensor, "_ *sample"]
+ClassImages = Float[Tensor, "classes n *sample"]
 
 DIGITS = ("digits", "mnist", "svhn", "usps")
 """Datasets whose images mean something else, or nothing, in a mirror."""
 
 
 def check(task: Task, method: str) -> None:
-    """Raise `Unsupported` for a task that has no images, or one class only."""
-    if len(task.info.sample_shape) != 3:
-        raise Unsupported(f"{method} takes images; an example of {task.info.name} has shape {task.info.sample_shape}.")
+    """Raise `Unsupported` for a task that has one class only."""
     if len(task.info.classes) < 2:
         raise Unsupported(
             f"{task.info.name} has one class only, so there is nothing to tell apart.",
@@ -42,7 +40,9 @@ def initial_images(task: Task, start: str, generator: torch.Generator) -> ClassI
 
 
 def strategy_for(request: RecipeRequest) -> str:
-    """Return the augmentation that was published for a dataset: digits are not mirrored."""
+    """Return the published augmentation: digits are not mirrored; what is no image has none."""
+    if request.modality != "image":
+        return ""
     return DSA_DIGITS if request.dataset in DIGITS else DSA
 
 
