@@ -26,18 +26,14 @@ NETWORK = {"name": "convnet", "options": {"width": 32}}
 DIGITS = tuple("0123456789")
 COMMANDS = ("down", "go", "left", "no", "right", "stop", "up", "yes")
 
-Size = Annotated[
-    int, Field(ge=8, le=512, description="mel bands and points in time of a spectrogram, which is square")
-]
+Size = Annotated[int, Field(ge=8, le=512, description="mel bands and points in time of a spectrogram, which is square")]
 Rate = Annotated[int, Field(ge=1000, le=96_000, description="samples in a second; others are converted")]
 Seconds = Annotated[
     float, Field(gt=0, le=60, description="length of a clip; longer ones are cut, silence follows shorter ones")
 ]
 
 
-@ddbench.dataset(
-    classes=DIGITS, sample_shape=(1, SIZE, SIZE), network=NETWORK, modality="sound", images_per_class=1
-)
+@ddbench.dataset(classes=DIGITS, sample_shape=(1, SIZE, SIZE), network=NETWORK, modality="sound", images_per_class=1)
 def fsdd(root: Path, download: bool, *, size: Size = SIZE) -> Splits:
     """Free Spoken Digit Dataset: digits spoken by six people, 8 kHz (Jackson et al. 2018, CC BY-SA 4.0).
 
@@ -51,12 +47,10 @@ def fsdd(root: Path, download: bool, *, size: Size = SIZE) -> Splits:
     held_out = [int(file.stem.rsplit("_", 1)[1]) < 5 for file in files]
     train = [(file, int(file.name[0])) for file, test in zip(files, held_out, strict=True) if not test]
     test = [(file, int(file.name[0])) for file, test in zip(files, held_out, strict=True) if test]
-    return load_clips(train, test, size=size, rate=8000, seconds=1.0)
+    return load_clips(train, test, size=size, rate=8000, seconds=0.64)
 
 
-@ddbench.dataset(
-    classes=COMMANDS, sample_shape=(1, 64, 64), network=NETWORK, modality="sound", images_per_class=1
-)
+@ddbench.dataset(classes=COMMANDS, sample_shape=(1, 64, 64), network=NETWORK, modality="sound", images_per_class=1)
 def speech_commands(root: Path, download: bool, *, size: Size = 64) -> Splits:
     """Mini Speech Commands: 8000 clips of eight words, 16 kHz, 1 s (Warden 2018).
 
@@ -191,9 +185,7 @@ def _obtain(folder: Path, name: str, url: str, pattern: str, download: bool) -> 
             (Path(unpacked) / Path(*first.parts[: 1 + depth])).rename(folder)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MissingPrerequisite(
-            f"{name} is not in {folder} and cannot be downloaded ({reason}).", advice
-        ) from error
+        raise MissingPrerequisite(f"{name} is not in {folder} and cannot be downloaded ({reason}).", advice) from error
 
 
 @ddbench.hookimpl

@@ -40,7 +40,13 @@ SOURCES = {
 
 @ddbench.dataset(classes=TREC, sample_shape=(LENGTH, DIM), network=NETWORK, modality="text", images_per_class=1)
 def trec(
-    root: Path, download: bool, *, length: Length = LENGTH, dim: Dim = None, words: Words = 5000, vectors: Vectors = None
+    root: Path,
+    download: bool,
+    *,
+    length: Length = LENGTH,
+    dim: Dim = None,
+    words: Words = 5000,
+    vectors: Vectors = None,
 ) -> Splits:
     """TREC: 5452 and 500 questions by what they ask for, six classes (Li and Roth 2002).
 
@@ -49,25 +55,37 @@ def trec(
     train, test = (
         _labelled(root / "text" / f"trec_{split}.label", TREC, _question, download, "trec") for split in SPLITS
     )
-    return _splits(train, test, length, dim, words, vectors)
+    return splits_of(train, test, length, dim, words, vectors)
 
 
 @ddbench.dataset(
     classes=("negative", "positive"), sample_shape=(LENGTH, DIM), network=NETWORK, modality="text", images_per_class=1
 )
 def sst2(
-    root: Path, download: bool, *, length: Length = LENGTH, dim: Dim = None, words: Words = 5000, vectors: Vectors = None
+    root: Path,
+    download: bool,
+    *,
+    length: Length = LENGTH,
+    dim: Dim = None,
+    words: Words = 5000,
+    vectors: Vectors = None,
 ) -> Splits:
     """SST-2: 6920 and 1821 sentences of film reviews, negative or positive (Socher et al. 2013)."""
     train, test = (
         _labelled(root / "text" / f"sst2_{split}.tsv", ("0", "1"), _tabbed, download, "sst2") for split in SPLITS
     )
-    return _splits(train, test, length, dim, words, vectors)
+    return splits_of(train, test, length, dim, words, vectors)
 
 
 @ddbench.dataset(classes=NEWS, sample_shape=(LENGTH, DIM), network=NETWORK, modality="text", images_per_class=1)
 def ag_news(
-    root: Path, download: bool, *, length: Length = LENGTH, dim: Dim = None, words: Words = 5000, vectors: Vectors = None
+    root: Path,
+    download: bool,
+    *,
+    length: Length = LENGTH,
+    dim: Dim = None,
+    words: Words = 5000,
+    vectors: Vectors = None,
 ) -> Splits:
     """AG News: 120 000 and 7600 beginnings of news items by topic, four classes (Zhang et al. 2015).
 
@@ -76,10 +94,8 @@ def ag_news(
     folder = root / "text"
     whole, subset = folder / "agnews_train.tsv", folder / "agnews_subset_train.tsv"
     chosen = subset if subset.is_file() and not whole.is_file() else whole
-    train, test = (
-        _labelled(path, NEWS, _tabbed, download, "ag_news") for path in (chosen, folder / "agnews_test.tsv")
-    )
-    return _splits(train, test, length, dim, words, vectors)
+    train, test = (_labelled(path, NEWS, _tabbed, download, "ag_news") for path in (chosen, folder / "agnews_test.tsv"))
+    return splits_of(train, test, length, dim, words, vectors)
 
 
 SPLITS = ("train", "test")
@@ -87,11 +103,18 @@ Labelled = tuple[list[str], list[int]]
 """Sentences, and the number of the class of each."""
 
 
-def _splits(
-    train: Labelled, test: Labelled, length: int, dim: int | None, words: int, vectors: str | None
+def splits_of(
+    train: Labelled,
+    test: Labelled,
+    length: int,
+    dim: int | None,
+    words: int,
+    vectors: str | None,
+    notices: tuple[str, ...] = (),
 ) -> Splits:
+    """Return sentences of both splits under the options that datasets of text have."""
     path = None if vectors is None else Path(vectors).expanduser()
-    return text_splits(*train, *test, length=length, dim=dim, words=words, vectors=path)
+    return text_splits(*train, *test, length=length, dim=dim, words=words, vectors=path, notices=notices)
 
 
 def _question(line: str) -> tuple[str, str]:
@@ -192,9 +215,7 @@ class TextCNN(nn.Module):
 
     def __init__(self, dim: int, classes: int, width: int, spans: Sequence[int]) -> None:
         super().__init__()
-        self.convolutions = nn.ModuleList(
-            nn.Conv1d(dim, width, span, padding=(span - 1) // 2) for span in spans
-        )
+        self.convolutions = nn.ModuleList(nn.Conv1d(dim, width, span, padding=(span - 1) // 2) for span in spans)
         self.classifier = nn.Linear(width * len(spans), classes)
 
     def forward(self, sentences: Float[Tensor, "n words dim"]) -> Float[Tensor, "n classes"]:

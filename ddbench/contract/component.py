@@ -224,7 +224,9 @@ def _decorator(kind: str) -> Decorator:
         return mark if function is None else mark(function)
 
     article = "an" if kind[0] in "io" else "a"
-    decorate.__doc__ = f"Mark a function as {article} {kind}, with facts about it: see the hook `ddbench_{plural(kind)}`."
+    decorate.__doc__ = (
+        f"Mark a function as {article} {kind}, with facts about it: see the hook `ddbench_{plural(kind)}`."
+    )
     return decorate
 
 

@@ -13,9 +13,8 @@ from ddbench.contract.spec import Whitening
 from ddbench.errors import PluginError, UsageError
 from ddbench.machine.files import sha256
 
-
-IMAGE_AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
-"""The operations of `ddbench.augment`, which were made for images."""
+IMAGE_AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate", "resized_crop", "cutmix")
+"""The operations on images: those of `ddbench.augment`, and two of protocols."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class DatasetInfo:
         modality: kind of data, the name of a modality such as "image".
         content_hash: SHA-256 over every example and label of both splits.
         partial: True unless this copy is known to be the full original.
-        augmentations: operations of `ddbench.augment` that make sense for this kind of data.
+        augmentations: operations that make sense for this kind of data; see `ddbench.augment.refuse`.
         metadata: what a user of a distilled set needs to read it, as text; every set of a run carries it.
     """
 
@@ -217,9 +216,7 @@ class ImageSplits:
                 yield f"{split} images of shape {list(shape)} where {list(sample_shape)} is expected", remedy
 
 
-def _label_problems(
-    split: str, noun: str, inputs: Tensor, labels: object, classes: int
-) -> Iterator[tuple[str, str]]:
+def _label_problems(split: str, noun: str, inputs: Tensor, labels: object, classes: int) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with the labels of one split, each with a remedy."""
     if not isinstance(labels, Tensor) or _dtype_and_dim(labels) != (torch.int64, 1):
         remedy = f"Give each of the {noun} the number of its class: an int64 tensor [n]."

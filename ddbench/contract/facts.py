@@ -59,7 +59,9 @@ class DatasetFacts(_Facts):
     """The facts of a dataset: `@ddbench.dataset(classes=("a", "b"), sample_shape=(1, 28, 28))`."""
 
     classes: tuple[StrictStr, ...] = Field(min_length=1, description="names of the classes, in the order of the labels")
-    sample_shape: tuple[Length, ...] = Field(min_length=1, description="(channels, height, width) of an image, (words, dim) of text")
+    sample_shape: tuple[Length, ...] = Field(
+        min_length=1, description="(channels, height, width) of an image, (words, dim) of text"
+    )
     network: StrictStr | NamedNetwork = Field("mlp", description="the network of a run that names none")
     images_per_class: Length = Field(10, description="the budget of a run that names none")
     label: StrictStr = Field("", description="the name in records, where the name on the command line is longer")

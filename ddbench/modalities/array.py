@@ -27,7 +27,9 @@ def array(splits: Splits | ImageSplits, request: ExamplesRequest) -> tuple[Examp
         raise PluginError(f"{request.name} holds arrays and gives no floats.", "Return ddbench.Splits of floats.")
     train, test = splits.train_inputs.float(), splits.test_inputs.float()
     if not (torch.isfinite(train).all() and torch.isfinite(test).all()):
-        raise UsageError(f"{request.name} has values that are not finite.", "Replace NaN and infinity, or leave out the examples.")
+        raise UsageError(
+            f"{request.name} has values that are not finite.", "Replace NaN and infinity, or leave out the examples."
+        )
     flat = train.transpose(0, 1).flatten(1)
     mean, std = flat.mean(1), flat.std(1, correction=0)
     # A value that is the same in all examples becomes 0.

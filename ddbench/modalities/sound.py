@@ -67,9 +67,7 @@ def spectrograms(
     return relative[:, None]
 
 
-def clips_like(
-    decibels: Float[Tensor, "n 1 bands frames"], rate: int, samples: int
-) -> Float[Tensor, "n samples"]:
+def clips_like(decibels: Float[Tensor, "n 1 bands frames"], rate: int, samples: int) -> Float[Tensor, "n samples"]:
     """Return clips whose spectrograms are near the given ones, the loudest sample of each at 0.9.
 
     Mel bands become frequencies by the pseudo-inverse of the filters, cut at zero. Phases start at random, always the
@@ -130,7 +128,9 @@ def hear(distilled: DistilledSet) -> Presentation:
     classes = json.loads(metadata.get("classes", "[]"))
     targets = distilled.targets().flatten(0, 1)
     files: dict[str, bytes] = {}
-    for number, (clip, target) in enumerate(zip(clips_like(decibels, facts["rate"], facts["samples"]), targets, strict=True)):
+    for number, (clip, target) in enumerate(
+        zip(clips_like(decibels, facts["rate"], facts["samples"]), targets, strict=True)
+    ):
         label = int(target.argmax()) if target.dim() else int(target)
         name = re.sub(r"\W+", "_", classes[label]) if label < len(classes) else str(label)
         buffer = io.BytesIO()

@@ -241,7 +241,9 @@ def text(splits: Splits | ImageSplits, request: ExamplesRequest) -> tuple[Exampl
     highest = max(int(ids.max()) for ids in (splits.train_inputs, splits.test_inputs))
     lowest = min(int(ids.min()) for ids in (splits.train_inputs, splits.test_inputs))
     if lowest < 0 or highest >= len(vectors):
-        raise PluginError(f"{request.name} has token numbers outside 0 .. {len(vectors) - 1}.", "Number the vocabulary.")
+        raise PluginError(
+            f"{request.name} has token numbers outside 0 .. {len(vectors) - 1}.", "Number the vocabulary."
+        )
     _check_memory(request.name, splits, vectors.shape[1])
     return request.examples(splits, embed(splits.train_inputs, vectors), embed(splits.test_inputs, vectors))
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.figure import Figure
-
     from torch import Tensor
 
     from ddbench.contract.spec import Sweep

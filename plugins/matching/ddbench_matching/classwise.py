@@ -19,8 +19,9 @@ DIGITS = ("digits", "mnist", "svhn", "usps")
 """Datasets whose images mean something else, or nothing, in a mirror."""
 
 
-def check(task: Task, method: str) -> None:
-    """Raise `Unsupported` for a task that has one class only."""
+def check(task: Task, strategy: str = "") -> None:
+    """Raise `Unsupported` for a task that has one class only, or examples that a strategy cannot augment."""
+    augment.refuse(strategy, task.info)
     if len(task.info.classes) < 2:
         raise Unsupported(
             f"{task.info.name} has one class only, so there is nothing to tell apart.",
@@ -40,9 +41,7 @@ def initial_images(task: Task, start: str, generator: torch.Generator) -> ClassI
 
 
 def strategy_for(request: RecipeRequest) -> str:
-    """Return the published augmentation: digits are not mirrored; what is no image has none."""
-    if request.modality != "image":
-        return ""
+    """Return the augmentation that was published for a dataset: digits are not mirrored."""
     return DSA_DIGITS if request.dataset in DIGITS else DSA
 
 

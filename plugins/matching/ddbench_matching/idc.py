@@ -71,6 +71,7 @@ def idc(
     `real_batch=32`, `network_images=128` and `network.width=32`.
     """
     check(task, factor)
+    augment.refuse(augmentation, task.info)
     module, objective, classes = task.networks.module, task.objective, range(len(task.info.classes))
     assert objective.loss is not None
     pixels = torch.cat([mixed_tiles(task, label, factor, run.generator) for label in classes])
