@@ -62,7 +62,7 @@ def main() -> None:
     keep_freed_memory()
     catalog = Catalog()
     component, choice = catalog.resolve("dataset", Choice(name=options.dataset))
-    examples, _ = split_validation(load_examples(component, choice, None, download=True)[0], 0.1)
+    examples, _ = split_validation(load_examples(component, choice, None, download=True, catalog=catalog)[0], 0.1)
     network, choice = catalog.resolve("network", Choice(name=options.network), examples.info)
     module, recipe = build(network, choice, examples.info), Recipe(options.steps, 0.003)
     print(describe(torch.device("cpu")))

@@ -1,6 +1,7 @@
 """Datasets of sentences, and networks that take them as word vectors [words, dim]."""
 
 import contextlib
+import math
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -238,21 +239,21 @@ def text_cnn(
     return TextCNN(dim, len(info.classes), width, (3, 4, 5))
 
 
-class Mean(nn.Module):
-    """The mean of the word vectors of a sentence."""
+class Bag(nn.Module):
+    """The sum of the word vectors of a sentence, divided by the square root of its positions to keep their scale."""
 
     def forward(self, sentences: Float[Tensor, "n words dim"]) -> Float[Tensor, "n dim"]:
-        """Return the mean over all positions; those behind the end of a sentence count as zero."""
-        return sentences.mean(1)
+        """Return the scaled sum over all positions."""
+        return sentences.sum(1) / math.sqrt(sentences.shape[1])
 
 
 @ddbench.network(takes=("text",))
 def bag_of_embeddings(
     info: DatasetInfo, *, width: Annotated[int, Field(ge=1, description="units of the hidden layer")] = 64
 ) -> nn.Module:
-    """Bag of embeddings: the mean word vector, a hidden layer and a linear one; the order of words does not matter."""
+    """Bag of embeddings: the sum of word vectors, a hidden layer and a linear one; the order of words does not matter."""
     _, dim = _sentence_shape(info, "bag_of_embeddings")
-    layers: OrderedDict[str, nn.Module] = OrderedDict(mean=Mean(), fc1=nn.Linear(dim, width), relu1=nn.ReLU())
+    layers: OrderedDict[str, nn.Module] = OrderedDict(bag=Bag(), fc1=nn.Linear(dim, width), relu1=nn.ReLU())
     layers["classifier"] = nn.Linear(width, len(info.classes))
     return nn.Sequential(layers)
 

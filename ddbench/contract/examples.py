@@ -58,7 +58,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class Splits:
-    """Examples of any kind in both splits, as a dataset plugin loads them; its modality makes inputs of networks of them.
+    """Examples of any kind in both splits, as a dataset plugin loads them; its modality makes inputs of them.
 
     Attributes:
         train_inputs: `[n, *shape]` of the type that the modality takes: token numbers, samples of sound, floats.
@@ -71,9 +71,9 @@ class Splits:
         metadata: what distilled sets need to be read, as text, such as a vocabulary; it belongs to the content.
     """
 
-    train_inputs: Shaped[Tensor, "n *shape"]
+    train_inputs: Shaped[Tensor, " n *shape"]
     train_labels: Int[Tensor, " n"]
-    test_inputs: Shaped[Tensor, "m *shape"]
+    test_inputs: Shaped[Tensor, " m *shape"]
     test_labels: Int[Tensor, " m"]
     partial: bool = True
     notices: tuple[str, ...] = ()
@@ -140,8 +140,8 @@ class ExamplesRequest:
     def examples(
         self,
         splits: Splits,
-        train: Float[Tensor, "n *sample"],
-        test: Float[Tensor, "m *sample"],
+        train: Float[Tensor, " n *sample"],
+        test: Float[Tensor, " m *sample"],
         *,
         mean: tuple[float, ...] = (0.0,),
         std: tuple[float, ...] = (1.0,),

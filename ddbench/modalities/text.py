@@ -38,9 +38,11 @@ _CHUNK = 2_000
 def tokens(sentence: str) -> list[str]:
     """Return the words and punctuation marks of a sentence in small letters, in their order.
 
-    Characters are brought to one form first (Unicode NFKC); control characters and underscores are left out.
+    Characters are brought to one form first (Unicode NFKC); those that cannot be printed, and underscores, count as
+    blanks.
     """
-    return _TOKEN.findall(unicodedata.normalize("NFKC", sentence).lower())
+    form = unicodedata.normalize("NFKC", sentence).lower()
+    return _TOKEN.findall("".join(character if character.isprintable() else " " for character in form))
 
 
 def vocabulary_of(sentences: Sequence[Sequence[str]], words: int) -> tuple[str, ...]:

@@ -53,7 +53,8 @@ def draw_run(folder: RunFolder, catalog: Catalog | None = None) -> None:
 def draw_images(distilled: DistilledSet, path: Path, pixels: "Tensor | None" = None) -> None:
     """Draw the images as pixels in a grid: a column per class, a row per step and image, rates at the left.
 
-    `pixels [total, c, h, w]` in [0, 1] are a picture of each example where the set does not hold images. Values outside [0, 1] are clipped. Sets of more than 20 classes or rows show the first 20.
+    Values outside [0, 1] are clipped. Sets of more than 20 classes or rows show the first 20. `pixels [total, c, h, w]`
+    are the pictures of a set that does not hold images.
     """
     from matplotlib.figure import Figure
 
