@@ -51,7 +51,9 @@ def test_what_a_plugin_loads_must_be_what_it_declares(catalog):
 
     def loaded(toy: object, **options: int) -> tuple[int, ...]:
         component = ddbench.component_of(toy, "dataset")
-        return load_examples(component, Choice(name="toy", options=options), None, download=False, catalog=catalog)[0].info.sample_shape
+        return load_examples(component, Choice(name="toy", options=options), None, download=False, catalog=catalog)[
+            0
+        ].info.sample_shape
 
     assert loaded(toy) == loaded(toy, size=6) == (1, 6, 6)
     # An option may give images another shape than the one that is declared without it.

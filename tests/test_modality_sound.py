@@ -90,7 +90,10 @@ def test_the_hash_is_that_of_clips_and_settings():
     other.train_inputs[0, 0] += 1
     assert other.content_hash() != splits().content_hash()
     clips, labels = splits().train_inputs, splits().train_labels
-    assert sound_splits(clips, labels, clips[::2], labels[::2], rate=RATE, bands=8, frames=16).content_hash() != splits().content_hash()
+    assert (
+        sound_splits(clips, labels, clips[::2], labels[::2], rate=RATE, bands=8, frames=16).content_hash()
+        != splits().content_hash()
+    )
 
 
 def test_what_is_no_sound_is_refused():

@@ -23,7 +23,19 @@ def splits(train=TRAIN, test=TEST, **options) -> Splits:
 
 
 def test_tokens_are_words_and_marks_in_small_letters():
-    assert tokens("Don’t PANIC: it's 42%…  ok_ok") == ["don’t", "panic", ":", "it's", "42", "%", ".", ".", ".", "ok", "ok"]
+    assert tokens("Don’t PANIC: it's 42%…  ok_ok") == [
+        "don’t",
+        "panic",
+        ":",
+        "it's",
+        "42",
+        "%",
+        ".",
+        ".",
+        ".",
+        "ok",
+        "ok",
+    ]
     assert tokens(" \t\x00 ") == []
     # One letter written in two ways is one word.
     assert tokens("cafe\u0301") == tokens("caf\u00e9") == ["café"]

@@ -251,7 +251,7 @@ class Bag(nn.Module):
 def bag_of_embeddings(
     info: DatasetInfo, *, width: Annotated[int, Field(ge=1, description="units of the hidden layer")] = 64
 ) -> nn.Module:
-    """Bag of embeddings: the sum of word vectors, a hidden layer and a linear one; the order of words does not matter."""
+    """Bag of embeddings: the sum of word vectors, whatever their order, a hidden layer and a linear one."""
     _, dim = _sentence_shape(info, "bag_of_embeddings")
     layers: OrderedDict[str, nn.Module] = OrderedDict(bag=Bag(), fc1=nn.Linear(dim, width), relu1=nn.ReLU())
     layers["classifier"] = nn.Linear(width, len(info.classes))

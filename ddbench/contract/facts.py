@@ -75,10 +75,13 @@ class NetworkFacts(_Facts):
 
 
 class ModalityFacts(_Facts):
-    """The facts of a modality: `@ddbench.modality(present=function)`."""
+    """The facts of a modality: `@ddbench.modality(present=function, example=function)`."""
 
     present: Callable[..., object] = Field(
         description="called as (distilled), a set with inputs; returns a Presentation that people can see, read or hear"
+    )
+    example: Callable[..., object] = Field(
+        description="called as (generator); returns a few examples of two classes, as a dataset of this kind loads them"
     )
     augmentations: tuple[StrictStr, ...] = Field(
         (), description="operations of ddbench.augment that make sense for this kind of data"
@@ -108,7 +111,7 @@ FACTS: Mapping[str, type[pydantic.BaseModel]] = {
 EXAMPLES = {
     "dataset": 'classes=("a", "b"), sample_shape=(1, 28, 28)',
     "decoder": "version=1, example=random_payload",
-    "modality": "present=function",
+    "modality": "present=function, example=function",
 }
 """The facts of the kinds that must declare some, as they are written."""
 

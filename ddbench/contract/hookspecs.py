@@ -162,16 +162,22 @@ def ddbench_modalities() -> Iterable[object]:  # type: ignore[empty-body]
     """Return modalities, the kinds of data that datasets consist of.
 
     Each is a function `(splits, request: ExamplesRequest) -> (train, test)` of two `ExampleSet`, marked
-    `@ddbench.modality(present=function)`. It checks what a dataset of this kind has loaded, raising `UsageError`, and
-    normalises it by its training split. `info.metadata` of the examples holds, as text, what is needed to read them
-    later: every distilled set carries it. `present`, called as `(distilled)`, returns a `Presentation` of a set: pixels
-    to draw, lines to read, files to look at or to hear. `augmentations` names the operations of `ddbench.augment` that
-    make sense; methods and protocols that augment by others decline. A dataset names its modality as a fact.
+    `@ddbench.modality(present=function, example=function)`. It checks what a dataset of this kind has loaded, raising
+    `UsageError`, and normalises it by its training split. `info.metadata` of the examples holds, as text, what is
+    needed to read them later: every distilled set carries it. `present`, called as `(distilled)`, returns a
+    `Presentation` of a set: pixels to draw, lines to read, files to look at or to hear. `example`, called as
+    `(generator)`, returns a few examples of two classes for `ddbench check`. `augmentations` names the operations of
+    `ddbench.augment` that make sense; methods and protocols that augment by others decline. A dataset names its
+    modality as a fact.
 
         def rows(distilled):
             return Presentation(lines=tuple(str(row) for row in distilled.flat()[0].tolist()))
 
-        @ddbench.modality(present=rows)
+        def few(generator):
+            values, labels = torch.rand(4, 3, generator=generator), torch.tensor([0, 1, 0, 1])
+            return Splits(values, labels, values, labels)
+
+        @ddbench.modality(present=rows, example=few)
         def counts(splits, request):
             \"\"\"Take logarithms of counts.\"\"\"
             request.refuse_image_settings()

@@ -19,7 +19,13 @@ def values_of(distilled: DistilledSet) -> Presentation:
     return Presentation(lines=tuple(" ".join(f"{v:.3g}" for v in row[:SHOWN].tolist()) + more for row in inputs))
 
 
-@modality(present=values_of)
+def random_arrays(generator: torch.Generator) -> Splits:
+    """Return a few vectors of noise, as an example of this modality."""
+    values, labels = torch.randn(8, 5, generator=generator), torch.arange(8) % 2
+    return Splits(values[:4], labels[:4], values[4:], labels[4:])
+
+
+@modality(present=values_of, example=random_arrays)
 def array(splits: Splits | ImageSplits, request: ExamplesRequest) -> tuple[ExampleSet, ExampleSet]:
     """Floats of any shape, normalised along the first axis of an example: each value of a vector, each channel."""
     request.refuse_image_settings()

@@ -32,7 +32,14 @@ def pixels_of(distilled: DistilledSet) -> Presentation:
     return Presentation(pixels=distilled.pixels())
 
 
-@modality(present=pixels_of, augmentations=IMAGE_AUGMENTATIONS)
+def random_images(generator: torch.Generator) -> ImageSplits:
+    """Return a few images of noise, as an example of this modality."""
+    pixels = torch.randint(256, (8, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(8) % 2
+    return ImageSplits(pixels[:4], labels[:4], pixels[4:], labels[4:])
+
+
+@modality(present=pixels_of, example=random_images, augmentations=IMAGE_AUGMENTATIONS)
 def image(splits: ImageSplits | Splits, request: ExamplesRequest) -> tuple[ExampleSet, ExampleSet]:
     """Images of one size: uint8 pixels, converted to another size where it is asked for, normalised per channel."""
     if not isinstance(splits, ImageSplits):

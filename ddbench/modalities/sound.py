@@ -139,7 +139,16 @@ def hear(distilled: DistilledSet) -> Presentation:
     return Presentation(pixels=pixels, files=files)
 
 
-@modality(present=hear, augmentations=("crop", "cutout"))
+def few_tones(generator: torch.Generator) -> Splits:
+    """Return a few tones in noise, as an example of this modality."""
+    hertz, labels = torch.tensor([[300.0], [900.0]] * 4), torch.arange(8) % 2
+    tones = torch.sin(2 * torch.pi * hertz * torch.arange(1600) / 8000)
+    noise = 0.1 * torch.randn(8, 1600, generator=generator)
+    clips = (8000 * (tones + noise)).round().to(torch.int16)
+    return sound_splits(clips[:4], labels[:4], clips[4:], labels[4:], rate=8000, bands=8, frames=8)
+
+
+@modality(present=hear, example=few_tones, augmentations=("crop", "cutout"))
 def sound(splits: Splits | ImageSplits, request: ExamplesRequest) -> tuple[ExampleSet, ExampleSet]:
     """Clips as log-mel spectrograms [1, bands, frames], normalised per band by the training split."""
     request.refuse_image_settings()

@@ -225,7 +225,15 @@ def _vectors_of(metadata: Mapping[str, str], vocabulary: Sequence[str]) -> Tenso
     return file_vectors(path, vocabulary)[0] if same else None
 
 
-@modality(present=read_sentences)
+def few_sentences(generator: torch.Generator) -> Splits:
+    """Return a few sentences in a random order, as an example of this modality."""
+    words = ("the", "a", "cat", "dog", "sat", "ran", "fast", "slowly")
+    order = torch.randint(len(words), (8, 4), generator=generator).tolist()
+    sentences, labels = [" ".join(words[i] for i in row) for row in order], [0, 1] * 4
+    return text_splits(sentences[:4], labels[:4], sentences[4:], labels[4:], length=5, dim=6)
+
+
+@modality(present=read_sentences, example=few_sentences)
 def text(splits: Splits | ImageSplits, request: ExamplesRequest) -> tuple[ExampleSet, ExampleSet]:
     """Sentences as token numbers, embedded by frozen word vectors: examples are [words, dim], zero behind the end."""
     request.refuse_image_settings()

@@ -67,14 +67,7 @@ def load_examples(
         splits.validate(dataset.who, len(classes))
     for notice in splits.notices:
         (reporter or Silent()).say(f"{modality.name.capitalize() + 's':<8} {notice}")
-    request = ExamplesRequest(
-        name=dataset.facts.get("label", dataset.name),
-        classes=classes,
-        modality=modality.name,
-        augmentations=modality.facts.get("augmentations", ()),
-        sample_shape=sample_shape,
-        whitening=whitening,
-    )
+    request = request_of(dataset, modality, sample_shape, whitening)
     train, test = modality.call({}, splits, request)
     shape = train.info.sample_shape
     if declared is not None and sample_shape is None and shape != declared:
@@ -83,6 +76,23 @@ def load_examples(
             "Declare the shape that its modality makes as sample_shape.",
         )
     return train, test
+
+
+def request_of(
+    dataset: Component,
+    modality: Component,
+    sample_shape: tuple[int, ...] | None = None,
+    whitening: Whitening | None = None,
+) -> ExamplesRequest:
+    """Return what the modality of a dataset is asked for."""
+    return ExamplesRequest(
+        name=dataset.facts.get("label", dataset.name),
+        classes=tuple(dataset.facts["classes"]),
+        modality=modality.name,
+        augmentations=modality.facts.get("augmentations", ()),
+        sample_shape=sample_shape,
+        whitening=whitening,
+    )
 
 
 @dataclass(frozen=True)
