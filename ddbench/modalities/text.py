@@ -178,13 +178,19 @@ def embed(ids: Int[Tensor, "n length"], vectors: Float[Tensor, "words dim"]) -> 
 def nearest_words(
     sentences: Float[Tensor, "n length dim"], vocabulary: Sequence[str], vectors: Float[Tensor, "words dim"]
 ) -> list[list[tuple[str, float]]]:
-    """Return, for each position of each sentence, the word whose vector is nearest, with the Euclidean distance."""
+    """Return, for each position of each sentence, the word whose vector is nearest, with the Euclidean distance.
+
+    `PADDING` stands where there is nothing, a vector of zeros, and nowhere else.
+    """
     n, length, dim = sentences.shape
-    parts = [torch.cdist(part, vectors, compute_mode="donot_use_mm_for_euclid_dist").min(1)
-             for part in torch.split(sentences.reshape(-1, dim), _CHUNK)]  # fmt: skip
-    distances = torch.cat([part.values for part in parts]).tolist()
-    words = [vocabulary[number] for part in parts for number in part.indices.tolist()]
-    pairs = list(zip(words, distances, strict=True))
+    flat, words = sentences.reshape(-1, dim), vectors[PADDING + 1 :]
+    pairs: list[tuple[str, float]] = []
+    for part in torch.split(flat, _CHUNK):
+        distances, numbers = torch.cdist(part, words, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+        for empty, distance, number in zip(
+            (part == 0).all(1).tolist(), distances.tolist(), numbers.tolist(), strict=True
+        ):
+            pairs.append((vocabulary[PADDING], 0.0) if empty else (vocabulary[number + PADDING + 1], distance))
     return [pairs[row * length : (row + 1) * length] for row in range(n)]
 
 
@@ -206,7 +212,7 @@ def read_sentences(distilled: DistilledSet) -> Presentation:
         label = int(target.argmax()) if target.dim() else int(target)
         name = classes[label] if label < len(classes) else str(label)
         share = f" {float(target.max()):.2f}" if target.dim() else ""
-        while sentence and sentence[-1][0] == BLANK and sentence[-1][1] < 1e-4:
+        while sentence and sentence[-1] == (BLANK, 0.0):
             sentence = sentence[:-1]
         lines.append(f"{name}{share}: " + " ".join(f"{word}({distance:.1f})" for word, distance in sentence))
     return Presentation(lines=tuple(lines), files=files)
