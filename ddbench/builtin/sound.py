@@ -59,7 +59,8 @@ def speech_commands(root: Path, download: bool, *, size: Size = 64) -> Splits:
     folder = root / "mini_speech_commands"
     url = "https://storage.googleapis.com/download.tensorflow.org/data/mini_speech_commands.zip"
     _obtain(folder, "speech_commands", url, "mini_speech_commands/*/*.wav", download)
-    train, test = [], []
+    train: list[tuple[Path, int]] = []
+    test: list[tuple[Path, int]] = []
     for label, word in enumerate(COMMANDS):
         for number, file in enumerate(sorted((folder / word).glob("*.wav"))):
             (test if number % 8 == 7 else train).append((file, label))

@@ -62,7 +62,7 @@ def draw_images(distilled: DistilledSet, path: Path, pixels: "Tensor | None" = N
     grid = _grid(distilled, len(classes))
     columns = min(MOST_COLUMNS, max(len(row) for _, row in grid))
     rows = grid[:MOST_ROWS]
-    pixels = (distilled.pixels() if pixels is None else pixels).permute(0, 2, 3, 1).numpy()
+    shown = (distilled.pixels() if pixels is None else pixels).permute(0, 2, 3, 1).numpy()
     figure = Figure(figsize=(1.7 + 0.85 * columns, 1.1 + 0.9 * len(rows)), layout="constrained")
     figure.suptitle(_title(distilled), fontsize=10, color=INK, parse_math=False)
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -71,7 +71,7 @@ def draw_images(distilled: DistilledSet, path: Path, pixels: "Tensor | None" = N
             axis.set_axis_off()
         line[0].text(-0.12, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=7, color=INK)
         for axis, index in zip(line, indices, strict=False):
-            image = pixels[index]
+            image = shown[index]
             axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
             axis.set_title(_class_name(distilled, index, classes), fontsize=7, color=INK, pad=2, parse_math=False)
     _save(figure, path)

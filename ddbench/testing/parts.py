@@ -18,7 +18,7 @@ from ddbench.pipeline.data import request_of
 from ddbench.testing import tiny as small
 from ddbench.testing.checks import EVERY, Check, Failed, Skipped, Subject, untouched_globals
 
-SHAPES = ((1, 28, 28), (3, 32, 32), (1, 8, 8), (3, 64, 64), (3, 224, 224), (24, 50))
+SHAPES: tuple[tuple[int, ...], ...] = ((1, 28, 28), (3, 32, 32), (1, 8, 8), (3, 64, 64), (3, 224, 224), (24, 50))
 """Shapes of images, and one of sentences."""
 CLASSES = 4
 
@@ -117,7 +117,7 @@ def loads_the_same_again(subject: Subject) -> None:
 
 def _builds(subject: Subject) -> list[tuple[tuple[int, ...], nn.Module]]:
     """Build the network for each size of image that it supports."""
-    built = []
+    built: list[tuple[tuple[int, ...], nn.Module]] = []
     for shape in SHAPES:
         info = _info(shape)
         try:
