@@ -180,17 +180,13 @@ def nearest_words(
 ) -> list[list[tuple[str, float]]]:
     """Return, for each position of each sentence, the word whose vector is nearest, with the Euclidean distance.
 
-    `PADDING` stands where there is nothing, a vector of zeros, and nowhere else.
+    `PADDING` is a word here, the one whose vector is zero: nothing stands at such a place.
     """
     n, length, dim = sentences.shape
-    flat, words = sentences.reshape(-1, dim), vectors[PADDING + 1 :]
     pairs: list[tuple[str, float]] = []
-    for part in torch.split(flat, _CHUNK):
-        distances, numbers = torch.cdist(part, words, compute_mode="donot_use_mm_for_euclid_dist").min(1)
-        for empty, distance, number in zip(
-            (part == 0).all(1).tolist(), distances.tolist(), numbers.tolist(), strict=True
-        ):
-            pairs.append((vocabulary[PADDING], 0.0) if empty else (vocabulary[number + PADDING + 1], distance))
+    for part in torch.split(sentences.reshape(-1, dim), _CHUNK):
+        distances, numbers = torch.cdist(part, vectors, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+        pairs += zip((vocabulary[number] for number in numbers.tolist()), distances.tolist(), strict=True)
     return [pairs[row * length : (row + 1) * length] for row in range(n)]
 
 

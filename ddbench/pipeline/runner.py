@@ -330,8 +330,9 @@ def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Repor
     copy = "not known to be the full original: ranked apart" if record.partial else "the full data, verified"
     parameters = sum(p.numel() for p in prepared.module.parameters())
     total = budget.images_per_class * len(prepared.train.info.classes)
+    noun = "images" if prepared.train.info.modality == "image" else "examples"
     reporter.say(
-        f"Data     {record.name}: {record.train} training, {record.validation} validation, {record.test} test images; "
+        f"Data     {record.name}: {record.train} training, {record.validation} validation, {record.test} test {noun}; "
         f"{copy} (sha256 {record.content_hash[:12]})"
     )
     converted = conversion(tuple(plan.dataset.facts["sample_shape"]), record.sample_shape)  # type: ignore[arg-type]
@@ -344,7 +345,7 @@ def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Repor
         origin += f", scored on {settings.eval_network.name}"
     reporter.say(f"Network  {settings.network.name}, {parameters:,} weights from {origin}, on {prepared.device}")
     reporter.say(
-        f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
+        f"Budget   {total} {noun} ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
         + ("" if budget.bytes is None else f", {budget.bytes} bytes")
     )
     if plan.recipe:

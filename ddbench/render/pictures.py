@@ -222,7 +222,8 @@ def _class_name(distilled: DistilledSet, index: int, classes: list[str]) -> str:
 
 def _title(distilled: DistilledSet) -> str:
     data = distilled.metadata
-    return f"{data.get('method', '')} on {data.get('dataset', '')}: {distilled.count} images"
+    noun = "images" if data.get("modality", "image") == "image" else "examples"
+    return f"{data.get('method', '')} on {data.get('dataset', '')}: {distilled.count} {noun}"
 
 
 def _smooth(values: list[float]) -> list[float]:
