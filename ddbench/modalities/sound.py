@@ -75,7 +75,7 @@ def clips_like(decibels: Float[Tensor, "n 1 bands frames"], rate: int, samples: 
     """
     bands, frames = decibels.shape[2:]
     hop, size = _windows(samples, frames)
-    mel = 10 ** (decibels[:, 0].clamp(-RANGE, 20) / 10)
+    mel = 10 ** (decibels[:, 0].clamp(max=20) / 10)
     mel = torch.where(decibels[:, 0] <= -RANGE + 1, torch.zeros_like(mel), mel)
     power = (torch.linalg.pinv(mel_bank(rate, size, bands)) @ mel).clamp_min(0)
     magnitude = torch.cat([power.sqrt(), power.new_zeros(len(power), power.shape[1], 1)], 2)
@@ -124,6 +124,8 @@ def hear(distilled: DistilledSet) -> Presentation:
     facts = json.loads(metadata["sound"])
     mean, std = (inputs.new_tensor(json.loads(metadata[name])).view(-1, 1) for name in ("band_mean", "band_std"))
     decibels = inputs * std + mean
+    # Decibels below the loudest place, as those of real clips: learned values may go beyond.
+    decibels = decibels - decibels.amax((1, 2, 3), keepdim=True)
     pixels = ((decibels.flip(2) + RANGE) / RANGE).clamp(0, 1)
     classes = json.loads(metadata.get("classes", "[]"))
     targets = distilled.targets().flatten(0, 1)
