@@ -161,3 +161,50 @@ def test_flac_without_its_reader_is_a_missing_prerequisite(tmp_path: Path, monke
     (tmp_path / "x.flac").write_bytes(b"fLaC")
     with pytest.raises(MissingPrerequisite, match="flac file, and its reader is not installed"):
         load_clips([(tmp_path / "x.flac", 0)], [(tmp_path / "x.flac", 0)], size=16, rate=RATE, seconds=0.5)
+
+
+def recordings(folder: Path, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        wavfile.write(path, RATE, as_int16(tone(300 + 50 * number, 800)).numpy())
+
+
+def test_datasets_by_name_split_as_their_authors_say(catalog, tmp_path: Path):
+    digits = [
+        f"{digit}_{speaker}_{index}.wav" for digit in range(10) for speaker in ("ann", "bob") for index in (0, 4, 5)
+    ]
+    recordings(tmp_path / "fsdd" / "recordings", digits)
+    loaded = catalog.get("dataset", "fsdd").call({"size": 8}, tmp_path, False)
+    # Recordings 0 to 4 are the test split.
+    assert torch.bincount(loaded.train_labels).tolist() == [2] * 10
+    assert torch.bincount(loaded.test_labels).tolist() == [4] * 10
+    words = catalog.get("dataset", "speech_commands").facts["classes"]
+    recordings(tmp_path / "mini_speech_commands", [f"{word}/{number}.wav" for word in words for number in range(8)])
+    loaded = catalog.get("dataset", "speech_commands").call({"size": 8}, tmp_path, False)
+    assert (len(loaded.train_labels), len(loaded.test_labels)) == (56, 8)
+    assert "64 of 64 were converted to 16000 samples a second" in loaded.notices
+
+
+def test_a_missing_dataset_is_downloaded_and_unpacked(catalog, tmp_path: Path, monkeypatch):
+    import zipfile
+
+    packed = io.BytesIO()
+    recordings(tmp_path / "made", [f"{digit}_ann_{index}.wav" for digit in range(10) for index in (0, 5)])
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("free-spoken-digit-dataset-master/README.md", "not needed")
+        for path in sorted((tmp_path / "made").iterdir()):
+            archive.write(path, f"free-spoken-digit-dataset-master/recordings/{path.name}")
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(packed.getvalue()))
+    loaded = catalog.get("dataset", "fsdd").call({"size": 8}, tmp_path / "data", True)
+    assert len(loaded.train_labels) == 10
+    assert sorted(path.name for path in (tmp_path / "data" / "fsdd").iterdir()) == ["recordings"]
+
+    def offline(url: str, timeout: float) -> io.BytesIO:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    with pytest.raises(MissingPrerequisite, match=r"cannot be downloaded \(no route to host\)"):
+        catalog.get("dataset", "speech_commands").call({}, tmp_path / "data", True)
+    with pytest.raises(MissingPrerequisite, match="speech_commands is not in"):
+        catalog.get("dataset", "speech_commands").call({}, tmp_path / "data", False)
