@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from ddbench.contract.component import did_you_mean as did_you_mean
     from ddbench.contract.component import init as init
     from ddbench.contract.component import method as method
+    from ddbench.contract.component import modality as modality
     from ddbench.contract.component import network as network
     from ddbench.contract.component import objective as objective
     from ddbench.contract.component import target as target
     from ddbench.contract.examples import DatasetInfo as DatasetInfo
     from ddbench.contract.examples import ExampleSet as ExampleSet
+    from ddbench.contract.examples import ExamplesRequest as ExamplesRequest
     from ddbench.contract.examples import ImageSplits as ImageSplits
+    from ddbench.contract.examples import Splits as Splits
     from ddbench.contract.hookspecs import hookimpl as hookimpl
     from ddbench.contract.inits import InitRequest as InitRequest
     from ddbench.contract.inits import Side as Side
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from ddbench.contract.observer import Observer as Observer
     from ddbench.contract.plan import Plan as Plan
     from ddbench.contract.plan import RecipeRequest as RecipeRequest
+    from ddbench.contract.presentation import Presentation as Presentation
     from ddbench.contract.run import Run as Run
     from ddbench.contract.sets import DistilledSet as DistilledSet
     from ddbench.contract.spec import RunSpec as RunSpec
@@ -56,7 +60,10 @@ _HOME_OF = {
     "DatasetInfo": "contract.examples",
     "DistilledSet": "contract.sets",
     "ExampleSet": "contract.examples",
+    "ExamplesRequest": "contract.examples",
     "ImageSplits": "contract.examples",
+    "Splits": "contract.examples",
+    "Presentation": "contract.presentation",
     "data_dir": "machine.folders",
     "DdbenchError": "errors",
     "MissingPrerequisite": "errors",
@@ -79,6 +86,7 @@ _HOME_OF = {
     "did_you_mean": "contract.component",
     "init": "contract.component",
     "method": "contract.component",
+    "modality": "contract.component",
     "network": "contract.component",
     "objective": "contract.component",
     "target": "contract.component",

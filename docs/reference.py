@@ -20,7 +20,7 @@ from benchmarks.__main__ import RESULTS, Results
 from ddbench import testing
 from ddbench.cli.app import app
 from ddbench.contract import hookspecs
-from ddbench.contract.component import KINDS, Component
+from ddbench.contract.component import KINDS, Component, plural
 from ddbench.contract.experts import Experts, Teachers, TrainedNetworks, Trajectories
 from ddbench.contract.spec import FLAGS, Choice, RunSpec
 from ddbench.contract.task import Networks
@@ -132,7 +132,7 @@ def options() -> Iterator[str]:
     yield "# Methods and options\n"
     yield "Set with `--set`: `--set outer_steps=2000` for the method, `--set network.width=64` for the rest."
     for kind in KINDS:
-        yield f"\n## {kind.capitalize()}s\n"
+        yield f"\n## {plural(kind).capitalize()}\n"
         for component in catalog.components(kind):
             yield from _component(component)
 

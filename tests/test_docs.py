@@ -99,6 +99,8 @@ def test_the_instructions_of_a_page_work(
             monkeypatch.setitem(PROTOCOLS, name, replace(protocol, epochs=EPOCHS))
     monkeypatch.setenv("COLUMNS", "120")
     todo = steps(page)
+    if re.search(r"--dataset (trec|fsdd)", page.read_text()):
+        request.getfixturevalue("real_data")
     if "folder:imagenette" in page.read_text():
         data = request.getfixturevalue("real_data")
         (tmp_path / "imagenette").symlink_to(data / "imagenette")

@@ -41,7 +41,7 @@ def test_what_cannot_be_converted():
         converted(splits(2, 4, 4), (3, 4, 4))
 
 
-def test_what_a_plugin_loads_must_be_what_it_declares():
+def test_what_a_plugin_loads_must_be_what_it_declares(catalog):
     @ddbench.dataset(classes=("a", "b"), sample_shape=(1, 6, 6), network="linear")
     def toy(
         root: object, download: bool, *, size: Annotated[int, pydantic.Field(description="pixels a side")] = 6
@@ -51,7 +51,9 @@ def test_what_a_plugin_loads_must_be_what_it_declares():
 
     def loaded(toy: object, **options: int) -> tuple[int, ...]:
         component = ddbench.component_of(toy, "dataset")
-        return load_examples(component, Choice(name="toy", options=options), None, download=False)[0].info.sample_shape
+        return load_examples(component, Choice(name="toy", options=options), None, download=False, catalog=catalog)[
+            0
+        ].info.sample_shape
 
     assert loaded(toy) == loaded(toy, size=6) == (1, 6, 6)
     # An option may give images another shape than the one that is declared without it.

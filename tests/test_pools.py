@@ -26,7 +26,9 @@ def pools_of(catalog):
     def make(**fields: object) -> Pools:
         plan = plan_run(RunSpec.parse({"method": "random_subset", "network": "linear", **fields}), catalog)
         settings = plan.settings
-        data = Data.load(plan.dataset, settings.dataset, settings.sample_shape, settings, download=False)
+        data = Data.load(
+            plan.dataset, settings.dataset, settings.sample_shape, settings, download=False, catalog=catalog
+        )
         network = Architecture(plan.network, settings.network)
         return Pools(settings, network, data, catalog, torch.device("cpu"))
 

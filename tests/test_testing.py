@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddbench.contract.component import KINDS
+from ddbench.contract.component import KINDS, plural
 from ddbench.discovery.catalog import Catalog
 from ddbench.testing import (
     CHECKS,
@@ -217,6 +217,21 @@ OTHERS = {
         "python_random.seed(3)\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(info.sample_shape).numel(), 4))",
     ],
+    ("modality", "makes examples"): [
+        "return x, t",
+        "return request.examples(splits, x / 0, t)",
+        "return request.examples(splits, x.double(), t)",
+        "train, test = request.examples(splits, x, t)\n    return replace(train, labels=1 - train.labels), test",
+        "train, test = request.examples(splits, x, t)\n    return replace(train, info=replace(train.info, modality='image')), test",
+    ],
+    ("modality", "makes the same again"): ["return request.examples(splits, x + torch.rand(1), t)"],
+    ("modality", "ignores the test split"): ["return request.examples(splits, x - t.mean(), t)"],
+    ("modality", "presents a set"): [
+        "shown[0] = 3\n    return request.examples(splits, x, t)",
+        "shown[0] = ddbench.Presentation()\n    return request.examples(splits, x, t)",
+        "shown[0] = ddbench.Presentation(pixels=torch.rand(1, 1, 4, 4))\n    return request.examples(splits, x, t)",
+    ],
+    ("modality", "refuses whitening"): ["return request.examples(splits, x, t)"],
 }
 FRAMES = {
     "init": '@ddbench.init\ndef mine(request):\n    """Weights from a made-up distribution."""\n    ',
@@ -236,6 +251,15 @@ FRAMES = {
         "def example(info, generator):\n"
         '    return {"images": torch.randn((2, *info.sample_shape), generator=generator), "other": torch.ones(1)}\n\n'
         '@ddbench.decoder(version=1, example=example)\ndef mine(payload, info):\n    """Images that are made up."""\n    '
+    ),
+    "modality": (
+        "shown = [ddbench.Presentation(lines=('seen',))]\n"
+        "def few(generator):\n"
+        "    values, labels = torch.rand(8, 3, generator=generator), torch.arange(8) % 2\n"
+        "    return ddbench.Splits(values[:4], labels[:4], values[4:], labels[4:])\n\n"
+        "@ddbench.modality(present=lambda distilled: shown[0], example=few)\ndef mine(splits, request):\n"
+        '    """Numbers that are made up."""\n'
+        "    x, t = splits.train_inputs, splits.test_inputs\n    "
     ),
     "network": (
         "class Noise(nn.Module):\n    def forward(self, x): return x + torch.rand_like(x)\n\n"
@@ -287,7 +311,7 @@ def test_faulty_plugins_of_other_kinds_are_caught(tmp_path, kind, check, body):
     if kind == "method":
         source += f"\n    {GOOD}\n    return DistilledSet(*chosen.in_steps(task.budget.steps))"
     if kind not in ("experiment", "tracker"):
-        source += f"\n\n@ddbench.hookimpl\ndef ddbench_{kind}s():\n    return [mine]\n"
+        source += f"\n\n@ddbench.hookimpl\ndef ddbench_{plural(kind)}():\n    return [mine]\n"
     failures = caught(tmp_path, kind, source, check)
     assert check in failures, failures
 

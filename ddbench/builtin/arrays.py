@@ -1,16 +1,20 @@
-"""Datasets from arrays: `npz:PATH`, a numpy archive of `x_train`, `y_train`, `x_test` and `y_test`."""
+"""Datasets from arrays: `npz:PATH`, a numpy archive of `x_train`, `y_train`, `x_test` and `y_test`.
+
+Arrays that look like pixels are images. Any others that hold numbers are examples of the modality `array`.
+"""
 
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import ddbench
-from ddbench import Component, DdbenchError, ImageSplits, UsageError
-from ddbench.builtin.labels import label_text, number_labels
+from ddbench import Component, DdbenchError, ImageSplits, Splits, UsageError
+from ddbench.builtin.labels import Labels, label_text, number_labels
 from ddbench.builtin.pictures import NETWORK
 
 IMAGES, LABELS = ("x_train", "x_test"), ("y_train", "y_test")
@@ -40,6 +44,8 @@ def find_arrays(name: str) -> Component:
             f"{path} has images of shape {list(shapes[0][1:])} in x_train and {list(shapes[1][1:])} in x_test.",
             "Give the images of both splits one shape.",
         )
+    if _holds_vectors(path, shapes[0]):
+        return _vectors(path, shapes[0][1:], numbered).named(name)
     axis = _channel_axis(path, shapes[0])
     height, width = (length for number, length in enumerate(shapes[0]) if number not in (0, axis))
     channels = 1 if axis is None else shapes[0][axis]
@@ -67,6 +73,46 @@ def find_arrays(name: str) -> Component:
     return ddbench.component_of(arrays, "dataset").named(name)
 
 
+def _vectors(path: Path, shape: tuple[int, ...], numbered: Labels) -> Component:
+    """Return the dataset of examples of any shape, whose numbers are no pixels."""
+
+    @ddbench.dataset(
+        classes=numbered.classes,
+        sample_shape=shape,
+        network="linear" if len(shape) == 1 else "mlp",
+        modality="array",
+        label=f"npz:{path.resolve().name}",
+    )
+    def arrays(root: Path, download: bool) -> Splits:
+        """Load examples of any shape and labels from the arrays x_train, y_train, x_test and y_test of an archive."""
+        with _opened(path) as archive:
+            train, test = (torch.from_numpy(np.asarray(archive[key], np.float32)) for key in IMAGES)
+        said = f"examples of shape {list(shape)} are taken as numbers, not as pixels"
+        notices = (said,) if len(shape) in (2, 3) else ()
+        return Splits(train, torch.tensor(numbered.train), test, torch.tensor(numbered.test), notices=notices)
+
+    return ddbench.component_of(arrays, "dataset")
+
+
+def _holds_vectors(path: Path, shape: tuple[int, ...]) -> bool:
+    """Return True for numbers that are no pixels: by their shape, or floats that leave [0, 1] and are not whole."""
+    with _opened(path) as archive:
+        if any(_dtype(archive, key).kind not in "iuf" for key in IMAGES) or 0 in shape or len(shape) < 2:
+            return False
+        if len(shape) not in (3, 4):
+            return True
+        if any(_dtype(archive, key).kind != "f" for key in IMAGES):
+            return False
+        if len(shape) == 4 and not {shape[1], shape[3]} & {1, 3}:
+            return True
+        arrays = [archive[key] for key in IMAGES]
+    # NaN is refused with the images: it is no number of either kind.
+    lowest, highest = min(array.min() for array in arrays), max(array.max() for array in arrays)
+    whole = all((array == np.rint(array)).all() for array in arrays)
+    pixels = lowest >= 0 and (highest <= 1 or (highest <= 255 and whole))
+    return bool(np.isfinite([lowest, highest]).all()) and not pixels
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator["np.lib.npyio.NpzFile"]:
     """Open an archive; nothing in it is unpickled. Raises `UsageError` where it is missing or damaged, also later."""
@@ -86,6 +132,20 @@ def _opened(path: Path) -> Iterator["np.lib.npyio.NpzFile"]:
         raise UsageError(f"{path} is damaged: {reason}.", remedy) from error
 
 
+def _header(archive: "np.lib.npyio.NpzFile", key: str) -> tuple[tuple[int, ...], "np.dtype[Any]"]:
+    """Return shape and type of an array, from its header."""
+    assert archive.zip is not None
+    with archive.zip.open(f"{key}.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    return tuple(shape), dtype
+
+
+def _dtype(archive: "np.lib.npyio.NpzFile", key: str) -> "np.dtype[Any]":
+    return _header(archive, key)[1]
+
+
 def _shape(archive: "np.lib.npyio.NpzFile", path: Path, key: str) -> tuple[int, ...]:
     """Return the shape of an array from its header. Raises `UsageError` if it is missing or holds Python objects."""
     if key not in archive.files:
@@ -93,17 +153,13 @@ def _shape(archive: "np.lib.npyio.NpzFile", path: Path, key: str) -> tuple[int, 
             f"{path} has no array {key}; it has {', '.join(archive.files) or 'none'}.",
             "Name the arrays x_train, y_train, x_test and y_test.",
         )
-    assert archive.zip is not None
-    with archive.zip.open(f"{key}.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
+    shape, dtype = _header(archive, key)
     if dtype.hasobject:
         raise UsageError(
             f"{key} of {path} holds Python objects, which could run code; it was not loaded.",
             "Save numbers or text: np.array(values, dtype=str).",
         )
-    return tuple(shape)
+    return shape
 
 
 def _class_names(path: Path, key: str, labels: np.ndarray) -> list[str]:

@@ -1,7 +1,8 @@
 """Decoders: what payloads of parametrised sets stand for."""
 
+import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -9,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 import ddbench
-from ddbench import DatasetInfo, UsageError
+from ddbench import BornLater, DatasetInfo, UsageError
 from ddbench.decoders import split_tiles
 
 Payload = Mapping[str, Tensor]
@@ -30,6 +31,11 @@ def tiles(
     bound: Annotated[
         int | None, Field(ge=1, description="inputs in all up to which images are divided; the rest stay undivided")
     ] = None,
+    along: Annotated[
+        Literal["both", "width"],
+        Field(description="sides that tiles divide: of spectrograms, the width is time"),
+        BornLater(),
+    ] = "both",
 ) -> Inputs:
     """Cut each stored image into factor x factor tiles, enlarged to full size (Kim et al. 2022, IDC).
 
@@ -43,10 +49,11 @@ def tiles(
     shape = (-1, 1, 1)
     grey = (0.5 - images.new_tensor(info.mean).view(shape)) / images.new_tensor(info.std).view(shape)
     n = len(images)
-    divided = n if bound is None else max(0, min((bound - n) // factor**2, n))
+    factors = (factor, factor) if along == "both" else (1, factor)
+    divided = n if bound is None else max(0, min((bound - n) // math.prod(factors), n))
     parts = [images] if undivided else []
     if divided:
-        parts.append(split_tiles(images[:divided], factor, grey))
+        parts.append(split_tiles(images[:divided], factors, grey))
     return torch.cat([*parts, images[divided:]])
 
 

@@ -1,14 +1,19 @@
-"""Datasets from folders of images: `folder:PATH`, one sub-folder per class, optionally below train and test folders."""
+"""Datasets from folders of images or sounds: `folder:PATH`, one sub-folder per class.
 
-from collections.abc import Mapping
+They may lie below train and test folders. A folder with wav or flac files and no images holds sounds.
+"""
+
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import ddbench
-from ddbench import Component, ImageSplits, UsageError
+from ddbench import Component, ImageSplits, Splits, UsageError
+from ddbench.builtin import sound
 from ddbench.builtin.labels import choose_splits, in_test_split
 from ddbench.builtin.pictures import NETWORK, SUFFIXES, Picture, Size, load_splits, sample_shape
 
 Listing = Mapping[str, list[Path]]
+SOUNDS = sound.SUFFIXES
 
 
 @ddbench.hookimpl
@@ -19,7 +24,9 @@ def ddbench_find_dataset(name: str) -> Component | None:
     if not text:
         raise UsageError("folder: names no folder.", "Give the path of one: --dataset folder:PATH")
     path = Path(text).expanduser()
-    listings = _listings(path)
+    if _holds_sound(path):
+        return _clips(path).named(name)
+    listings = _listings(path, SUFFIXES)
     train, test = (
         [Picture.at(file, label) for label, files in enumerate(listing.values()) for file in files]
         for listing in listings
@@ -37,25 +44,60 @@ def ddbench_find_dataset(name: str) -> Component | None:
     return ddbench.component_of(folder, "dataset").named(name)
 
 
-def _listings(path: Path) -> tuple[Listing, Listing]:
-    """List the image files of each class, for both splits. Raises `UsageError` for folders arranged in another way."""
+def _holds_sound(path: Path) -> bool:
+    """Return True for a folder in which the first file of a known kind is a sound."""
+    known = (file.suffix.lower() for file in sorted(path.rglob("*")) if file.suffix.lower() in {*SUFFIXES, *SOUNDS})
+    return path.is_dir() and next(known, "") in SOUNDS
+
+
+def _clips(path: Path) -> Component:
+    """Return the dataset of the sounds in a folder. Raises as `_listings`."""
+    listings = _listings(path, SOUNDS)
+    train, test = (
+        [(file, label) for label, files in enumerate(listing.values()) for file in files] for listing in listings
+    )
+
+    @ddbench.dataset(
+        classes=tuple(listings[0]),
+        sample_shape=(1, sound.SIZE, sound.SIZE),
+        network=sound.NETWORK,
+        modality="sound",
+        label=f"folder:{path.resolve().name}",
+    )
+    def folder_of_sounds(
+        root: Path,
+        download: bool,
+        *,
+        size: sound.Size = sound.SIZE,
+        rate: sound.Rate = 16_000,
+        seconds: sound.Seconds = 1.0,
+    ) -> Splits:
+        """Load wav and flac files in folders, one per class, below `train` and `test`, or split 80/20 by the name."""
+        return sound.load_clips(train, test, size=size, rate=rate, seconds=seconds)
+
+    return ddbench.component_of(folder_of_sounds, "dataset")
+
+
+def _listings(path: Path, suffixes: Collection[str]) -> tuple[Listing, Listing]:
+    """List the files of each class, for both splits. Raises `UsageError` for folders arranged in another way."""
     if not path.is_dir():
         raise UsageError(
             f"there is no folder {path}.", "Give the path of a folder with one sub-folder of images per class."
         )
     train_name, test_name = choose_splits([entry.name for entry in path.iterdir() if entry.is_dir()])
     if train_name and test_name:
-        parent, test = path / train_name, _by_class(path / test_name)
-        classes = train = _by_class(parent)
+        parent, test = path / train_name, _by_class(path / test_name, suffixes)
+        classes = train = _by_class(parent, suffixes)
     else:
-        parent, classes = path, _by_class(path)
+        parent, classes = path, _by_class(path, suffixes)
         train = {name: [f for f in files if not _in_test_split(f)] for name, files in classes.items()}
         test = {name: [f for f in files if _in_test_split(f)] for name, files in classes.items()}
+    noun = "sounds" if suffixes is SOUNDS else "images"
     for name, files in classes.items() if len(classes) > 1 else ():
         if not files:
             raise UsageError(
-                f"the class folder {parent / name} holds no images.",
-                f"Add images ({', '.join(sorted(SUFFIXES))}), or remove the folder.",
+                f"the class folder {parent / name} holds no {noun}.",
+                f"Add {noun} ({', '.join(sorted(suffixes))}), or remove the folder.",
             )
         if not train[name]:
             raise UsageError(
@@ -76,10 +118,10 @@ def _listings(path: Path) -> tuple[Listing, Listing]:
     return train, {name: test.get(name, []) for name in train}
 
 
-def _by_class(path: Path) -> dict[str, list[Path]]:
-    """List the image files of each sub-folder, sorted, hidden folders excluded."""
+def _by_class(path: Path, suffixes: Collection[str]) -> dict[str, list[Path]]:
+    """List the files of each sub-folder, sorted, hidden folders excluded."""
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    return {f.name: sorted(file for file in f.rglob("*") if file.suffix.lower() in SUFFIXES) for f in folders}
+    return {f.name: sorted(file for file in f.rglob("*") if file.suffix.lower() in suffixes) for f in folders}
 
 
 def _in_test_split(file: Path) -> bool:

@@ -1,4 +1,7 @@
-"""Datasets from tables: `csv:PATH`, a CSV file with a column of image paths, one of labels, and maybe one of splits."""
+"""Datasets from tables: `csv:PATH`, a CSV file with a column of image paths or of sentences, and one of labels.
+
+A further column may say which split a row belongs to.
+"""
 
 import os.path
 import warnings
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pydantic
 
 import ddbench
-from ddbench import Component, ImageSplits, UsageError
+from ddbench import Component, ImageSplits, Splits, UsageError
 from ddbench.builtin.labels import (
     TEST_NAMES,
     TRAIN_NAMES,
@@ -20,19 +23,27 @@ from ddbench.builtin.labels import (
     number_labels,
 )
 from ddbench.builtin.pictures import NETWORK, Picture, Size, load_splits, sample_shape
+from ddbench.builtin.text import DIM, LENGTH, Dim, Length, Vectors, Words, splits_of
+from ddbench.builtin.text import NETWORK as TEXT_NETWORK
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 COLUMNS = {
     "path": ("path", "file", "filename", "image"),
+    "text": ("text", "sentence", "question", "review"),
     "label": ("label", "class", "target"),
     "split": ("split",),
 }
 """Kinds of columns with their usual names. An option `path_column`, ... names a column that is called otherwise."""
 
+MORE_ROWS = "Give each class more rows, or add a column split that says train or test in each row."
+
 PathColumn = Annotated[
     str | None, pydantic.Field(description="column of the image paths; by default path, file, filename or image")
+]
+TextColumn = Annotated[
+    str | None, pydantic.Field(description="column of the sentences; by default text, sentence, question or review")
 ]
 LabelColumn = Annotated[
     str | None, pydantic.Field(description="column of the labels; by default label, class or target")
@@ -49,7 +60,9 @@ def find_table(name: str, options: Mapping[str, Any]) -> Component:
     """
     path = Path(name.removeprefix("csv:")).expanduser()
     table = _read(path)
-    paths, labels, splits = (_column(path, table, what, options) for what in COLUMNS)
+    if _holds_text(list(table.columns), options):
+        return _table_of_sentences(path, table, options).named(name)
+    paths, labels, splits = (_column(path, table, what, options) for what in ("path", "label", "split"))
     assert paths is not None and labels is not None
     files = _files(path, paths)
     names = [label_text(label, f"{file} in {path}") for label, file in zip(labels, paths, strict=True)]
@@ -58,7 +71,7 @@ def find_table(name: str, options: Mapping[str, Any]) -> Component:
         str(path),
         [names[i] for i in train],
         [names[i] for i in test],
-        "Give each class more rows, or add a column split that says train or test in each row.",
+        MORE_ROWS,
     )
     train_pictures = [Picture.at(files[i], label) for i, label in zip(train, numbered.train, strict=True)]
     test_pictures = [Picture.at(files[i], label) for i, label in zip(test, numbered.test, strict=True)]
@@ -80,6 +93,49 @@ def find_table(name: str, options: Mapping[str, Any]) -> Component:
         return load_splits(train_pictures, test_pictures, shape[0], size, notices)
 
     return ddbench.component_of(table_of_images, "dataset").named(name)
+
+
+def _holds_text(columns: Sequence[str], options: Mapping[str, Any]) -> bool:
+    """Return True where a column of sentences is named, or there is one and none of image paths."""
+    if options.get("text_column") or options.get("path_column"):
+        return bool(options.get("text_column"))
+    usual = {column.lower() for column in columns}
+    return bool(usual & set(COLUMNS["text"])) and not usual & set(COLUMNS["path"])
+
+
+def _table_of_sentences(path: Path, table: "DataFrame", options: Mapping[str, Any]) -> Component:
+    """Return the dataset of the sentences of a table. Raises as `find_table`."""
+    sentences, labels, splits = (_column(path, table, what, options) for what in ("text", "label", "split"))
+    assert sentences is not None and labels is not None
+    names = [label_text(label, f"row {row} of {path}") for row, label in enumerate(labels, start=1)]
+    train, test, unused = _split(path, sentences, splits)
+    numbered = number_labels(str(path), [names[i] for i in train], [names[i] for i in test], MORE_ROWS)
+
+    @ddbench.dataset(
+        classes=numbered.classes,
+        sample_shape=(LENGTH, DIM),
+        network=TEXT_NETWORK,
+        modality="text",
+        label=f"csv:{path.resolve().name}",
+    )
+    def table_of_sentences(
+        root: Path,
+        download: bool,
+        *,
+        length: Length = LENGTH,
+        dim: Dim = None,
+        words: Words = 5000,
+        vectors: Vectors = None,
+        text_column: TextColumn = None,
+        label_column: LabelColumn = None,
+        split_column: SplitColumn = None,
+    ) -> Splits:
+        """Load the sentences of a CSV file, split by a column of it, or 80/20 by a hash of the sentence."""
+        notices = (f"{unused} of the validation split are not used",) if unused else ()
+        chosen = ([sentences[i] for i in train], numbered.train), ([sentences[i] for i in test], numbered.test)
+        return splits_of(*chosen, length, dim, words, vectors, notices)
+
+    return ddbench.component_of(table_of_sentences, "dataset")
 
 
 def _read(path: Path) -> "DataFrame":
@@ -108,7 +164,7 @@ def _read(path: Path) -> "DataFrame":
 def _column(path: Path, table: "DataFrame", what: str, options: Mapping[str, Any]) -> list[str] | None:
     """Return the values of the column of `what`; None for splits that the table does not state."""
     columns, option = list(table.columns), f"{what}_column"
-    plural = {"path": "image paths", "label": "labels", "split": "splits"}[what]
+    plural = {"path": "image paths", "text": "sentences", "label": "labels", "split": "splits"}[what]
     column = find_column(
         str(path), columns, options.get(option), lambda name: name.lower() in COLUMNS[what], plural, option
     )

@@ -10,13 +10,13 @@ from ddbench.cli import completion
 from ddbench.cli.indexed import current_index
 from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import Json, Plugins, named
-from ddbench.contract.component import KINDS, did_you_mean
+from ddbench.contract.component import KINDS, did_you_mean, plural
 from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
     from ddbench.discovery.index import Entry
 
-LISTS = {f"{kind}s": kind for kind in (*KINDS, "protocol", "experiment", "pool")}
+LISTS = {plural(kind): kind for kind in (*KINDS, "protocol", "experiment", "pool")}
 
 
 def list_(
@@ -32,7 +32,7 @@ def list_(
     Examples: `ddbench list`, `ddbench list datasets`
     """
     with explained_failures(as_json=as_json, verbose=ctx.obj):
-        titles = [kind if kind in LISTS else f"{kind}s"] if kind else list(LISTS)
+        titles = [kind if kind in LISTS else plural(kind)] if kind else list(LISTS)
         if titles[0] not in LISTS:
             raise UsageError(
                 f"there are no {kind}.{did_you_mean(kind or '', LISTS)}", f"Name one of {', '.join(LISTS)}."

@@ -14,7 +14,12 @@ from ddbench.contract.facts import did_you_mean as did_you_mean
 from ddbench.contract.facts import validated_facts
 from ddbench.errors import PluginError, UsageError, blamed_on
 
-KINDS = ("method", "init", "objective", "target", "dataset", "network", "decoder")
+KINDS = ("method", "init", "objective", "target", "dataset", "network", "decoder", "modality")
+
+
+def plural(kind: str) -> str:
+    """Return the plural of a kind, as hooks and lists are called: methods, modalities."""
+    return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Component:
     """A function that a plugin offers, with its help, options and facts.
 
     Attributes:
-        kind: `method`, `init`, `objective`, `target`, `dataset`, `network` or `decoder`.
+        kind: `method`, `init`, `objective`, `target`, `dataset`, `network`, `decoder` or `modality`.
         name: the name on the command line; of a decoder with its version, such as `tiles/v1`.
         function: the decorated function.
         options: a pydantic model of the keyword-only parameters.
@@ -219,7 +224,9 @@ def _decorator(kind: str) -> Decorator:
         return mark if function is None else mark(function)
 
     article = "an" if kind[0] in "io" else "a"
-    decorate.__doc__ = f"Mark a function as {article} {kind}, with facts about it: see the hook `ddbench_{kind}s`."
+    decorate.__doc__ = (
+        f"Mark a function as {article} {kind}, with facts about it: see the hook `ddbench_{plural(kind)}`."
+    )
     return decorate
 
 
@@ -256,3 +263,4 @@ target = _decorator("target")
 dataset = _decorator("dataset")
 network = _decorator("network")
 decoder = _decorator("decoder")
+modality = _decorator("modality")

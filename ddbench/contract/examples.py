@@ -1,16 +1,20 @@
-"""Real data: what a dataset plugin loads (`ImageSplits`), facts about it, and the examples that methods are given."""
+"""Real data: what a dataset plugin loads (`Splits`), facts about it, and the examples that methods are given."""
 
 import functools
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
+from ddbench.contract.spec import Whitening
 from ddbench.errors import PluginError, UsageError
 from ddbench.machine.files import sha256
+
+IMAGE_AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate", "resized_crop", "cutmix")
+"""The operations on images: those of `ddbench.augment`, and two of protocols."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,14 @@ class DatasetInfo:
     Attributes:
         name: the registered name, such as "mnist".
         classes: names of the classes, in the order of their labels 0, 1, ...
-        sample_shape: shape of one example, `(channels, height, width)` for images.
-        mean: mean of each channel over the training images in [0, 1].
-        std: standard deviation of each channel over the same images.
-        modality: kind of data, such as "image".
-        content_hash: SHA-256 over every image and label of both splits.
+        sample_shape: shape of one example, `(channels, height, width)` for images, `(words, dim)` for text.
+        mean: mean of each channel over the training images in [0, 1]; (0,) where the modality keeps its own.
+        std: standard deviation of each channel over the same images; (1,) where the modality keeps its own.
+        modality: kind of data, the name of a modality such as "image".
+        content_hash: SHA-256 over every example and label of both splits.
         partial: True unless this copy is known to be the full original.
+        augmentations: operations that make sense for this kind of data; see `ddbench.augment.refuse`.
+        metadata: what a user of a distilled set needs to read it, as text; every set of a run carries it.
     """
 
     name: str
@@ -36,6 +42,8 @@ class DatasetInfo:
     modality: str
     content_hash: str
     partial: bool
+    augmentations: tuple[str, ...] = IMAGE_AUGMENTATIONS
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def label(self) -> str:
@@ -46,6 +54,113 @@ class DatasetInfo:
         """Convert normalised `[..., channels, height, width]` to pixels, where real images lie in [0, 1]."""
         shape = (-1, *[1] * (len(self.sample_shape) - 1))
         return inputs * inputs.new_tensor(self.std).view(shape) + inputs.new_tensor(self.mean).view(shape)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Examples of any kind in both splits, as a dataset plugin loads them; its modality makes inputs of them.
+
+    Attributes:
+        train_inputs: `[n, *shape]` of the type that the modality takes: token numbers, samples of sound, floats.
+        train_labels: `[n]` int64, class numbers from 0.
+        test_inputs: `[m, *shape]` of the same shape and type.
+        test_labels: `[m]` int64.
+        partial: False only where the plugin verified that this copy is the full original, as for `ImageSplits`.
+        notices: a sentence for each change that loading made to the examples; a run prints them before it starts.
+        tensors: tensors that all examples share, such as the word vectors `vectors [words, dim]` of text.
+        metadata: what distilled sets need to be read, as text, such as a vocabulary; it belongs to the content.
+    """
+
+    train_inputs: Shaped[Tensor, " n *shape"]
+    train_labels: Int[Tensor, " n"]
+    test_inputs: Shaped[Tensor, " m *shape"]
+    test_labels: Int[Tensor, " m"]
+    partial: bool = True
+    notices: tuple[str, ...] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def content_hash(self) -> str:
+        """Return the hexadecimal SHA-256 over inputs, labels, shared tensors and metadata."""
+        parts = [self.train_inputs, self.train_labels, self.test_inputs, self.test_labels]
+        digests = [_digest(tensor) for tensor in parts]
+        digests += [f"{name} {_digest(tensor)}" for name, tensor in sorted(self.tensors.items())]
+        digests += [f"{name} {sha256(text.encode())}" for name, text in sorted(self.metadata.items())]
+        return sha256("".join(digests).encode())
+
+    def validate(self, who: str, classes: int) -> None:
+        """Check types, shapes and labels; the modality checks more. Raises `PluginError` with the first problem.
+
+        `who` is the plugin's name in the message.
+        """
+        for problem, remedy in self._problems(classes):
+            raise PluginError(f"{who} gives {problem}.", remedy)
+
+    def _problems(self, classes: int) -> Iterator[tuple[str, str]]:
+        splits = (("training", self.train_inputs, self.train_labels), ("test", self.test_inputs, self.test_labels))
+        for split, inputs, labels in splits:
+            if not isinstance(inputs, Tensor) or inputs.dim() < 2:
+                yield f"{split} inputs {_type_and_shape(inputs)}", "Give a tensor [n, ...]."
+            yield from _label_problems(split, "examples", inputs, labels, classes)
+        if self.train_inputs.shape[1:] != self.test_inputs.shape[1:]:
+            shapes = f"{list(self.train_inputs.shape[1:])} and {list(self.test_inputs.shape[1:])}"
+            yield f"examples of shapes {shapes} in its splits", "Give all examples of both splits one shape."
+
+
+@dataclass(frozen=True)
+class ExamplesRequest:
+    """What a modality is asked for besides the data.
+
+    Attributes:
+        name: name of the dataset in records.
+        classes: names of the classes.
+        modality: name of the modality.
+        augmentations: the operations that the modality declares.
+        sample_shape: the shape that examples are to be converted to; None leaves them as they are.
+        whitening: the kind of ZCA-whitening that takes the place of normalisation; None for none.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    modality: str = "image"
+    augmentations: tuple[str, ...] = IMAGE_AUGMENTATIONS
+    sample_shape: tuple[int, ...] | None = None
+    whitening: Whitening | None = None
+
+    def refuse_image_settings(self) -> None:
+        """Raise `UsageError` where a conversion or a whitening is asked for, which are for images."""
+        if self.sample_shape is not None:
+            raise UsageError(
+                f"{self.name} holds {self.modality}, which is not converted to another shape.",
+                "Leave out sample_shape; options of the dataset decide about the shape.",
+            )
+        if self.whitening is not None:
+            raise UsageError(f"{self.name} holds {self.modality}; whitening is for images.", "Leave out --whitening.")
+
+    def examples(
+        self,
+        splits: Splits,
+        train: Float[Tensor, " n *sample"],
+        test: Float[Tensor, " m *sample"],
+        *,
+        mean: tuple[float, ...] = (0.0,),
+        std: tuple[float, ...] = (1.0,),
+        metadata: Mapping[str, str] | None = None,
+    ) -> "tuple[ExampleSet, ExampleSet]":
+        """Return the inputs of both splits with labels and facts; `metadata` add to those of `splits`."""
+        info = DatasetInfo(
+            name=self.name,
+            classes=self.classes,
+            sample_shape=tuple(train.shape[1:]),
+            mean=mean,
+            std=std,
+            modality=self.modality,
+            content_hash=splits.content_hash(),
+            partial=splits.partial,
+            augmentations=self.augmentations,
+            metadata={**splits.metadata, **(metadata or {})},
+        )
+        return ExampleSet(train, splits.train_labels, info), ExampleSet(test, splits.test_labels, info)
 
 
 @dataclass(frozen=True)
@@ -73,7 +188,7 @@ class ImageSplits:
         """Return the hexadecimal SHA-256 over shapes, images and labels of both splits."""
         parts = []
         for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            parts.append(f"{tensor.dtype}{tuple(tensor.shape)}{sha256(tensor.contiguous().numpy().tobytes())}")
+            parts.append(_digest(tensor))
         return sha256("".join(parts).encode())
 
     def validate(self, who: str, classes: int, sample_shape: tuple[int, ...] | None = None) -> None:
@@ -93,20 +208,32 @@ class ImageSplits:
             if _dtype_and_dim(images) != (torch.uint8, 4):
                 remedy = "Give a uint8 tensor [n, channels, height, width], pixels from 0 to 255."
                 yield f"{split} images {_type_and_shape(images)}", remedy
-            if _dtype_and_dim(labels) != (torch.int64, 1):
-                remedy = "Give each image the number of its class: an int64 tensor [n]."
-                yield f"{split} labels {_type_and_shape(labels)}", remedy
-            if len(images) != len(labels) or not len(images):
-                remedy = "Give images in both splits, each with one label; check the files of the dataset."
-                yield f"{len(images)} {split} images and {len(labels)} labels", remedy
+            yield from _label_problems(split, "images", images, labels, classes)
             shape = tuple(images.shape[1:])
             sample_shape = sample_shape or shape
             if shape != sample_shape:
                 remedy = "Give all images of both splits one shape, and declare it as sample_shape."
                 yield f"{split} images of shape {list(shape)} where {list(sample_shape)} is expected", remedy
-            if not 0 <= labels.min() <= labels.max() < classes:
-                remedy = f"Number the classes from 0 as the dataset declares them; it declares {classes}."
-                yield f"{split} labels outside 0 .. {classes - 1}", remedy
+
+
+def _label_problems(split: str, noun: str, inputs: Tensor, labels: object, classes: int) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the labels of one split, each with a remedy."""
+    if not isinstance(labels, Tensor) or _dtype_and_dim(labels) != (torch.int64, 1):
+        remedy = f"Give each of the {noun} the number of its class: an int64 tensor [n]."
+        yield f"{split} labels {_type_and_shape(labels)}", remedy
+        return
+    if len(inputs) != len(labels) or not len(inputs):
+        remedy = f"Give {noun} in both splits, each with one label; check the files of the dataset."
+        yield f"{len(inputs)} {split} {noun} and {len(labels)} labels", remedy
+        return
+    if not 0 <= labels.min() <= labels.max() < classes:
+        remedy = f"Number the classes from 0 as the dataset declares them; it declares {classes}."
+        yield f"{split} labels outside 0 .. {classes - 1}", remedy
+
+
+def _digest(tensor: Tensor) -> str:
+    """Return type, shape and SHA-256 of a tensor."""
+    return f"{tensor.dtype}{tuple(tensor.shape)}{sha256(tensor.contiguous().numpy().tobytes())}"
 
 
 def _dtype_and_dim(value: object) -> tuple[torch.dtype, int] | None:

@@ -59,11 +59,33 @@ class DatasetFacts(_Facts):
     """The facts of a dataset: `@ddbench.dataset(classes=("a", "b"), sample_shape=(1, 28, 28))`."""
 
     classes: tuple[StrictStr, ...] = Field(min_length=1, description="names of the classes, in the order of the labels")
-    sample_shape: tuple[Length, ...] = Field(min_length=1, description="(channels, height, width) of an image")
+    sample_shape: tuple[Length, ...] = Field(
+        min_length=1, description="(channels, height, width) of an image, (words, dim) of text"
+    )
     network: StrictStr | NamedNetwork = Field("mlp", description="the network of a run that names none")
     images_per_class: Length = Field(10, description="the budget of a run that names none")
     label: StrictStr = Field("", description="the name in records, where the name on the command line is longer")
-    modality: StrictStr = Field("image", description="image")
+    modality: StrictStr = Field("image", description="kind of data: the name of a modality, such as image or text")
+
+
+class NetworkFacts(_Facts):
+    """The facts of a network: `@ddbench.network(takes=("text",))`."""
+
+    takes: tuple[StrictStr, ...] = Field((), description="the modalities that it takes; empty for any")
+
+
+class ModalityFacts(_Facts):
+    """The facts of a modality: `@ddbench.modality(present=function, example=function)`."""
+
+    present: Callable[..., object] = Field(
+        description="called as (distilled), a set with inputs; returns a Presentation that people can see, read or hear"
+    )
+    example: Callable[..., object] = Field(
+        description="called as (generator); returns a few examples of two classes, as a dataset of this kind loads them"
+    )
+    augmentations: tuple[StrictStr, ...] = Field(
+        (), description="operations of ddbench.augment that make sense for this kind of data"
+    )
 
 
 class DecoderFacts(_Facts):
@@ -81,13 +103,15 @@ FACTS: Mapping[str, type[pydantic.BaseModel]] = {
     "objective": NoFacts,
     "target": NoFacts,
     "dataset": DatasetFacts,
-    "network": NoFacts,
+    "network": NetworkFacts,
     "decoder": DecoderFacts,
+    "modality": ModalityFacts,
 }
 """The facts that each kind of component may declare."""
 EXAMPLES = {
     "dataset": 'classes=("a", "b"), sample_shape=(1, 28, 28)',
     "decoder": "version=1, example=random_payload",
+    "modality": "present=function, example=function",
 }
 """The facts of the kinds that must declare some, as they are written."""
 

@@ -109,7 +109,8 @@ def ddbench_datasets() -> Iterable[object]:  # type: ignore[empty-body]
 
     Each is a function `(root: Path, download: bool, *, options) -> ImageSplits` marked
     `@ddbench.dataset(classes=(...), sample_shape=(c, h, w))`. Further facts: `network` (a name, or `{name, options}`)
-    and `images_per_class`, the defaults of a run on this dataset; `label`, its name in records; `modality`.
+    and `images_per_class`, the defaults of a run on this dataset; `label`, its name in records; `modality`, the kind of
+    data. Of another modality than "image" it returns `Splits`; `ddbench.modalities` makes those of texts and sounds.
 
         @ddbench.dataset(classes=("even", "odd"), sample_shape=(1, 8, 8), network="mlp")
         def parity(root, download):
@@ -122,7 +123,8 @@ def ddbench_datasets() -> Iterable[object]:  # type: ignore[empty-body]
 def ddbench_networks() -> Iterable[object]:  # type: ignore[empty-body]
     """Return network architectures.
 
-    Each is a function `(info: DatasetInfo, *, options) -> nn.Module` marked `@ddbench.network`.
+    Each is a function `(info: DatasetInfo, *, options) -> nn.Module` marked `@ddbench.network`. The fact
+    `takes=("text",)` names the modalities whose examples it takes; without it, the network takes any shape that fits.
 
         @ddbench.network
         def tiny(info, *, width: int = 16):
@@ -152,6 +154,34 @@ def ddbench_decoders() -> Iterable[object]:  # type: ignore[empty-body]
         def shifted(payload, info):
             \"\"\"Add each of several numbers to one image.\"\"\"
             return payload["mean"] + payload["shift"].view(-1, 1, 1, 1)
+    """
+
+
+@_hookspec
+def ddbench_modalities() -> Iterable[object]:  # type: ignore[empty-body]
+    """Return modalities, the kinds of data that datasets consist of.
+
+    Each is a function `(splits, request: ExamplesRequest) -> (train, test)` of two `ExampleSet`, marked
+    `@ddbench.modality(present=function, example=function)`. It checks what a dataset of this kind has loaded, raising
+    `UsageError`, and normalises it by its training split. `info.metadata` of the examples holds, as text, what is
+    needed to read them later: every distilled set carries it. `present`, called as `(distilled)`, returns a
+    `Presentation` of a set: pixels to draw, lines to read, files to look at or to hear. `example`, called as
+    `(generator)`, returns a few examples of two classes for `ddbench check`. `augmentations` names the operations of
+    `ddbench.augment` that make sense; methods and protocols that augment by others decline. A dataset names its
+    modality as a fact.
+
+        def rows(distilled):
+            return Presentation(lines=tuple(str(row) for row in distilled.flat()[0].tolist()))
+
+        def few(generator):
+            values, labels = torch.rand(4, 3, generator=generator), torch.tensor([0, 1, 0, 1])
+            return Splits(values, labels, values, labels)
+
+        @ddbench.modality(present=rows, example=few)
+        def counts(splits, request):
+            \"\"\"Take logarithms of counts.\"\"\"
+            request.refuse_image_settings()
+            return request.examples(splits, splits.train_inputs.log1p(), splits.test_inputs.log1p())
     """
 
 

@@ -22,6 +22,7 @@ class RecipeRequest:
         sample_shape: shape of an example, `(channels, height, width)` for images.
         budget: images per class, steps and epochs.
         network: name of the network to distil for, as on the command line.
+        modality: kind of data; augmentations of images are published for "image" only.
     """
 
     dataset: str
@@ -29,6 +30,7 @@ class RecipeRequest:
     sample_shape: tuple[int, ...]
     budget: Budget
     network: str
+    modality: str = "image"
 
 
 @dataclass(frozen=True)

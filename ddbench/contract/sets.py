@@ -154,8 +154,14 @@ class DistilledSet:
         """Return the images `[steps * n, *sample_shape]` as pixels in [0, 1], by mean and std of `metadata`.
 
         Values outside are clipped, because distilled images may leave the range of real ones. Whitened images have no
-        pixels: theirs are spread over [0, 1] from the smallest to the largest value. Raises as `flat`.
+        pixels: theirs are spread over [0, 1] from the smallest to the largest value. Raises as `flat`, and for a set of
+        another modality, which `ddbench show` presents.
         """
+        modality = self.metadata.get("modality", "image")
+        if modality != "image":
+            raise UsageError(
+                f"the set holds {modality}, which has no pixels.", "See it in its run folder: ddbench show RUN"
+            )
         images = self.flat()[0]
         if "whitening" in self.metadata:
             low, high = images.aminmax()

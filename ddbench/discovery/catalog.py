@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pluggy
 
 from ddbench.contract import hookspecs
-from ddbench.contract.component import KINDS, Component, component_of, did_you_mean
+from ddbench.contract.component import KINDS, Component, component_of, did_you_mean, plural
 from ddbench.contract.spec import Choice
 from ddbench.discovery.calls import brief, call, hook_name, traced, where
 from ddbench.discovery.experiments import Experiment, Published, read_experiment
@@ -29,7 +29,7 @@ SLOW = 2.0
 """Seconds of loading above which a plugin is reported as slow."""
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 FIX = "Fix the plugin, or disable it with DDBENCH_DISABLE={name}."
-_HOOK_OF = {kind: f"ddbench_{kind}s" for kind in KINDS}
+_HOOK_OF = {kind: f"ddbench_{plural(kind)}" for kind in KINDS}
 _PLUGGY_OPTIONS = ("hookwrapper", "wrapper", "optionalhook", "tryfirst", "trylast", "specname")
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddbench.contract.component import did_you_mean
-from ddbench.errors import UsageError
+from ddbench.contract.examples import DatasetInfo
+from ddbench.errors import Unsupported, UsageError
 
 DSA = "color_crop_cutout_flip_scale_rotate"
 """The strategy published for photographs."""
@@ -49,6 +50,21 @@ def check(strategy: str) -> list[str]:
                 f"Join any of {', '.join(STRATEGIES)} by underscores.",
             )
     return names
+
+
+def refuse(strategy: str, info: DatasetInfo) -> None:
+    """Raise `Unsupported` where the operations of a strategy make no sense for the examples of a dataset.
+
+    An empty strategy always does. Raises `UsageError` for an unknown name.
+    """
+    names = check(strategy) if strategy else []
+    unsuited = [name for name in names if name not in info.augmentations or len(info.sample_shape) != 3]
+    if unsuited:
+        raise Unsupported(
+            f"the examples of {info.name}, which are {info.modality} of shape {list(info.sample_shape)}, "
+            f"cannot be augmented by {', '.join(unsuited)}.",
+            "Write --set augment= or --set augmentation= for none, or name others.",
+        )
 
 
 def draw(strategy: str, generator: torch.Generator, images: int = 1, *, every: bool = False) -> Augmentation:

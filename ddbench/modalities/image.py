@@ -1,17 +1,67 @@
 """Images: conversion to another shape, and normalisation per channel."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddbench.contract.examples import DatasetInfo, ExampleSet, ImageSplits
+from ddbench.contract.component import modality
+from ddbench.contract.examples import (
+    IMAGE_AUGMENTATIONS,
+    DatasetInfo,
+    ExampleSet,
+    ExamplesRequest,
+    ImageSplits,
+    Splits,
+)
+from ddbench.contract.presentation import Presentation
+from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import Whitening
-from ddbench.errors import UsageError
+from ddbench.errors import DdbenchError, PluginError, UsageError
+from ddbench.machine.environment import free_memory
 from ddbench.machine.files import sha256
 from ddbench.modalities.whitening import whiten
 
 Shape = tuple[int, int, int]
+
+
+def pixels_of(distilled: DistilledSet) -> Presentation:
+    """Return the images of a set as pixels."""
+    return Presentation(pixels=distilled.pixels())
+
+
+def random_images(generator: torch.Generator) -> ImageSplits:
+    """Return a few images of noise, as an example of this modality."""
+    pixels = torch.randint(256, (8, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(8) % 2
+    return ImageSplits(pixels[:4], labels[:4], pixels[4:], labels[4:])
+
+
+@modality(present=pixels_of, example=random_images, augmentations=IMAGE_AUGMENTATIONS)
+def image(splits: ImageSplits | Splits, request: ExamplesRequest) -> tuple[ExampleSet, ExampleSet]:
+    """Images of one size: uint8 pixels, converted to another size where it is asked for, normalised per channel."""
+    if not isinstance(splits, ImageSplits):
+        raise PluginError(
+            f"{request.name} holds images and gives {type(splits).__name__}.", "Return a ddbench.ImageSplits."
+        )
+    if request.sample_shape is not None:
+        channels, height, width = request.sample_shape
+        _check_memory(request.name, splits, (channels, height, width))
+        splits = converted(splits, (channels, height, width))
+    return normalise(request.name, splits, request.classes, request.modality, request.whitening)
+
+
+def _check_memory(name: str, splits: ImageSplits, shape: Shape) -> None:
+    """Raise `DdbenchError` where the examples as float32, and their split, cannot fit."""
+    needed = (2 * len(splits.train_images) + len(splits.test_images)) * math.prod(shape) * 4
+    free = free_memory(torch.device("cpu"))
+    if needed > free:
+        raise DdbenchError(
+            f"{name} at {shape[1]}x{shape[2]} pixels takes {needed / 1e9:.0f} GB; {free / 1e9:.0f} GB are free.",
+            "Convert to fewer pixels, such as --set target.size=64.",
+        )
 
 
 def conversion(before: Shape, after: Shape) -> str:

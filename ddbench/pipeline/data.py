@@ -1,6 +1,5 @@
 """Load a dataset, convert and split its examples, and build a network for them."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -8,15 +7,15 @@ import torch
 from torch import nn
 
 from ddbench.contract.component import Component
-from ddbench.contract.examples import DatasetInfo, ExampleSet, ImageSplits
+from ddbench.contract.examples import DatasetInfo, ExampleSet, ExamplesRequest, ImageSplits, Splits
 from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.spec import Choice, Settings, Whitening
+from ddbench.discovery.catalog import Catalog
+from ddbench.discovery.modalities import modality_of
 from ddbench.engine.networks import evaluation_mode
-from ddbench.errors import DdbenchError, PluginError
-from ddbench.machine.environment import free_memory
+from ddbench.errors import PluginError
 from ddbench.machine.folders import data_dir
 from ddbench.machine.seeds import derive_seed
-from ddbench.modalities.image import Shape, converted, normalise
 
 
 def info_from_facts(dataset: Component, sample_shape: tuple[int, ...] | None = None) -> DatasetInfo:
@@ -37,46 +36,63 @@ def info_from_facts(dataset: Component, sample_shape: tuple[int, ...] | None = N
 def load_examples(
     dataset: Component,
     choice: Choice,
-    sample_shape: Shape | None,
+    sample_shape: tuple[int, ...] | None,
     *,
     download: bool,
+    catalog: Catalog,
     whitening: Whitening | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[ExampleSet, ExampleSet]:
-    """Return training and test examples of a dataset, normalised, and converted to `sample_shape` where one is given.
+    """Return training and test examples of a dataset as its modality makes them, such as normalised images.
 
-    With `whitening` they are ZCA-whitened instead of normalised per channel. What loading changed in the images is
-    said to `reporter`.
-    Raises `PluginError` when the dataset's plugin fails or its data are invalid, `UsageError` for a shape that images
+    Images are converted to `sample_shape` where one is given; with `whitening` they are ZCA-whitened instead of
+    normalised per channel. What loading changed in the examples is said to `reporter`.
+    Raises `PluginError` when the dataset's plugin fails or its data are invalid, `UsageError` for a shape that examples
     cannot be converted to.
     """
+    modality = modality_of(dataset, catalog)
     splits = dataset.call(choice.options, data_dir(), download)
-    if not isinstance(splits, ImageSplits):
+    if not isinstance(splits, ImageSplits | Splits):
         raise PluginError(
-            f"{dataset.who} returned {type(splits).__name__}, not ImageSplits.", "Return a ddbench.ImageSplits."
+            f"{dataset.who} returned {type(splits).__name__}, not ImageSplits.",
+            "Return a ddbench.ImageSplits, or ddbench.Splits of another modality.",
         )
     classes = tuple(dataset.facts["classes"])
     # The declared shape is that of the default options; others, such as a size, may change it.
     plain = dataset.validated(choice.options) == dataset.validated({})
-    splits.validate(dataset.who, len(classes), tuple(dataset.facts["sample_shape"]) if plain else None)
+    declared = tuple(dataset.facts["sample_shape"]) if plain else None
+    if isinstance(splits, ImageSplits):
+        splits.validate(dataset.who, len(classes), declared)
+    else:
+        splits.validate(dataset.who, len(classes))
     for notice in splits.notices:
-        (reporter or Silent()).say(f"Images   {notice}")
-    if sample_shape is not None:
-        _check_memory(dataset.name, splits, sample_shape)
-        splits = converted(splits, sample_shape)
-    name, modality = dataset.facts.get("label", dataset.name), dataset.facts.get("modality", "image")
-    return normalise(name, splits, classes, modality, whitening)
-
-
-def _check_memory(name: str, splits: ImageSplits, shape: Shape) -> None:
-    """Raise `DdbenchError` where the examples as float32, and their split, cannot fit."""
-    needed = (2 * len(splits.train_images) + len(splits.test_images)) * math.prod(shape) * 4
-    free = free_memory(torch.device("cpu"))
-    if needed > free:
-        raise DdbenchError(
-            f"{name} at {shape[1]}x{shape[2]} pixels takes {needed / 1e9:.0f} GB; {free / 1e9:.0f} GB are free.",
-            "Convert to fewer pixels, such as --set target.size=64.",
+        (reporter or Silent()).say(f"{modality.name.capitalize() + 's':<8} {notice}")
+    request = request_of(dataset, modality, sample_shape, whitening)
+    train, test = modality.call({}, splits, request)
+    shape = train.info.sample_shape
+    if declared is not None and sample_shape is None and shape != declared:
+        raise PluginError(
+            f"{dataset.who} gives examples of shape {list(shape)} where {list(declared)} is expected.",
+            "Declare the shape that its modality makes as sample_shape.",
         )
+    return train, test
+
+
+def request_of(
+    dataset: Component,
+    modality: Component,
+    sample_shape: tuple[int, ...] | None = None,
+    whitening: Whitening | None = None,
+) -> ExamplesRequest:
+    """Return what the modality of a dataset is asked for."""
+    return ExamplesRequest(
+        name=dataset.facts.get("label", dataset.name),
+        classes=tuple(dataset.facts["classes"]),
+        modality=modality.name,
+        augmentations=modality.facts.get("augmentations", ()),
+        sample_shape=sample_shape,
+        whitening=whitening,
+    )
 
 
 @dataclass(frozen=True)
@@ -92,10 +108,11 @@ class Data:
         cls,
         dataset: Component,
         choice: Choice,
-        sample_shape: Shape | None,
+        sample_shape: tuple[int, ...] | None,
         settings: Settings,
         *,
         download: bool,
+        catalog: Catalog,
         reporter: Reporter | None = None,
     ) -> Self:
         """Load a dataset, whitened as `settings` say, and cut the validation slice off its training split.
@@ -103,7 +120,13 @@ class Data:
         Raises as `load_examples`.
         """
         everything, test = load_examples(
-            dataset, choice, sample_shape, download=download, whitening=settings.whitening, reporter=reporter
+            dataset,
+            choice,
+            sample_shape,
+            download=download,
+            catalog=catalog,
+            whitening=settings.whitening,
+            reporter=reporter,
         )
         return cls(*split_validation(everything, settings.validation), test)
 

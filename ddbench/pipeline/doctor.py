@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ddbench.contract.examples import ImageSplits
+from ddbench.contract.examples import ImageSplits, Splits
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, MissingPrerequisite
 from ddbench.machine.environment import describe, free_memory, resolve_device
@@ -53,7 +53,7 @@ def examine(catalog: Catalog, runs: Path, leaderboards: Path) -> Iterator[Findin
         except DdbenchError as error:
             yield Finding(f"dataset {dataset.name}", "fault", error.message, error.hint)
         else:
-            partial = isinstance(loaded, ImageSplits) and loaded.partial
+            partial = isinstance(loaded, ImageSplits | Splits) and loaded.partial
             text = "a copy that is not known to be the full original" if partial else "here, verified"
             yield Finding(f"dataset {dataset.name}", "ok", text)
 

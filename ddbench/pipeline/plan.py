@@ -9,9 +9,11 @@ from ddbench.contract.plan import EvaluationPlan, Plan, RecipeRequest
 from ddbench.contract.spec import Choice, RunSpec, Settings, default_steps
 from ddbench.contract.task import AdaptationTarget, Budget
 from ddbench.discovery.catalog import Catalog
+from ddbench.discovery.modalities import modality_of
 from ddbench.errors import PluginError, UsageError, blamed_on
 from ddbench.pipeline.data import info_from_facts
 from ddbench.protocols import content_in_settings, protocol_of
+from ddbench.protocols.base import Protocol
 
 USUAL_IMAGES_PER_CLASS = 10
 """Images per class if neither the spec nor the dataset sets the number."""
@@ -58,6 +60,7 @@ def request_of(plan: EvaluationPlan) -> RecipeRequest:
         sample_shape=tuple(settings.sample_shape or plan.dataset.facts["sample_shape"]),
         budget=Budget(settings.images_per_class, settings.steps, settings.epochs),
         network=settings.network.name,
+        modality=plan.dataset.facts.get("modality", "image"),
     )
 
 
@@ -141,6 +144,7 @@ def _decide(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
     eval_network, eval_network_choice = network, network_choice
     if spec.eval_network is not None and spec.eval_network != network_choice:
         eval_network, eval_network_choice = catalog.resolve("network", spec.eval_network, info)
+    _check_modality(protocol, dataset, [network, eval_network], catalog)
     images_per_class = spec.images_per_class or dataset.facts.get("images_per_class", USUAL_IMAGES_PER_CLASS)
     settings = Settings.model_validate(
         {
@@ -160,6 +164,24 @@ def _decide(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
         }
     )
     return EvaluationPlan(settings, protocol, dataset, network, eval_network, objective, init, eval_init, adaptation)
+
+
+def _check_modality(protocol: Protocol, dataset: Component, networks: list[Component], catalog: Catalog) -> None:
+    """Raise `UsageError` where a network or the augmentation of the protocol is for another kind of data."""
+    modality = modality_of(dataset, catalog)
+    for network in networks:
+        takes = network.facts.get("takes", ())
+        if takes and modality.name not in takes:
+            raise UsageError(
+                f"{network.name} takes {' or '.join(takes)}; {dataset.name} holds {modality.name}.",
+                "Choose another with --network; `ddbench list networks` names them.",
+            )
+    unsuited = [name for name in protocol.operations if name not in modality.facts.get("augmentations", ())]
+    if unsuited:
+        raise UsageError(
+            f"{protocol.name} augments images ({', '.join(unsuited)}); {dataset.name} holds {modality.name}.",
+            "Choose a --protocol without augmentation, such as train/v1.",
+        )
 
 
 def _resolve_init(spec: RunSpec, catalog: Catalog) -> tuple[Component, Choice, AdaptationTarget | None]:

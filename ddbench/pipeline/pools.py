@@ -315,7 +315,15 @@ class Pools:
         if dataset is None:
             return _Source(settings.dataset, self._data, self._architecture)
         component, choice = self._catalog.resolve("dataset", Choice(name=dataset))
-        data = Data.load(component, choice, sample_shape, settings, download=self._may_train, reporter=self._reporter)
+        data = Data.load(
+            component,
+            choice,
+            sample_shape,
+            settings,
+            download=self._may_train,
+            catalog=self._catalog,
+            reporter=self._reporter,
+        )
         facts = info_from_facts(component, data.train.info.sample_shape)
         network = Architecture(*self._catalog.resolve("network", self._architecture.choice, facts))
         return _Source(choice, data, network)

@@ -182,7 +182,13 @@ def prepare(
     settings, protocol = plan.settings, plan.protocol
     device = resolve_device(settings.device)
     whole = Data.load(
-        plan.dataset, settings.dataset, settings.sample_shape, settings, download=download, reporter=reporter
+        plan.dataset,
+        settings.dataset,
+        settings.sample_shape,
+        settings,
+        download=download,
+        catalog=catalog,
+        reporter=reporter,
     ).to(device)
     data = whole
     if settings.smoke:

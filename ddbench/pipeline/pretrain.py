@@ -52,7 +52,15 @@ def pretrain_experts(
 def _opened(fields: Mapping[str, Any], catalog: Catalog, reporter: Reporter) -> tuple[Pools, ExpertSource]:
     plan = plan_evaluation(RunSpec.parse({"method": "none", **fields}), catalog)
     settings, device = plan.settings, resolve_device(plan.settings.device)
-    data = Data.load(plan.dataset, settings.dataset, settings.sample_shape, settings, download=True, reporter=reporter)
+    data = Data.load(
+        plan.dataset,
+        settings.dataset,
+        settings.sample_shape,
+        settings,
+        download=True,
+        catalog=catalog,
+        reporter=reporter,
+    )
     network = Architecture(plan.network, settings.network)
     pools = Pools(settings, network, data, catalog, device, reporter)
     return pools, expert_source(settings, network, data.to(device), pools, catalog, reporter)

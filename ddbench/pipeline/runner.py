@@ -342,6 +342,8 @@ def _described(distilled: DistilledSet, plan: Plan, prepared: Prepared) -> Disti
         distilled = distilled.described(made_with=asked)
     if settings.whitening is not None:
         distilled = distilled.described(whitening=settings.whitening)
+    if info.modality != "image":
+        distilled = distilled.described(modality=info.modality, **info.metadata)
     if distilled.decoder:
         # Inputs show their shape; a payload does not.
         distilled = distilled.described(sample_shape=list(info.sample_shape))
@@ -371,12 +373,13 @@ def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Repor
     copy = "not known to be the full original: ranked apart" if record.partial else "the full data, verified"
     parameters = sum(p.numel() for p in prepared.module.parameters())
     total = budget.images_per_class * len(prepared.train.info.classes)
+    noun = "images" if prepared.train.info.modality == "image" else "examples"
     reporter.say(
-        f"Data     {record.name}: {record.train} training, {record.validation} validation, {record.test} test images; "
+        f"Data     {record.name}: {record.train} training, {record.validation} validation, {record.test} test {noun}; "
         f"{copy} (sha256 {record.content_hash[:12]})"
     )
     converted = conversion(tuple(plan.dataset.facts["sample_shape"]), record.sample_shape)  # type: ignore[arg-type]
-    if converted:
+    if converted and prepared.train.info.modality == "image":
         reporter.say(f"Images   converted: {converted}")
     origin = f"{'target' if settings.target else 'init'} {settings.init.name}"
     if settings.eval_init != settings.init:
@@ -385,7 +388,7 @@ def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Repor
         origin += f", scored on {settings.eval_network.name}"
     reporter.say(f"Network  {settings.network.name}, {parameters:,} weights from {origin}, on {prepared.device}")
     reporter.say(
-        f"Budget   {total} images ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
+        f"Budget   {total} {noun} ({budget.images_per_class} per class), {budget.steps} steps x {budget.epochs} epochs"
         + ("" if budget.bytes is None else f", {budget.bytes} bytes")
     )
     if plan.recipe:

@@ -81,6 +81,11 @@ class Protocol(Structural):
         ...
 
     @property
+    def operations(self) -> tuple[str, ...]:
+        """Names of the operations that examples are augmented by, such as `flip` or `cutmix`."""
+        ...
+
+    @property
     def ignores(self) -> frozenset[str]:
         """Fields of the settings that the score of a set does not depend on, so that rankings leave them out."""
         ...

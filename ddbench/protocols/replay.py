@@ -49,6 +49,7 @@ class Replay:
         name: name and version.
         summary: one line.
         teacher: False, labels are those of the set.
+        operations: none.
         ignores: nothing.
         own_momentum: train by SGD with the momenta and the weight decays that a set has as extras `momentum` and
             `decay`, a number for each rate; without them as by plain gradient descent.
@@ -57,6 +58,7 @@ class Replay:
     name: str = "replay/v1"
     summary: str = "the set's own gradient steps at its own rates (without rates: the best fixed rate), fresh networks"
     teacher: bool = False
+    operations: tuple[str, ...] = ()
     ignores: frozenset[str] = frozenset()
     own_momentum: bool = False
 

@@ -100,6 +100,12 @@ class Train:
         return self.labels == "teacher"
 
     @property
+    def operations(self) -> tuple[str, ...]:
+        """See `Protocol.operations`."""
+        named = {"resized_crop": self.resized_crop is not None, "cutmix": self.cutmix}
+        return (*(self.augment.split("_") if self.augment else ()), *(name for name, on in named.items() if on))
+
+    @property
     def ignores(self) -> frozenset[str]:
         """See `Protocol.ignores`."""
         return frozenset({"steps", "epochs"})

@@ -316,6 +316,7 @@ class RunFolder:
         self.journal = path / "scores.jsonl"
         self.checkpoint = path / "checkpoint.pt"
         self.picture = path / "distilled.png"
+        self.lines = path / "distilled.txt"
         self.origin = path / "origin.json"
         self.curve = path / "curve.png"
 

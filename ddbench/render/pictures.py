@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddbench.contract.sets import DistilledSet
+from ddbench.discovery.catalog import Catalog
 from ddbench.discovery.decoders import decode
+from ddbench.discovery.modalities import present
 from ddbench.machine.files import atomic_write
 from ddbench.records.result import LOG_PLACE, RunFolder
 
@@ -17,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.figure import Figure
+    from torch import Tensor
 
     from ddbench.contract.spec import Sweep
-    from ddbench.discovery.catalog import Catalog
     from ddbench.pipeline.sweep import Point
 
 MOST_COLUMNS, MOST_ROWS = 20, 20
@@ -29,19 +31,31 @@ INK, ACCENT, PALE = "#222222", "#3b6fb6", "#b8c4d6"
 COLOURS = (ACCENT, "#c46a2d", "#3f8f5f", "#8a5fa8", "#b03a48")
 
 
-def draw_run(folder: RunFolder, catalog: "Catalog | None" = None) -> None:
-    """Draw the images and the curve, as far as the run folder has them; `catalog` offers decoders of payloads."""
+def draw_run(folder: RunFolder, catalog: Catalog | None = None) -> None:
+    """Present the set and draw the curve, as far as the run folder has them.
+
+    `catalog` offers decoders of payloads, and the modality that presents the set: as pictures, lines, other files.
+    """
     if folder.artifact.exists():
-        draw_images(decode(DistilledSet.load(folder.artifact), catalog), folder.picture)
+        catalog = catalog or Catalog()
+        distilled = decode(DistilledSet.load(folder.artifact), catalog)
+        shown = present(distilled, catalog)
+        if shown.pixels is not None:
+            draw_images(distilled, folder.picture, shown.pixels)
+        if shown.lines:
+            atomic_write(folder.lines, "".join(f"{line}\n" for line in shown.lines))
+        for name, content in shown.files.items():
+            atomic_write(folder.path / name, content)
     records = [json.loads(line) for line in folder.log.read_text().splitlines()] if folder.log.exists() else []
     if records:
         draw_curve(records, folder.curve)
 
 
-def draw_images(distilled: DistilledSet, path: Path) -> None:
+def draw_images(distilled: DistilledSet, path: Path, pixels: "Tensor | None" = None) -> None:
     """Draw the images as pixels in a grid: a column per class, a row per step and image, rates at the left.
 
-    Values outside [0, 1] are clipped. Sets of more than 20 classes or rows show the first 20.
+    Values outside [0, 1] are clipped. Sets of more than 20 classes or rows show the first 20. `pixels [total, c, h, w]`
+    are the pictures of a set that does not hold images.
     """
     from matplotlib.figure import Figure
 
@@ -49,7 +63,7 @@ def draw_images(distilled: DistilledSet, path: Path) -> None:
     grid = _grid(distilled, len(classes))
     columns = min(MOST_COLUMNS, max(len(row) for _, row in grid))
     rows = grid[:MOST_ROWS]
-    pixels = distilled.pixels().permute(0, 2, 3, 1).numpy()
+    shown = (distilled.pixels() if pixels is None else pixels).permute(0, 2, 3, 1).numpy()
     figure = Figure(figsize=(1.7 + 0.85 * columns, 1.1 + 0.9 * len(rows)), layout="constrained")
     figure.suptitle(_title(distilled), fontsize=10, color=INK, parse_math=False)
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -58,7 +72,7 @@ def draw_images(distilled: DistilledSet, path: Path) -> None:
             axis.set_axis_off()
         line[0].text(-0.12, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=7, color=INK)
         for axis, index in zip(line, indices, strict=False):
-            image = pixels[index]
+            image = shown[index]
             axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
             axis.set_title(_class_name(distilled, index, classes), fontsize=7, color=INK, pad=2, parse_math=False)
     _save(figure, path)
@@ -79,8 +93,8 @@ class Sheet:
     size: tuple[int, int]
 
 
-def contact_sheet(distilled: DistilledSet) -> Sheet:
-    """Return the images' own pixels on one PNG, enlarged by a whole number; rows and columns as in `draw_images`.
+def contact_sheet(distilled: DistilledSet, pixels: "Tensor | None" = None) -> Sheet:
+    """Return the images' own pixels on one PNG, enlarged by a whole number; arguments and places as in `draw_images`.
 
     At most ten rows. For pages that show many sets: it takes ten milliseconds where a figure takes seconds.
     """
@@ -89,7 +103,7 @@ def contact_sheet(distilled: DistilledSet) -> Sheet:
 
     classes = json.loads(distilled.metadata.get("classes", "[]"))
     rows = [indices[:MOST_COLUMNS] for _, indices in _grid(distilled, len(classes))][:SHEET_ROWS]
-    pixels, labels = distilled.pixels(), _flat_labels(distilled)
+    pixels, labels = distilled.pixels() if pixels is None else pixels, _flat_labels(distilled)
     columns = max(len(row) for row in rows)
     channels, height, width = pixels.shape[1:]
     sheet = torch.ones(channels, len(rows) * (height + 1) - 1, columns * (width + 1) - 1)
@@ -226,7 +240,8 @@ def _class_name(distilled: DistilledSet, index: int, classes: list[str]) -> str:
 
 def _title(distilled: DistilledSet) -> str:
     data = distilled.metadata
-    return f"{data.get('method', '')} on {data.get('dataset', '')}: {distilled.count} images"
+    noun = "images" if data.get("modality", "image") == "image" else "examples"
+    return f"{data.get('method', '')} on {data.get('dataset', '')}: {distilled.count} {noun}"
 
 
 def _smooth(values: list[float]) -> list[float]:

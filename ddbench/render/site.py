@@ -12,6 +12,7 @@ from ddbench.contract.metric import missed_thresholds
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import FLAGS, PARTS, Choice, RunSpec, Settings
 from ddbench.discovery.decoders import decode
+from ddbench.discovery.modalities import present
 from ddbench.errors import MissingPrerequisite
 from ddbench.machine.files import atomic_write
 from ddbench.records.columns import COLUMNS
@@ -189,17 +190,8 @@ def _entry(line: Line, name: str, leaderboards: Path, catalog: "Catalog", beside
         "environment": record.environment,
         "pretrained": record.pretrained,
         "command": _command(record.settings, record.method_source, catalog) if whole else "",
-        "picture": _picture(key, contact_sheet(distilled), distilled, beside) if distilled else None,
+        "picture": _picture(key, distilled, beside, catalog) if distilled else None,
         "curve": key if curve.exists() else "",
-    }
-
-
-def _picture(key: str, sheet: Sheet, distilled: DistilledSet, beside: _Beside) -> dict[str, Any]:
-    return {
-        "address": beside.picture(key, sheet.png),
-        "labels": sheet.labels,
-        "size": sheet.size,
-        "classes": json.loads(distilled.metadata.get("classes", "[]")),
     }
 
 
@@ -209,6 +201,23 @@ def _pictured(artifact: Path, catalog: "Catalog") -> DistilledSet | None:
         return decode(DistilledSet.load(artifact), catalog)
     except MissingPrerequisite:
         return None
+
+
+def _picture(key: str, distilled: DistilledSet, beside: _Beside, catalog: "Catalog") -> dict[str, Any] | None:
+    """Return the pictures of a set, kept beside the page; None where there are none, or its modality is missing."""
+    try:
+        pixels = present(distilled, catalog).pixels
+    except MissingPrerequisite:
+        return None
+    if pixels is None:
+        return None
+    sheet = contact_sheet(distilled, pixels)
+    return {
+        "address": beside.picture(key, sheet.png),
+        "labels": sheet.labels,
+        "size": sheet.size,
+        "classes": json.loads(distilled.metadata.get("classes", "[]")),
+    }
 
 
 def _card(method: str, catalog: "Catalog") -> dict[str, Any] | None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ddbench.pipeline.dry_run import DryRun
     from ddbench.pipeline.sweep import Point
 
+SHOWN_LINES = 12
+"""Distilled examples that are printed in words."""
+
 
 def number(metric: Metric, value: float, *, signed: bool = False) -> str:
     """Return `88.1 %` for a share, `0.412` for a plain number."""
@@ -118,9 +121,12 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
             yield f"Go on with: ddbench resume {folder.path}"
         return
     yield from _score_in_context(result)
+    yield from _first_lines(folder)
     yield ""
     for label, path in (
         ("images", folder.picture),
+        ("in words", folder.lines),
+        ("sounds", folder.path / "sounds"),
         ("curve", folder.curve),
         ("distilled set", folder.artifact),
         ("all figures", folder.result),
@@ -138,6 +144,16 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
         if result.artifact is not None and result.artifact.decoder:
             load = f"ddbench.decode({load})"
         yield f'  python -c "import ddbench; print({load}.flat()[0].shape)"'
+
+
+def _first_lines(folder: RunFolder) -> Iterator[str]:
+    """Yield the distilled examples in words, where the modality has words for them: the first ones."""
+    if folder.lines.exists():
+        lines = folder.lines.read_text().splitlines()
+        yield ""
+        yield from (f"  {line}" for line in lines[:SHOWN_LINES])
+        if len(lines) > SHOWN_LINES:
+            yield f"  ... {len(lines) - SHOWN_LINES} more in {folder.lines}"
 
 
 def _score_in_context(result: RunResult) -> Iterator[str]:

@@ -23,6 +23,7 @@ FLAGS = {
     "dataset": "--method random_subset --dataset {name} --smoke",
     "network": "--method random_subset --network {name} --smoke",
     "decoder": "--method {name}_subset --smoke",
+    "modality": "--method random_subset --dataset {name}_data --smoke",
     "tracker": "--method random_subset --smoke",
 }
 """Arguments of `ddbench run` that try a plugin of each kind."""

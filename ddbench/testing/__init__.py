@@ -25,12 +25,13 @@ from ddbench.testing.decoders import DECODER
 from ddbench.testing.experiments import EXPERIMENT
 from ddbench.testing.inits import INIT, TARGET
 from ddbench.testing.methods import METHOD
+from ddbench.testing.modalities import MODALITY
 from ddbench.testing.parts import DATASET, NETWORK, OBJECTIVE
 from ddbench.testing.trackers import TRACKER
 
 __all__ = [
-    "CHECKS", "DatasetTests", "DecoderTests", "ExperimentTests", "Failed", "InitTests", "MethodTests", "NetworkTests",
-    "ObjectiveTests",
+    "CHECKS", "DatasetTests", "DecoderTests", "ExperimentTests", "Failed", "InitTests", "MethodTests",
+    "ModalityTests", "NetworkTests", "ObjectiveTests",
     "Outcome", "Skipped", "Subject", "TargetTests", "TrackerTests", "conform", "find",
 ]  # fmt: skip
 
@@ -42,6 +43,7 @@ CHECKS: Mapping[str, Sequence[Check]] = {
     "dataset": DATASET,
     "network": NETWORK,
     "decoder": DECODER,
+    "modality": MODALITY,
     "experiment": EXPERIMENT,
     "tracker": TRACKER,
 }
@@ -118,5 +120,6 @@ TargetTests = _tests("target", "TargetTests")
 DatasetTests = _tests("dataset", "DatasetTests")
 NetworkTests = _tests("network", "NetworkTests")
 DecoderTests = _tests("decoder", "DecoderTests")
+ModalityTests = _tests("modality", "ModalityTests")
 ExperimentTests = _tests("experiment", "ExperimentTests")
 TrackerTests = _tests("tracker", "TrackerTests")

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ddbench.contract.examples import DatasetInfo, ImageSplits
+from ddbench.contract.examples import DatasetInfo, ImageSplits, Splits
 from ddbench.contract.task import Objective
+from ddbench.discovery.modalities import modality_of
 from ddbench.engine.networks import evaluation_mode
 from ddbench.errors import MissingPrerequisite, Unsupported, UsageError
 from ddbench.machine.folders import data_dir
+from ddbench.pipeline.data import request_of
 from ddbench.testing import tiny as small
 from ddbench.testing.checks import EVERY, Check, Failed, Skipped, Subject, untouched_globals
 
-SHAPES = ((1, 28, 28), (3, 32, 32), (1, 8, 8), (3, 64, 64), (3, 224, 224))
+SHAPES: tuple[tuple[int, ...], ...] = ((1, 28, 28), (3, 32, 32), (1, 8, 8), (3, 64, 64), (3, 224, 224), (24, 50))
+"""Shapes of images, and one of sentences."""
 CLASSES = 4
 
 
@@ -68,22 +71,32 @@ def can_be_descended(subject: Subject) -> None:
             raise Failed(f"{name} has no gradient.", "Compute it with torch, from the logits.")
 
 
-def _load(subject: Subject) -> ImageSplits:
+def _load(subject: Subject) -> ImageSplits | Splits:
     component = subject.component
     try:
         loaded = component.call(component.validated({}), data_dir(), False)
     except MissingPrerequisite as reason:
         raise Skipped(f"its data are not here: {reason.message}") from reason
-    if not isinstance(loaded, ImageSplits):
-        raise Failed(f"it returns {type(loaded).__name__}.", "Return a ddbench.ImageSplits.")
+    if not isinstance(loaded, ImageSplits | Splits):
+        raise Failed(f"it returns {type(loaded).__name__}.", "Return a ddbench.ImageSplits, or ddbench.Splits.")
     return loaded
 
 
 def loads_what_it_declares(subject: Subject) -> None:
-    """Require uint8 images and int64 labels of the declared shape and classes, every class in both splits."""
+    """Require examples and int64 labels of the declared shape and classes, every class in both splits.
+
+    Images are uint8; of another modality, what it makes of the examples has the declared shape.
+    """
     loaded, facts = _load(subject), subject.component.facts
-    classes = len(facts["classes"])
-    loaded.validate("it", classes, tuple(facts["sample_shape"]))
+    classes, shape = len(facts["classes"]), tuple(facts["sample_shape"])
+    if isinstance(loaded, ImageSplits):
+        loaded.validate("it", classes, shape)
+    else:
+        loaded.validate("it", classes)
+        modality = modality_of(subject.component, subject.catalog)
+        train, _ = modality.call({}, loaded, request_of(subject.component, modality))
+        if train.info.sample_shape != shape:
+            raise Failed(f"its examples have the shape {list(train.info.sample_shape)}.", "Declare it as sample_shape.")
     for split, labels in (("train", loaded.train_labels), ("test", loaded.test_labels)):
         present = set(labels.tolist())
         if present != set(range(classes)):
@@ -102,9 +115,9 @@ def loads_the_same_again(subject: Subject) -> None:
         raise Failed("loading it twice gives other images or another order.", "Sort files, and draw nothing.")
 
 
-def _builds(subject: Subject) -> list[tuple[tuple[int, int, int], nn.Module]]:
+def _builds(subject: Subject) -> list[tuple[tuple[int, ...], nn.Module]]:
     """Build the network for each size of image that it supports."""
-    built = []
+    built: list[tuple[tuple[int, ...], nn.Module]] = []
     for shape in SHAPES:
         info = _info(shape)
         try:
@@ -116,7 +129,7 @@ def _builds(subject: Subject) -> list[tuple[tuple[int, int, int], nn.Module]]:
     return built
 
 
-def _info(shape: tuple[int, int, int]) -> DatasetInfo:
+def _info(shape: tuple[int, ...]) -> DatasetInfo:
     names = tuple(f"class {i}" for i in range(CLASSES))
     return DatasetInfo("tiny", names, shape, (0.0,) * shape[0], (1.0,) * shape[0], "image", "", False)
 

@@ -82,7 +82,7 @@ def chosen(catalog: Catalog, tmp_path, method: str, per_class: int = 3, seed: in
     from ddbench.pipeline.data import load_examples
 
     spec = RunSpec.parse({"method": method})
-    train, _ = load_examples(catalog.get("dataset", "digits"), spec.dataset, None, download=False)
+    train, _ = load_examples(catalog.get("dataset", "digits"), spec.dataset, None, download=False, catalog=catalog)
     task = Task(train, Objective(None, None, ""), None, Budget(per_class, 1, 1), train.info)
     component = catalog.get("method", method)
     distilled_set = component.call(component.validated(options), task, Run(tmp_path, seed=seed))

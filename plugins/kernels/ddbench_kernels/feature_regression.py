@@ -51,7 +51,7 @@ def margin_loss(labels: Float[Tensor, "n classes"]) -> Float[Tensor, ""]:
 def published(request: RecipeRequest) -> dict[str, object]:
     """Zhou et al. 2022, settings of the authors' code by dataset and images per class."""
     many = request.dataset == "cifar100" and request.budget.images_per_class >= 10
-    return {"flip": False} if many or request.dataset in UNMIRRORED or len(request.sample_shape) != 3 else {}
+    return {"flip": False} if many or request.dataset in UNMIRRORED or request.modality != "image" else {}
 
 
 def peak_memory(task: Task, *, pool: int, real_batch: int, flip: bool, **others: object) -> tuple[int, str]:
@@ -105,7 +105,7 @@ def frepo(
     `--set real_batch=256`, `--set rate=0.003` and `--set network.width=16`, with the ConvNet.
     """
     check(task)
-    if flip and len(task.info.sample_shape) != 3:
+    if flip and ("flip" not in task.info.augmentations or len(task.info.sample_shape) != 3):
         raise Unsupported(
             "examples that are not images of channels, height and width cannot be mirrored.", "Write --set flip=false."
         )

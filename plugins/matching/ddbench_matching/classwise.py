@@ -1,4 +1,4 @@
-"""Images class by class, `[classes, n, channels, height, width]`, and the network that trains between their updates."""
+"""Examples class by class, `[classes, n, *sample_shape]`, and the network that trains between their updates."""
 
 from typing import Annotated
 
@@ -12,17 +12,16 @@ from ddbench.augment import DSA, DSA_DIGITS
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
-Images = Float[Tensor, "_ channels height width"]
-ClassImages = Float[Tensor, "classes n channels height width"]
+Images = Float[Tensor, "_ *sample"]
+ClassImages = Float[Tensor, "classes n *sample"]
 
 DIGITS = ("digits", "mnist", "svhn", "usps")
 """Datasets whose images mean something else, or nothing, in a mirror."""
 
 
-def check(task: Task, method: str) -> None:
-    """Raise `Unsupported` for a task that has no images, or one class only."""
-    if len(task.info.sample_shape) != 3:
-        raise Unsupported(f"{method} takes images; an example of {task.info.name} has shape {task.info.sample_shape}.")
+def check(task: Task, strategy: str = "") -> None:
+    """Raise `Unsupported` for a task that has one class only, or examples that a strategy cannot augment."""
+    augment.refuse(strategy, task.info)
     if len(task.info.classes) < 2:
         raise Unsupported(
             f"{task.info.name} has one class only, so there is nothing to tell apart.",

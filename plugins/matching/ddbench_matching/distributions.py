@@ -35,7 +35,9 @@ def _class_means(network: nn.Module, state: State, classes: Sequence[Tensor]) ->
 
 
 def published(request: RecipeRequest) -> dict[str, object]:
-    """Zhao and Bilen 2023, settings of the authors' code by dataset and images per class."""
+    """Zhao and Bilen 2023, the authors' code by dataset and images per class; no augmentation of what is no image."""
+    if request.modality != "image":
+        return {"augmentation": ""}
     rate = {"image_rate": 10.0} if request.budget.images_per_class >= 100 else {}
     return {**rate, "augmentation": classwise.strategy_for(request)}
 
@@ -62,7 +64,7 @@ def dm(
     A small setting, which took 7 minutes with its scoring on one core at one image per class of CIFAR-10 and
     width 32: `--set outer_steps=200 --set real_batch=64`.
     """
-    classwise.check(task, "dm")
+    classwise.check(task, augmentation)
     images = classwise.initial_images(task, start, run.generator).requires_grad_()
     optimizer = torch.optim.SGD([images], lr=image_rate, momentum=0.5)
     for _ in run.loop(outer_steps, dict(images=images, optimizer=optimizer)):

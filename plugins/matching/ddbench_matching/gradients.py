@@ -74,7 +74,7 @@ def match_gradients(
     Between these steps the network trains on the images for `inner_epochs`. With a `strategy`, both batches of a class
     are seen under one draw of augmentation; where the network trains, each image has amounts of its own.
     """
-    classwise.check(task, "gradient matching")
+    classwise.check(task, strategy)
     module, loss = task.networks.module, task.objective.inner_loss
     images = classwise.initial_images(task, start, run.generator)
     classes = torch.arange(len(images), device=run.device)

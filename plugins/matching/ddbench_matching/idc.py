@@ -28,7 +28,9 @@ DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def published(request: RecipeRequest) -> dict[str, object]:
-    """Kim et al. 2022, settings of the authors' code for each dataset."""
+    """Kim et al. 2022, settings of the authors' code for each dataset, and those for speech for sounds."""
+    if request.modality == "sound":
+        return {"metric": "l1", "image_rate": 3e-3, "augmentation": "", "cutmix": 0.0}
     if request.dataset in ("mnist", "fashion_mnist"):
         return {"metric": "l1", "image_rate": 1e-4, "network_images": 500}
     if request.dataset in ("svhn", "cifar10"):
@@ -42,7 +44,9 @@ def idc(
     task: Task,
     run: Run,
     *,
-    factor: Annotated[int, Field(ge=1, description="tiles along each side of a stored image; 1 is IDC-I")] = 2,
+    factor: Annotated[
+        int, Field(ge=1, description="tiles along each side of a stored image, of sounds along time; 1 is IDC-I")
+    ] = 2,
     metric: Annotated[Literal["mse", "l1"], Field(description="squared or absolute distance of gradients")] = "mse",
     outer_steps: Annotated[Count, Field(description="updates of the images")] = 200_000,
     network_steps: Annotated[Count, Field(description="updates of the images before a new network is drawn")] = 100,
@@ -71,6 +75,7 @@ def idc(
     `real_batch=32`, `network_images=128` and `network.width=32`.
     """
     check(task, factor)
+    augment.refuse(augmentation, task.info)
     module, objective, classes = task.networks.module, task.objective, range(len(task.info.classes))
     assert objective.loss is not None
     pixels = torch.cat([mixed_tiles(task, label, factor, run.generator) for label in classes])
@@ -82,7 +87,8 @@ def idc(
     state = {"pixels": pixels, "optimizer": optimizer, "trainer": trainer}
     for step in run.loop(outer_steps, {**state, **student.params, **student.buffers}):
         if step % network_steps == 0:
-            pixels.clamp_(0, 1)
+            if task.info.modality == "image":
+                pixels.clamp_(0, 1)
             if step:
                 restart(student, trainer, task.networks.sample(1).network(0))
         distances: list[Tensor] = []
@@ -112,7 +118,8 @@ def idc(
     images = normalised(task, pixels)
     if factor == 1:
         return DistilledSet(images[None], labels[None])
-    return DistilledSet.encoded("tiles/v1", {"images": images}, labels.repeat(factor**2)[None], {"factor": factor})
+    tiles = labels.repeat(math.prod(factors_of(task, factor)))
+    return DistilledSet.encoded("tiles/v1", {"images": images}, tiles[None], tile_options(task, factor))
 
 
 Batch = tuple[Float[Tensor, "_ c h w"], Int[Tensor, " _"], Loss]
@@ -138,7 +145,17 @@ def convolutions(network: nn.Module) -> list[str]:
 def training_images(task: Task, pixels: Images, factor: int) -> Float[Tensor, "m c h w"]:
     """Return the m = factor^2 n tiles of n stored images with pixels in [0, 1], enlarged and normalised."""
     images = normalised(task, pixels)
-    return images if factor == 1 else task.decode("tiles/v1", {"images": images}, factor=factor)
+    return images if factor == 1 else task.decode("tiles/v1", {"images": images}, **tile_options(task, factor))
+
+
+def factors_of(task: Task, factor: int) -> tuple[int, int]:
+    """Return the rows and columns of tiles: sounds are divided along time alone."""
+    return (1, factor) if task.info.modality == "sound" else (factor, factor)
+
+
+def tile_options(task: Task, factor: int) -> dict[str, object]:
+    """Return the options of the decoder of tiles."""
+    return {"factor": factor, **({"along": "width"} if task.info.modality == "sound" else {})}
 
 
 def normalised(task: Task, pixels: Images) -> Images:
@@ -163,11 +180,12 @@ def mixed_tiles(task: Task, label: int, factor: int, generator: torch.Generator)
     A class with too few real images repeats them. Raises `UsageError` where it has fewer than images per class.
     """
     members = task.train.of_class(label, task.budget.images_per_class)
-    needed = factor**2 * task.budget.images_per_class
+    factors = factors_of(task, factor)
+    needed = math.prod(factors) * task.budget.images_per_class
     orders = [torch.randperm(len(members), generator=generator) for _ in range(math.ceil(needed / len(members)))]
     real = task.train[members[torch.cat(orders)[:needed].to(members.device)]].inputs
     height, width = task.info.sample_shape[1:]
-    return task.info.pixels(join_tiles(real, factor, (height, width)))
+    return task.info.pixels(join_tiles(real, factors, (height, width)))
 
 
 def train_on_real(

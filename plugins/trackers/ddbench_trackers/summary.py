@@ -33,4 +33,7 @@ def figures(result: "RunResult") -> dict[str, float]:
 
 def distilled(result: "RunResult") -> DistilledSet | None:
     """Load the distilled set of a run, with its images; None for a run that has none."""
-    return ddbench.decode(DistilledSet.load(result.artifact.path)) if result.artifact is not None else None
+    if result.artifact is None:
+        return None
+    loaded = DistilledSet.load(result.artifact.path)
+    return ddbench.decode(loaded) if loaded.metadata.get("modality", "image") == "image" else None

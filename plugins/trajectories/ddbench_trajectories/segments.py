@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddbench import DistilledSet, Plan, RecipeRequest, Run, State, Task, Unsupported, UsageError
-from ddbench.augment import DSA_DIGITS, Augmentation, apply, draw
+from ddbench import DistilledSet, Plan, RecipeRequest, Run, State, Task, UsageError
+from ddbench.augment import DSA_DIGITS, Augmentation, apply, draw, refuse
 from ddbench.networks import Params, Trajectories
 from ddbench.unroll import MEMORIES, Memory, MetaGradient, Transform, choose_engine, fastest_fitting
 
@@ -55,7 +55,12 @@ def supports(plan: Plan) -> str | None:
 
 
 def augmentation_of(request: RecipeRequest) -> dict[str, object]:
-    """Return the option `augment` of digits, without flip (README of Zhao and Bilen 2021); {} for other datasets."""
+    """Return the option `augment` of digits, without flip (README of Zhao and Bilen 2021); {} for other images.
+
+    What is no image is not augmented.
+    """
+    if request.modality != "image":
+        return {"augment": ""}
     return {"augment": DSA_DIGITS} if request.dataset in DIGITS else {}
 
 
@@ -72,11 +77,7 @@ def open_experts(
             f"a segment of {span} epochs does not fit into {expert_epochs} epochs of an expert.",
             f"Write --set span={expert_epochs} or less, or train experts longer by --set expert_epochs={span}.",
         )
-    if augment and len(task.info.sample_shape) != 3:
-        raise Unsupported(
-            "examples that are not images of channels, height and width cannot be augmented.",
-            "Write --set augment= for none.",
-        )
+    refuse(augment, task.info)
     return task.experts(experts, epochs=expert_epochs, lr=expert_lr, augment=augment)
 
 

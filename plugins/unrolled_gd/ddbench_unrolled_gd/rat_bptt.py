@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import ddbench
 from ddbench import DistilledSet, ExampleSet, RecipeRequest, Run, State, Task, UsageError
+from ddbench.augment import refuse
 from ddbench.networks import Loss, Params, cross_entropy
 from ddbench.unroll import Adam, Memory, MetaGradient, OuterLoss, Recompute, Transform, meta_gradient
 from ddbench_unrolled_gd import shared
@@ -55,7 +56,9 @@ def seen(real: ExampleSet, augment: str, generator: torch.Generator) -> ExampleS
 
 
 def published(request: RecipeRequest) -> Mapping[str, Any]:
-    """Feng et al. 2024, settings of the authors' code; no flips of digits."""
+    """Feng et al. 2024, settings of the authors' code; no flips of digits, no augmentation of what is no image."""
+    if request.modality != "image":
+        return {"augment": ""}
     return {"augment": "rotate"} if request.dataset in DIGITS else {}
 
 
@@ -146,4 +149,4 @@ def _check(task: Task, inner_steps: int, window: int, augment: str) -> None:
             f"a window of {window} steps does not fit into {inner_steps} inner steps.",
             f"Write --set window={inner_steps} or less, or --set inner_steps={window} or more.",
         )
-    shared.check_augmentation(task, augment)
+    refuse(augment, task.info)

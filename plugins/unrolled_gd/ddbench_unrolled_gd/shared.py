@@ -46,15 +46,6 @@ def check_objective(task: Task, method: str) -> None:
         raise Unsupported(f"{method} needs an objective with a differentiable loss; {task.objective.primary} has none.")
 
 
-def check_augmentation(task: Task, augment: str) -> None:
-    """Raise `Unsupported` where the examples are not images and are to be augmented."""
-    if augment and len(task.info.sample_shape) != 3:
-        raise Unsupported(
-            "examples that are not images of channels, height and width cannot be augmented.",
-            "Write --set augment= for none.",
-        )
-
-
 def initial_images(task: Task, start: str, generator: torch.Generator) -> Float[Tensor, " n *sample"]:
     """Return images to start from, class by class: random `real` ones, or normal `noise`.
 
