@@ -16,7 +16,7 @@ from ddbench.errors import UsageError
 if TYPE_CHECKING:
     from ddbench.discovery.index import Entry
 
-LISTS = {f"{kind}s": kind for kind in (*KINDS, "protocol", "experiment", "pool")}
+LISTS = {f"{kind}s": kind for kind in (*KINDS, "protocol", "experiment", "suite", "pool")}
 
 
 def list_(
@@ -27,7 +27,7 @@ def list_(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """List methods, datasets, networks, init distributions, objectives, targets, protocols, experiments and pools.
+    """List methods, datasets, networks, init distributions, objectives, targets, protocols, experiments, suites and pools.
 
     Examples: `ddbench list`, `ddbench list datasets`
     """
@@ -64,7 +64,7 @@ def show(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Show the help and the options of a component, a protocol, an experiment or a pool, or the results of a run.
+    """Show a component with its options, a protocol, an experiment, a suite or a pool, or the results of a run.
 
     Examples: `ddbench show unrolled_gd`, `ddbench show runs/unrolled_gd-digits-ipc1-3f9a1c`, `ddbench show my_method
     --dataset cifar10 --ipc 10`

@@ -69,6 +69,13 @@ def run(
     time_limit: Annotated[
         str | None, typer.Option(help="Stop distilling after this time and score what there is.", metavar="15m")
     ] = None,
+    step_limit: Annotated[
+        int | None, typer.Option(help="Stop a loop of the method after this many outer steps. [no limit]")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--on", help="Score on the split test, or on validation, which leaves no row. [test]"),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
     best_coreset: Annotated[
         bool, typer.Option("--best-coreset", help="Show the score beside that of the best coreset too.")
@@ -129,6 +136,8 @@ def run(
         "eval_networks": eval_networks,
         "seed": seed,
         "time_limit": time_limit,
+        "step_limit": step_limit,
+        "split": split,
         "device": device,
         "smoke": smoke or None,
         "best_coreset": best_coreset or None,
@@ -292,10 +301,14 @@ def _run_sweep(
     draw_sweep(done.sweep, done.points, done.figure, done.picture)
     if as_json:
         results = [{"values": p.values, "logged": p.logged, **p.result.document()} for p in done.points]
-        print_json({"status": "ok", "plot": done.figure, "folder": str(done.folder), "points": results})
-        return
-    sweep_table(done.sweep, done.points, done.figure)
-    typer.echo(f"  picture  {done.picture}\n  table    {done.table}")
+        status, failed = "failed" if done.failed else "ok", [outcome.model_dump(mode="json") for outcome in done.failed]
+        place = {"plot": done.figure, "folder": str(done.folder)}
+        print_json({"status": status, **place, "points": results, "failed": failed})
+    else:
+        sweep_table(done.sweep, done.points, done.figure)
+        typer.echo(f"  picture  {done.picture}\n  table    {done.table}")
+    if done.failed:
+        raise typer.Exit(1)
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -116,6 +116,22 @@ def in_use(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def claimed(path: Path, timeout: float | int = 0) -> Iterator[bool]:
+    """Hold the lock file `path` and yield True; yield False where another process holds it for `timeout` seconds."""
+    lock = filelock.FileLock(path, timeout=timeout)
+    with explained_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            pass
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+@contextmanager
 def locked(path: Path, timeout: float | int = 60) -> Iterator[None]:
     """Hold the lock of `path`, a hidden `.lock` file beside it, against other threads and processes.
 

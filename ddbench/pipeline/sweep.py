@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ import pydantic
 
 from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.plan import Plan
-from ddbench.contract.spec import Axis, RunSpec, Settings, Sweep, place_assignments
+from ddbench.contract.spec import Axis, RunSpec, Sweep, place_assignments
 from ddbench.discovery.catalog import Catalog
-from ddbench.errors import Unsupported, UsageError
+from ddbench.errors import DdbenchError, Unsupported, UsageError
 from ddbench.machine.files import atomic_write, sha256
+from ddbench.pipeline.jobs import Job, Outcome, carry_out
 from ddbench.pipeline.plan import plan_run
-from ddbench.pipeline.runner import as_spec, run
-from ddbench.records import store
+from ddbench.pipeline.runner import as_spec
 from ddbench.records.result import LOG_PLACE, RunFolder, RunResult
 
 
@@ -56,12 +56,14 @@ class SweepResult:
         points: the runs that gave a score, in the order of the axes.
         figure: the metric, or the logged figure, that the sweep is about.
         folder: the folder of the table and the picture.
+        failed: the runs that failed.
     """
 
     sweep: Sweep
     points: tuple[Point, ...]
     figure: str
     folder: Path
+    failed: tuple[Outcome, ...] = ()
 
     @property
     def table(self) -> Path:
@@ -109,35 +111,33 @@ def run_sweep(
     leaderboards: Path,
     reporter: Reporter | None = None,
 ) -> SweepResult:
-    """Run every point in turn; one that has ended well in `runs` before is taken from there, its row added if missing.
+    """Run every point in turn, as `jobs.carry_out` does: what is in `runs` already is taken from there.
 
-    `spec_at(assignments)` makes the spec of a point. A point that the method does not support is
-    skipped. Raises `Unsupported` where it supports none.
+    `spec_at(assignments)` makes the spec of a point. A point that the method does not support is skipped, and one that
+    fails is left out. Raises `Unsupported` where it supports none, `DdbenchError` where all fail.
     """
-    reporter = reporter or Silent()
     plans = plan_sweep(sweep, spec_at, catalog)
-    points = []
-    for number, (values, plan) in enumerate(plans, start=1):
-        text = ", ".join(f"{axis.name} {value}" for axis, value in zip(sweep.axes, values, strict=True))
-        reporter.say(f"Point {number} of {len(plans)}: {text}")
-        result = _ended(runs, plan)
-        if result is not None:
-            reporter.say(f"Taken from {result.run_dir}, which has ended already.")
-            if not plan.settings.smoke:
-                store.ensure(leaderboards, RunFolder(Path(result.run_dir)), result, reporter)
-        else:
-            result = run(plan.settings, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
-        if result.status != "ok":
-            reporter.say(f"Skipped: {result.reason}")
-            continue
-        points.append(Point(values=values, result=result, logged=_last_logged(Path(result.run_dir))))
+    jobs = [Job(_in_words(sweep, values), plan.settings.fingerprint, plan) for values, plan in plans]
+
+    def check_figure(outcome: Outcome) -> None:
         # Better to know after the first point than after all of them.
-        points[-1].figure(sweep.plot or result.primary)
+        if outcome.result is not None and outcome.result.status == "ok":
+            _point((), outcome.result).figure(sweep.plot or outcome.result.primary)
+
+    outcomes = carry_out(
+        jobs, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter or Silent(), folders_only=True,
+        each=check_figure,
+    )  # fmt: skip
+    pairs = [(values, outcome) for (values, _), outcome in zip(plans, outcomes, strict=True)]
+    points = [_point(values, o.result) for values, o in pairs if o.result is not None and o.result.status == "ok"]
+    failed = tuple(outcome for outcome in outcomes if outcome.state == "failed")
+    if not points and failed:
+        raise DdbenchError(f"every point of the sweep failed; the first: {failed[0].reason}", "See the reasons above.")
     if not points:
         raise Unsupported("the method supports no point of the sweep.", "See the reasons above.")
     digest = sha256("".join(plan.settings.fingerprint for _, plan in plans).encode())[:6]
     folder = runs / f"sweep-{plans[0][1].settings.method.name}-{digest}"
-    done = SweepResult(sweep, tuple(points), sweep.plot or points[0].result.primary, folder)
+    done = SweepResult(sweep, tuple(points), sweep.plot or points[0].result.primary, folder, failed)
     atomic_write(done.table, csv_text(done))
     return done
 
@@ -190,20 +190,12 @@ def csv_text(done: SweepResult) -> str:
     return text.getvalue()
 
 
-def _ended(runs: Path, plan: Plan) -> RunResult | None:
-    """Return the result of a run of the same spec and version of the method that has ended well."""
-    for result in _results(runs, plan.settings):
-        same = (result.fingerprint, result.method_source)
-        if result.status == "ok" and same == (plan.settings.fingerprint, plan.method.distribution):
-            return result
-    return None
+def _in_words(sweep: Sweep, values: tuple[Any, ...]) -> str:
+    return ", ".join(f"{axis.name} {value}" for axis, value in zip(sweep.axes, values, strict=True))
 
 
-def _results(runs: Path, settings: Settings) -> Iterator[RunResult]:
-    for path in sorted(runs.glob(f"{settings.run_id}*")):
-        result = RunFolder(path).read_result()
-        if result is not None:
-            yield result
+def _point(values: tuple[Any, ...], result: RunResult) -> Point:
+    return Point(values=values, result=result, logged=_last_logged(Path(result.run_dir)))
 
 
 def _last_logged(folder: Path) -> dict[str, float]:
