@@ -8,11 +8,11 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from ddbench.contract.component import did_you_mean
-from ddbench.contract.spec import Choice, RunSpec
+from ddbench.contract.spec import RunSpec
 from ddbench.errors import PluginError, UsageError
 
-_OWN = ("seeds",)
-_NOT_OF_A_TASK = ("method", "seed", "smoke", "device", "experiment", "split", "trials")
+_OWN = ("seeds", "experiment")
+_NOT_OF_A_TASK = ("method", "seed", "smoke", "device", "split", "trials")
 
 
 def _from_name(value: object) -> object:
@@ -26,6 +26,7 @@ class SuiteTask(pydantic.BaseModel):
         name: the name of the task in the suite.
         spec: fields of a `RunSpec`, without method and seed.
         seeds: the seeds that each method is run with.
+        experiment: a named experiment, whose fields the task takes, and whose options its method takes; empty for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,10 +34,7 @@ class SuiteTask(pydantic.BaseModel):
     name: str
     spec: dict[str, Any]
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-
-    def run_spec(self, method: Choice, seed: int) -> RunSpec:
-        """Return the spec of a method on this task. Raises `UsageError` for fields that make none."""
-        return RunSpec.parse({**self.spec, "method": method.model_dump(), "seed": seed})
+    experiment: str = ""
 
 
 class Suite(pydantic.BaseModel):
@@ -66,9 +64,6 @@ class Suite(pydantic.BaseModel):
     distribution: str = ""
     path: Path
 
-    def choice(self, method: str) -> Choice:
-        """Return a method with the options that the suite sets."""
-        return Choice(name=method, options=self.options.get(method, {}))
 
 
 def read_suite(path: Path, distribution: str = "") -> Suite:
@@ -85,9 +80,10 @@ def read_suite(path: Path, distribution: str = "") -> Suite:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise PluginError(f"suite {path}: {where}: {first['msg'][:1].lower()}{first['msg'][1:]}.", "Correct the file.") from error
+        what = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise PluginError(f"suite {path}: {where}: {what}.", "Correct the file.") from error
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise PluginError(f"suite {path}: {error}.", "Correct the file.") from error
+        raise PluginError(f"suite {path}: {str(error).rstrip('.')}.", "Correct the file.") from error
 
 
 def _task(name: str, fields: dict[str, Any]) -> SuiteTask:

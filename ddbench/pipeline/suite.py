@@ -9,9 +9,9 @@ import pydantic
 
 from ddbench.contract.component import did_you_mean
 from ddbench.contract.observer import Reporter, Silent
-from ddbench.contract.spec import Choice
+from ddbench.contract.spec import RunSpec, parse_choice
 from ddbench.discovery.catalog import Catalog
-from ddbench.discovery.suites import Suite
+from ddbench.discovery.suites import Suite, SuiteTask
 from ddbench.errors import UsageError
 from ddbench.machine.environment import describe, machine_class, resolve_device
 from ddbench.pipeline.jobs import Job, Outcome, carry_out, look_up, records_by_run
@@ -116,14 +116,23 @@ def plan_suite(
     jobs = {}
     for task in suite.tasks:
         for name in names:
-            known = suite.choice(name)
-            choice = Choice(name=name, options={**known.options, **options.get(name, {})})
+            spec = _spec(suite, task, name, options.get(name, {}), catalog)
             for seed in task.seeds:
-                spec = task.run_spec(choice, seed)
-                spec = type(spec).parse({**spec.model_dump(exclude_unset=True), **fields})
-                plan = plan_run(spec, catalog)
+                plan = plan_run(RunSpec.parse({**spec, **fields, "seed": seed}), catalog)
                 jobs[Place(name, task.name, seed)] = Job(f"{name} on {task.name}, seed {seed}", task.name, plan)
     return jobs
+
+
+def _spec(
+    suite: Suite, task: SuiteTask, method: str, options: Mapping[str, Any], catalog: Catalog
+) -> dict[str, Any]:
+    """Return the fields of the spec of a method on a task, without the seed."""
+    published = catalog.experiment(task.experiment).spec if task.experiment else {}
+    own, usual = parse_choice("method", published["method"]) if published else None, suite.options.get(method, {})
+    if own is not None and own.name == method:
+        usual = {**own.options, **usual}
+        published = {**published, "experiment": task.experiment}
+    return {**published, **task.spec, "method": {"name": method, "options": {**usual, **options}}}
 
 
 def _states(jobs: Mapping[Place, Job], runs: Path, leaderboards: Path) -> dict[Place, Outcome]:
