@@ -10,13 +10,13 @@ from ddbench.cli import completion
 from ddbench.cli.indexed import current_index
 from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import Json, Plugins, named
-from ddbench.contract.component import KINDS, did_you_mean
+from ddbench.contract.component import KINDS, SERVICES, did_you_mean
 from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
     from ddbench.discovery.index import Entry
 
-LISTS = {f"{kind}s": kind for kind in (*KINDS, "protocol", "experiment", "suite", "pool")}
+LISTS = {f"{kind}s": kind for kind in (*KINDS, *SERVICES, "protocol", "experiment", "suite", "pool")}
 
 
 def list_(
@@ -27,7 +27,8 @@ def list_(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """List methods, datasets, networks, init distributions, objectives, targets, protocols, experiments, suites and pools.
+    """List methods, datasets, networks, init distributions, objectives, targets, launchers, protocols, experiments, suites
+    and pools.
 
     Examples: `ddbench list`, `ddbench list datasets`
     """
@@ -88,7 +89,7 @@ def show(
         from ddbench.render.cards import brief_card, card
 
         for entry in entries:
-            (card if entry.kind in KINDS else brief_card)(entry)
+            (card if entry.kind in (*KINDS, *SERVICES) else brief_card)(entry)
 
 
 def _show_recipe(name: str, asked: dict[str, object], plugins: Sequence[Path], as_json: bool) -> None:

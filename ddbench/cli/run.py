@@ -13,7 +13,9 @@ from ddbench.cli import completion
 from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import (
     DEFAULT_LEADERBOARDS,
+    Emit,
     Json,
+    Launcher,
     Leaderboards,
     Plugins,
     Sets,
@@ -22,6 +24,7 @@ from ddbench.cli.shared import (
     warn_of_plugins,
     with_usual_network,
 )
+from ddbench.cli.work import carrier, emit_jobs
 from ddbench.contract.component import parse_assignments
 from ddbench.errors import Interrupted, UsageError
 
@@ -99,6 +102,8 @@ def run(
     plot: Annotated[
         str, typer.Option(help="What a sweep draws: a metric, or a figure the method logs. [the primary metric]")
     ] = "",
+    launcher: Launcher = None,
+    emit: Emit = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,
     runs: Annotated[Path, typer.Option(help="Folder of the run folders.", metavar="DIR")] = Path("runs"),
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
@@ -151,17 +156,29 @@ def run(
         fixed = {*(key for key, value in flags.items() if value is not None), *parse_assignments(settings)}
         swept = _sweep(catalog, sweep or [], plot, experiment, fixed)
         if swept is not None:
+
+            def spec_at(values: dict[str, Any]) -> "RunSpec":
+                return _spec(catalog, flags, settings, config, experiment, values)
+
+            if sweep and split is None and _compares_options(swept, spec_at, catalog):
+                flags["split"] = "validation"
+                typer.echo("Options are compared on the validation slice; --on test reads the test split.", err=True)
             with _resumable(leaderboards):
                 _run_sweep(
                     swept,
-                    lambda values: _spec(catalog, flags, settings, config, experiment, values),
+                    spec_at,
                     catalog,
                     runs,
                     leaderboards,
                     as_json,
                     dry_run,
+                    launcher,
+                    emit,
                 )
             return
+        if launcher or emit:
+            flag = "--launcher" if launcher else "--emit"
+            raise UsageError(f"{flag} is for several runs.", "Name what is swept: --sweep epochs=1,3,5")
         spec = _spec(catalog, flags, settings, config, experiment)
         if dry_run:
             _dry_run(spec, catalog, runs, leaderboards, as_json)
@@ -269,6 +286,15 @@ def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | No
     return swept.model_copy(update={"plot": plot}) if swept is not None and plot else swept
 
 
+def _compares_options(sweep: "Sweep", spec_at: "Callable[[dict[str, Any]], RunSpec]", catalog: "Catalog") -> bool:
+    """Return True if a sweep compares options of the method."""
+    from ddbench.pipeline.sweep import usual_split
+
+    _, first = next(sweep.assignments())
+    options = catalog.get("method", spec_at(first).method.name).options.model_fields
+    return usual_split(sweep.axes, options) == "validation"
+
+
 def _run_sweep(
     sweep: "Sweep",
     spec_at: "Callable[[dict[str, Any]], RunSpec]",
@@ -277,9 +303,11 @@ def _run_sweep(
     leaderboards: Path,
     as_json: bool,
     dry_run: bool,
+    launcher: str | None,
+    emit: Path | None,
 ) -> None:
     """Run every point, print the table and draw the picture; both are written to the folder of the sweep."""
-    from ddbench.pipeline.sweep import plan_sweep, run_sweep
+    from ddbench.pipeline.sweep import plan_sweep, run_sweep, sweep_jobs
     from ddbench.render.live import live
     from ddbench.render.pictures import draw_sweep
     from ddbench.render.tables import sweep_table
@@ -296,8 +324,12 @@ def _run_sweep(
             for settings, reason in planned:
                 typer.echo(f"  {settings.run_id}" + (f"  skipped: {reason}" if reason else ""))
         return
+    if emit is not None:
+        emit_jobs(sweep_jobs(sweep, spec_at, catalog), emit, catalog, runs, leaderboards, as_json)
+        return
+    carry = carrier(launcher, catalog)
     with live() as reporter:
-        done = run_sweep(sweep, spec_at, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
+        done = run_sweep(sweep, spec_at, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter, carry=carry)
     draw_sweep(done.sweep, done.points, done.figure, done.picture)
     if as_json:
         results = [{"values": p.values, "logged": p.logged, **p.result.document()} for p in done.points]

@@ -10,7 +10,17 @@ import typer
 from ddbench.cli import completion
 from ddbench.cli.indexed import current_index
 from ddbench.cli.output import explained_failures, print_json
-from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, named, warn_of_plugins
+from ddbench.cli.shared import (
+    DEFAULT_LEADERBOARDS,
+    Emit,
+    Json,
+    Launcher,
+    Leaderboards,
+    Plugins,
+    named,
+    warn_of_plugins,
+)
+from ddbench.cli.work import carrier, emit_jobs
 from ddbench.contract.component import parse_assignments
 from ddbench.errors import Interrupted, UsageError
 
@@ -50,7 +60,9 @@ def list_(ctx: typer.Context, plugin: Plugins = None, as_json: Json = False) -> 
         index = current_index(plugin or [])
         suites = index.of_kind("suite")
         if as_json:
-            print_json({"status": "ok", "suites": [s.model_dump(include={"name", "summary", "source"}) for s in suites]})
+            print_json(
+                {"status": "ok", "suites": [s.model_dump(include={"name", "summary", "source"}) for s in suites]}
+            )
             return
         from ddbench.render.cards import listing
 
@@ -85,6 +97,8 @@ def run(
     split: Annotated[
         str | None, typer.Option("--on", help="Score on test, or on validation, which leaves no rows. [test]")
     ] = None,
+    launcher: Launcher = None,
+    emit: Emit = None,
     runs: Runs = DEFAULT_RUNS,
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
     plugin: Plugins = None,
@@ -98,23 +112,88 @@ def run(
     """
     with explained_failures(as_json=as_json, verbose=ctx.obj):
         from ddbench.discovery.catalog import Catalog
-        from ddbench.pipeline.suite import run_suite
+        from ddbench.pipeline.suite import plan_suite, run_suite
         from ddbench.render.live import live
 
         catalog = Catalog(plugin or [])
         warn_of_plugins(catalog, plugin)
+        options, fields = _by_method(assignments or []), _fields(device=device, split=split)
+        if emit is not None:
+            jobs = plan_suite(catalog.suite(name), _names(method), catalog, options, fields)
+            emit_jobs(list(jobs.values()), emit, catalog, runs, leaderboards, as_json)
+            return
+        carry = carrier(launcher, catalog)
         with _resumable(name), live() as reporter:
             result = run_suite(
                 name,
                 _names(method),
-                options=_by_method(assignments or []),
-                fields=_fields(device=device, split=split),
+                options=options,
+                fields=fields,
+                carry=carry,
                 catalog=catalog,
                 runs=runs,
                 leaderboards=leaderboards,
                 reporter=reporter,
             )
         _conclude(result, as_json)
+        if result.failed:
+            raise typer.Exit(1)
+
+
+@app.command()
+def tune(
+    ctx: typer.Context,
+    name: Name,
+    method: Annotated[str, named("method", "The method to tune.", "--method", "-m", metavar="METHOD")],
+    spaces: Annotated[
+        list[str],
+        typer.Option(
+            "--try", help="Option to tune, with its range or its values (repeatable).", metavar="KEY=LOW..HIGH"
+        ),
+    ],
+    trials: Annotated[int, typer.Option(min=1, help="Options that are tried in all.")] = 20,
+    assignments: Options = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
+    runs: Runs = DEFAULT_RUNS,
+    leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Choose options of a method on validation data, then run the suite once with the best ones.
+
+    Trials are scored on the validation slice and leave no rows. The rows of the chosen options, scored on the test
+    split, say how many trials there were. The same command goes on where it was stopped.
+
+    Example: `ddbench suite tune smoke --method dm --try outer_lr=0.1..10 --trials 10`
+    """
+    with explained_failures(as_json=as_json, verbose=ctx.obj):
+        from ddbench.discovery.catalog import Catalog
+        from ddbench.pipeline.suite import run_suite
+        from ddbench.pipeline.tune import parse_space, tune
+        from ddbench.render.live import live
+        from ddbench.render.suites import print_tuning
+
+        catalog = Catalog(plugin or [])
+        warn_of_plugins(catalog, plugin)
+        fixed = _by_method(assignments or [])
+        stray = next((other for other in fixed if other != method), None)
+        if stray is not None:
+            raise UsageError(f"--set {stray}.…: {method} is tuned alone.", f"Write --set {method}.KEY=VALUE")
+        parsed, places = parse_space(spaces), {"runs": runs, "leaderboards": leaderboards}
+        fields = _fields(device=device)
+        with _resumable(name), live() as reporter:
+            tuning = tune(
+                name, method, parsed, trials, options=fixed.get(method), fields=fields, catalog=catalog,
+                reporter=reporter, **places,
+            )  # fmt: skip
+            if not as_json:
+                print_tuning(tuning)
+            chosen = {method: {**fixed.get(method, {}), **tuning.best}}
+            fields["trials"] = len(tuning.trials)
+            result = run_suite(
+                name, [method], options=chosen, fields=fields, catalog=catalog, reporter=reporter, **places
+            )
+        _conclude(result, as_json, tuning=tuning.model_dump(mode="json"))
         if result.failed:
             raise typer.Exit(1)
 
@@ -184,7 +263,7 @@ def _resumable(name: str) -> Iterator[None]:
         raise Interrupted(what, "Give the same command to go on.") from None
 
 
-def _conclude(result: "SuiteResult", as_json: bool) -> None:
+def _conclude(result: "SuiteResult", as_json: bool, **more: object) -> None:
     """Print the matrix, and what has failed or is missing."""
     if as_json:
         runs = [
@@ -197,7 +276,13 @@ def _conclude(result: "SuiteResult", as_json: bool) -> None:
         ]
         status = "failed" if result.failed else "ok"
         print_json(
-            {"status": status, "suite": result.suite, "runs": runs, "matrix": result.matrix.model_dump(mode="json")}
+            {
+                "status": status,
+                "suite": result.suite,
+                "runs": runs,
+                "matrix": result.matrix.model_dump(mode="json"),
+                **more,
+            }
         )
         return
     from ddbench.render.suites import print_matrix

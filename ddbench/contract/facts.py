@@ -83,6 +83,7 @@ FACTS: Mapping[str, type[pydantic.BaseModel]] = {
     "dataset": DatasetFacts,
     "network": NoFacts,
     "decoder": DecoderFacts,
+    "launcher": NoFacts,
 }
 """The facts that each kind of component may declare."""
 EXAMPLES = {

@@ -184,6 +184,26 @@ def ddbench_suites() -> Iterable[object]:  # type: ignore[empty-body]
     """
 
 
+@_hookspec
+def ddbench_launchers() -> Iterable[object]:  # type: ignore[empty-body]
+    """Return launchers, which carry out the runs of a suite or a sweep in other processes: `--launcher NAME`.
+
+    Each is a function `(work: Work, *, options) -> None` marked `@ddbench.launcher`. It starts `work.command(jobs)` for
+    some or all of `work.jobs`, anywhere where the folder of the runs is shared, and returns when these processes have
+    ended. Their output is its own matter. A job that has no outcome then is given to it again, a few times.
+
+        @ddbench.launcher
+        def one_by_one(work: Work):
+            \"\"\"Carry out runs in a new process each.\"\"\"
+            for job in work.jobs:
+                subprocess.run(work.command([job]))
+
+        @ddbench.hookimpl
+        def ddbench_launchers():
+            return [one_by_one]
+    """
+
+
 @_hookspec(firstresult=True)
 def ddbench_find_network(name: str, info: "DatasetInfo") -> "Component | None":
     """Return the network of an open-ended name such as `timm/resnet18`, or None for a name of another plugin."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pluggy
 
 from ddbench.contract import hookspecs
-from ddbench.contract.component import KINDS, Component, component_of, did_you_mean
+from ddbench.contract.component import KINDS, SERVICES, Component, component_of, did_you_mean
 from ddbench.contract.spec import Choice
 from ddbench.discovery.calls import brief, call, hook_name, traced, where
 from ddbench.discovery.experiments import Experiment, Published, read_experiment
@@ -30,7 +30,7 @@ SLOW = 2.0
 """Seconds of loading above which a plugin is reported as slow."""
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 FIX = "Fix the plugin, or disable it with DDBENCH_DISABLE={name}."
-_HOOK_OF = {kind: f"ddbench_{kind}s" for kind in KINDS}
+_HOOK_OF = {kind: f"ddbench_{kind}s" for kind in (*KINDS, *SERVICES)}
 _PLUGGY_OPTIONS = ("hookwrapper", "wrapper", "optionalhook", "tryfirst", "trylast", "specname")
 
 
@@ -107,7 +107,7 @@ class Catalog:
         self.plugins: list[Plugin] = []
         self.broken: list[BrokenPlugin] = []
         self.disabled: list[str] = []
-        self._components: dict[str, list[Component]] = {kind: [] for kind in KINDS}
+        self._components: dict[str, list[Component]] = {kind: [] for kind in (*KINDS, *SERVICES)}
         self._experiments: dict[str, Experiment] = {}
         self._suites: dict[str, Suite] = {}
         self._manager = pluggy.PluginManager("ddbench")
@@ -245,7 +245,9 @@ class Catalog:
                 # Installed, and named by the user too.
                 return
             plugin = Plugin(source.name, source.distribution, self._hooks_of(module, source.name), path=source.path)
-            components = [(kind, component) for kind in KINDS for component in self._registered(plugin, kind)]
+            components = [
+                (kind, component) for kind in (*KINDS, *SERVICES) for component in self._registered(plugin, kind)
+            ]
             experiments = [read_experiment(path, source.distribution) for path in _files(plugin, "ddbench_experiments")]
             suites = [read_suite(path, source.distribution) for path in _files(plugin, "ddbench_suites")]
         except (Exception, SystemExit) as error:

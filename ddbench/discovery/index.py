@@ -17,7 +17,7 @@ from typing import Any
 
 import pydantic
 
-from ddbench.contract.component import KINDS, Component
+from ddbench.contract.component import KINDS, SERVICES, Component
 from ddbench.discovery.catalog import Catalog
 from ddbench.discovery.plugin_sources import code_of, disabled_names, named_plugins
 from ddbench.errors import DdbenchError
@@ -140,7 +140,7 @@ def build(protocols: Sequence[Entry], paths: Iterable[str | Path] = ()) -> Index
         )
         for experiment in catalog.experiments()
     ]
-    components = [described(component) for kind in KINDS for component in catalog.components(kind)]
+    components = [described(component) for kind in (*KINDS, *SERVICES) for component in catalog.components(kind)]
     suites = [
         Entry(
             kind="suite",

@@ -65,7 +65,6 @@ class Suite(pydantic.BaseModel):
     path: Path
 
 
-
 def read_suite(path: Path, distribution: str = "") -> Suite:
     """Read a TOML file: `summary`, `methods`, `reference`, fields shared in `[task]`, and a table per `[tasks.NAME]`.
 

@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import pydantic
 
 from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.plan import Plan
+from ddbench.contract.signals import sigterm_as_ctrl_c
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, Interrupted, Unsupported, UsageError
 from ddbench.machine.environment import forget_peak_memory
@@ -69,6 +70,33 @@ class Outcome(pydantic.BaseModel):
     exit_code: int = 0
     result: RunResult | None = None
     seconds: float = 0.0
+
+    @property
+    def in_words(self) -> str:
+        """`accuracy 63.1 % in 2 s`, or why there is no score."""
+        result = self.result
+        if self.state != "ok" or result is None or result.score is None:
+            return f"{self.state}: {self.reason}"
+        value = f"{100 * result.score.mean:.1f} %" if result.metric.unit == "share" else f"{result.score.mean:.4g}"
+        return f"{result.primary} {value} in {self.seconds:.0f} s"
+
+
+class Carrier(Protocol):
+    """A way of carrying out jobs: `carry_out`, or a launcher's."""
+
+    def __call__(
+        self,
+        jobs: Sequence[Job],
+        catalog: Catalog,
+        *,
+        runs: Path,
+        leaderboards: Path,
+        reporter: Reporter,
+        folders_only: bool = False,
+        each: Callable[[Outcome], None] = lambda outcome: None,
+    ) -> list[Outcome]:
+        """Return the outcome of each job."""
+        ...
 
 
 @dataclass
@@ -148,30 +176,31 @@ def carry_out(
     outcomes: dict[int, Outcome] = {}
     recorded = {} if folders_only else records_by_run(leaderboards)
     waiting, postponed = deque(range(total)), set[int]()
-    while waiting:
-        number = waiting.popleft()
-        job = jobs[number]
-        patience = 1 if number in postponed else 0
-        with claimed(runs / CLAIMS / f"{job.plan.settings.fingerprint[:24]}.lock", patience) as own:
-            if not own:
-                if wait:
-                    if number not in postponed:
-                        reporter.say(f"{job.label}: another process is working on it; it comes last.")
-                    postponed.add(number)
-                    waiting.append(number)
-                continue
-            outcome = _present(job, runs, leaderboards, recorded)
-            if outcome is None:
-                later = forecast.left([jobs[other] for other in waiting])
-                place = f"{len(outcomes) + 1} of {total}"
-                reporter.stage(f"{place}: {job.label}")
-                part = _Part(reporter, len(outcomes), total, forecast.of(job), later)
-                outcome = _attempt(job, catalog, runs, leaderboards, part)
-                reporter.say(f"{place}: {job.label}: {_in_words(outcome)}")
-                if outcome.state == "ok":
-                    forecast.add(job, outcome.seconds)
-            outcomes[number] = outcome
-            each(outcome)
+    with sigterm_as_ctrl_c():
+        while waiting:
+            number = waiting.popleft()
+            job = jobs[number]
+            patience = 1 if number in postponed else 0
+            with claimed(runs / CLAIMS / f"{job.plan.settings.fingerprint[:24]}.lock", patience) as own:
+                if not own:
+                    if wait:
+                        if number not in postponed:
+                            reporter.say(f"{job.label}: another process is working on it; it comes last.")
+                        postponed.add(number)
+                        waiting.append(number)
+                    continue
+                outcome = _present(job, runs, leaderboards, recorded)
+                if outcome is None:
+                    later = forecast.left([jobs[other] for other in waiting])
+                    place = f"{len(outcomes) + 1} of {total}"
+                    reporter.stage(f"{place}: {job.label}")
+                    part = _Part(reporter, len(outcomes), total, forecast.of(job), later)
+                    outcome = _attempt(job, catalog, runs, leaderboards, part)
+                    reporter.say(f"{place}: {job.label}: {outcome.in_words}")
+                    if outcome.state == "ok":
+                        forecast.add(job, outcome.seconds)
+                outcomes[number] = outcome
+                each(outcome)
     return [outcomes[number] for number in sorted(outcomes)]
 
 
@@ -291,12 +320,3 @@ def _read(folder: RunFolder) -> RunResult | None:
         return folder.read_result()
     except UsageError:
         return None
-
-
-def _in_words(outcome: Outcome) -> str:
-    """Return `63.1 % in 2.1 s`, or why there is no score."""
-    result = outcome.result
-    if outcome.state != "ok" or result is None or result.score is None:
-        return f"{outcome.state}: {outcome.reason}"
-    value = f"{100 * result.score.mean:.1f} %" if result.metric.unit == "share" else f"{result.score.mean:.4g}"
-    return f"{result.primary} {value} in {outcome.seconds:.0f} s"

@@ -14,7 +14,7 @@ from ddbench.discovery.catalog import Catalog
 from ddbench.discovery.suites import Suite, SuiteTask
 from ddbench.errors import UsageError
 from ddbench.machine.environment import describe, machine_class, resolve_device
-from ddbench.pipeline.jobs import Job, Outcome, carry_out, look_up, records_by_run
+from ddbench.pipeline.jobs import Carrier, Job, Outcome, carry_out, look_up, records_by_run
 from ddbench.pipeline.plan import plan_run
 from ddbench.records.matrix import Matrix, Runs, matrix
 from ddbench.records.result import RunResult
@@ -58,19 +58,18 @@ def run_suite(
     runs: Path = Path("runs"),
     leaderboards: Path = Path("leaderboards"),
     reporter: Reporter | None = None,
+    carry: Carrier = carry_out,
 ) -> SuiteResult:
     """Run `methods`, by default those of the suite, on all its tasks: what `ddbench suite run` does.
 
     What is there is not run again, and what fails does not keep the rest from running. The matrix also shows the
     methods of the suite that have records already. `options` are options of methods, by method; `fields` are fields of
-    every spec. Raises `UsageError` for a method or an option that does not exist, before anything is run.
+    every spec. `carry` is the way of carrying out the runs. Raises `UsageError` for a method or an option that does not exist, before anything is run.
     """
     catalog = catalog or Catalog()
     suite = catalog.suite(suite) if isinstance(suite, str) else suite
     jobs = plan_suite(suite, methods, catalog, options or {}, fields or {})
-    outcomes = carry_out(
-        list(jobs.values()), catalog, runs=runs, leaderboards=leaderboards, reporter=reporter or Silent()
-    )
+    outcomes = carry(list(jobs.values()), catalog, runs=runs, leaderboards=leaderboards, reporter=reporter or Silent())
     shown = dict(zip(jobs, outcomes, strict=True))
     others = [name for name in suite.methods if name not in {place.method for place in jobs}]
     if others:
@@ -111,7 +110,8 @@ def plan_suite(
     stray = next((name for name in options if name not in names), None)
     if stray is not None:
         raise UsageError(
-            f"options were set for {stray!r}, which is not run.{did_you_mean(stray, names)}", f"Run: {', '.join(names)}."
+            f"options were set for {stray!r}, which is not run.{did_you_mean(stray, names)}",
+            f"Run: {', '.join(names)}.",
         )
     jobs = {}
     for task in suite.tasks:
@@ -123,9 +123,7 @@ def plan_suite(
     return jobs
 
 
-def _spec(
-    suite: Suite, task: SuiteTask, method: str, options: Mapping[str, Any], catalog: Catalog
-) -> dict[str, Any]:
+def _spec(suite: Suite, task: SuiteTask, method: str, options: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
     """Return the fields of the spec of a method on a task, without the seed."""
     published = catalog.experiment(task.experiment).spec if task.experiment else {}
     own, usual = parse_choice("method", published["method"]) if published else None, suite.options.get(method, {})

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ import pydantic
 
 from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.plan import Plan
-from ddbench.contract.spec import Axis, RunSpec, Sweep, place_assignments
+from ddbench.contract.spec import Axis, RunSpec, Split, Sweep, place_assignments
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import DdbenchError, Unsupported, UsageError
 from ddbench.machine.files import atomic_write, sha256
-from ddbench.pipeline.jobs import Job, Outcome, carry_out
+from ddbench.pipeline.jobs import Carrier, Job, Outcome, carry_out
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.runner import as_spec
 from ddbench.records.result import LOG_PLACE, RunFolder, RunResult
@@ -89,7 +89,8 @@ def sweep(
     """Run `spec` at every combination of values: what `ddbench run --sweep` does, without the picture.
 
     `axes` has one or two keys, such as `{"epochs": [1, 3]}`, `{"init.scheme": [...]}`, or `{"steps,images_per_class":
-    [1, 2, 5]}` for fields that take the same values together. Raises `UsageError` for keys that do not exist.
+    [1, 2, 5]}` for fields that take the same values together. Options of the method are compared on the validation slice
+    unless `spec` names another `split`. Raises `UsageError` for keys that do not exist.
     """
     catalog = catalog or Catalog()
     fields = as_spec(spec, catalog).model_dump(exclude_unset=True)
@@ -99,6 +100,7 @@ def sweep(
         return RunSpec.parse(place_assignments(fields, assignments, options))
 
     swept = Sweep(axes=[Axis(keys=split_keys(keys), values=list(values)) for keys, values in axes.items()], plot=plot)
+    fields = {"split": usual_split(swept.axes, options), **fields}
     return run_sweep(swept, spec_at, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
 
 
@@ -110,6 +112,7 @@ def run_sweep(
     runs: Path,
     leaderboards: Path,
     reporter: Reporter | None = None,
+    carry: Carrier = carry_out,
 ) -> SweepResult:
     """Run every point in turn, as `jobs.carry_out` does: what is in `runs` already is taken from there.
 
@@ -117,14 +120,14 @@ def run_sweep(
     fails is left out. Raises `Unsupported` where it supports none, `DdbenchError` where all fail.
     """
     plans = plan_sweep(sweep, spec_at, catalog)
-    jobs = [Job(_in_words(sweep, values), plan.settings.fingerprint, plan) for values, plan in plans]
+    jobs = _jobs(sweep, plans)
 
     def check_figure(outcome: Outcome) -> None:
         # Better to know after the first point than after all of them.
         if outcome.result is not None and outcome.result.status == "ok":
             _point((), outcome.result).figure(sweep.plot or outcome.result.primary)
 
-    outcomes = carry_out(
+    outcomes = carry(
         jobs, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter or Silent(), folders_only=True,
         each=check_figure,
     )  # fmt: skip
@@ -140,6 +143,24 @@ def run_sweep(
     done = SweepResult(sweep, tuple(points), sweep.plot or points[0].result.primary, folder, failed)
     atomic_write(done.table, csv_text(done))
     return done
+
+
+def sweep_jobs(sweep: Sweep, spec_at: Callable[[dict[str, Any]], RunSpec], catalog: Catalog) -> list[Job]:
+    """Return a job for every point. Raises `UsageError` for one that cannot be."""
+    return _jobs(sweep, plan_sweep(sweep, spec_at, catalog))
+
+
+def _jobs(sweep: Sweep, plans: Iterable[tuple[tuple[Any, ...], Plan]]) -> list[Job]:
+    return [Job(_in_words(sweep, values), plan.settings.fingerprint, plan) for values, plan in plans]
+
+
+def usual_split(axes: Iterable[Axis], options: Container[str]) -> Split:
+    """Return the split that a sweep scores on where none is named: validation where options of the method are compared.
+
+    Fields such as `images_per_class` make other tasks, which nobody chooses among by their scores.
+    """
+    keys = [key.removeprefix("method.") for axis in axes for key in axis.keys]
+    return "validation" if any(key in options for key in keys) else "test"
 
 
 def plan_sweep(

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from ddbench.contract.metric import Metric
 from ddbench.discovery.suites import Suite
+from ddbench.pipeline.tune import Tuning
 from ddbench.records.matrix import Cell, Matrix
 from ddbench.records.stats import Interval
 from ddbench.render.tables import bounds, number, points
@@ -65,6 +66,24 @@ def print_matrix(matrix: Matrix) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
+def print_tuning(tuning: Tuning) -> None:
+    """Print the trials, the best first; their gains are on the validation slice."""
+    console = _console()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("trial", "gain", "state", "options"):
+        table.add_column(heading, justify="right" if heading in ("trial", "gain") else "left", overflow="fold")
+    numbered = [
+        (trial.state != "complete", -(trial.gain or 0), number, trial) for number, trial in enumerate(tuning.trials, 1)
+    ]
+    for _, _, number, trial in sorted(numbered, key=lambda item: item[:3]):
+        options = ", ".join(f"{key}={value}" for key, value in trial.options.items())
+        table.add_row(str(number), "-" if trial.gain is None else f"{trial.gain:+.4g}", trial.state, options)
+    console.print(Text(f"Trials of {tuning.method} on the validation slice, kept in {tuning.folder}", style="bold"))
+    console.print(table)
+    chosen = ", ".join(f"{key}={value}" for key, value in tuning.best.items())
+    console.print(Text(f"Chosen: {chosen}. The test split is read for these alone.\n"))
+
+
 def _cell(cell: Cell, unit: str) -> Text:
     if cell.score is None:
         return Text(cell.state, style="dim")
@@ -73,7 +92,9 @@ def _cell(cell: Cell, unit: str) -> Text:
     half = "" if interval is None else f" +- {number(metric, (interval[1] - interval[0]) / 2).removesuffix(' %')}"
     gain = "" if cell.gain is None else f"  {points(metric, cell.gain)}"
     rank = "  elsewhere" if cell.rank is None else f"  #{cell.rank}"
-    style = "" if cell.gain is None or cell.rank is None else "green" if cell.gain > 0 else "red" if cell.gain < 0 else ""
+    style = (
+        "" if cell.gain is None or cell.rank is None else "green" if cell.gain > 0 else "red" if cell.gain < 0 else ""
+    )
     return Text(number(metric, cell.score.mean).removesuffix(" %") + half + gain + rank, style=style)
 
 
