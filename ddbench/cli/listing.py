@@ -27,8 +27,7 @@ def list_(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """List methods, datasets, networks, init distributions, objectives, targets, launchers, protocols, experiments, suites
-    and pools.
+    """List methods, datasets, networks, inits, objectives, targets, launchers, protocols, experiments, suites and more.
 
     Examples: `ddbench list`, `ddbench list datasets`
     """

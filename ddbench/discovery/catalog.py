@@ -17,8 +17,8 @@ from ddbench.contract.component import KINDS, SERVICES, Component, component_of,
 from ddbench.contract.spec import Choice
 from ddbench.discovery.calls import brief, call, hook_name, traced, where
 from ddbench.discovery.experiments import Experiment, Published, read_experiment
-from ddbench.discovery.suites import Suite, read_suite
 from ddbench.discovery.plugin_sources import Source, disabled_names, named_plugins, plain, sources
+from ddbench.discovery.suites import Suite, read_suite
 from ddbench.errors import DdbenchError, PluginError, UsageError
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Catalog:
         return [suite for _, suite in sorted(self._suites.items())]
 
     def suite(self, name: str) -> Suite:
-        """Return the suite called `name`, or the one in the TOML file `name`. Raises `UsageError` for an unknown one."""
+        """Return the suite called `name`, or that of a TOML file. Raises `UsageError` for an unknown one."""
         if name in self._suites:
             return self._suites[name]
         if name.endswith(".toml"):

@@ -1,5 +1,6 @@
 """Atomic writes, safe reading of tensor files, hashes and locks."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -121,10 +122,8 @@ def claimed(path: Path, timeout: float | int = 0) -> Iterator[bool]:
     lock = filelock.FileLock(path, timeout=timeout)
     with explained_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with contextlib.suppress(filelock.Timeout):
             lock.acquire()
-        except filelock.Timeout:
-            pass
     try:
         yield lock.is_locked
     finally:

@@ -216,9 +216,9 @@ def finished(runs: Path, plan: Plan) -> RunResult | None:
     for folder in _folders(runs, plan):
         result = _read(folder)
         same = (plan.settings.fingerprint, plan.method.distribution)
-        if result is not None and result.status in ("ok", "skipped"):
-            if (result.fingerprint, result.method_source) == same:
-                return result
+        ended = result is not None and result.status in ("ok", "skipped")
+        if ended and result is not None and (result.fingerprint, result.method_source) == same:
+            return result
     return None
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -62,7 +63,7 @@ def code_version() -> str:
 
 
 def write_jobs(jobs: Sequence[Job], folder: Path, catalog: Catalog, *, runs: Path, leaderboards: Path) -> list[Path]:
-    """Write a job file for each job, and return their paths. Raises `DdbenchError` where the folder cannot be written."""
+    """Write a job file for each job, and return their paths. Raises `DdbenchError` where that fails."""
     paths = []
     for number, job in enumerate(jobs, 1):
         file = JobFile(
@@ -222,6 +223,7 @@ def _command(jobs: Sequence[Path]) -> list[str]:
 def _watched(paths: Sequence[Path], reporter: Reporter) -> Iterator[None]:
     """Report each job that ends while a launcher is at work."""
     stop, told = threading.Event(), {path for path in paths if outcome_path(path).exists()}
+    before, began = len(told), time.monotonic()
     reporter.stage("Runs")
 
     def look() -> None:
@@ -230,7 +232,10 @@ def _watched(paths: Sequence[Path], reporter: Reporter) -> Iterator[None]:
             if outcome is not None:
                 told.add(path)
                 reporter.say(f"{len(told)} of {len(paths)}: {outcome.label}: {outcome.in_words}")
-        reporter.progress(len(told), len(paths), {}, None)
+        new, left = len(told) - before, len(paths) - len(told)
+        if left:
+            pace = (time.monotonic() - began) / new if new else None
+            reporter.progress(len(told), len(paths), {}, None if pace is None else pace * left)
 
     def watch() -> None:
         while not stop.wait(POLL):

@@ -64,7 +64,8 @@ def run_suite(
 
     What is there is not run again, and what fails does not keep the rest from running. The matrix also shows the
     methods of the suite that have records already. `options` are options of methods, by method; `fields` are fields of
-    every spec. `carry` is the way of carrying out the runs. Raises `UsageError` for a method or an option that does not exist, before anything is run.
+    every spec; `carry` is the way of carrying out the runs. Raises `UsageError` for a method or an option that does
+    not exist, before anything is run.
     """
     catalog = catalog or Catalog()
     suite = catalog.suite(suite) if isinstance(suite, str) else suite
@@ -141,7 +142,11 @@ def _states(jobs: Mapping[Place, Job], runs: Path, leaderboards: Path) -> dict[P
 def _matrix(suite: Suite, outcomes: Mapping[Place, Outcome]) -> Matrix:
     """Return the matrix; time limits are meant for the machine that the suite names, else for this one."""
     machine = suite.machine or machine_class(describe(resolve_device("auto")))
-    methods = dict.fromkeys(place.method for place in outcomes)
+    known = dict.fromkeys(place.method for place in outcomes)
+    methods = [
+        *(name for name in suite.methods if name in known),
+        *(name for name in known if name not in suite.methods),
+    ]
     rows: dict[str, dict[str, Runs]] = {}
     for method in methods:
         row = {

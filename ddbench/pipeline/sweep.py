@@ -89,8 +89,8 @@ def sweep(
     """Run `spec` at every combination of values: what `ddbench run --sweep` does, without the picture.
 
     `axes` has one or two keys, such as `{"epochs": [1, 3]}`, `{"init.scheme": [...]}`, or `{"steps,images_per_class":
-    [1, 2, 5]}` for fields that take the same values together. Options of the method are compared on the validation slice
-    unless `spec` names another `split`. Raises `UsageError` for keys that do not exist.
+    [1, 2, 5]}` for fields that take the same values together. Options of the method are compared on the validation
+    slice unless `spec` names another `split`. Raises `UsageError` for keys that do not exist.
     """
     catalog = catalog or Catalog()
     fields = as_spec(spec, catalog).model_dump(exclude_unset=True)

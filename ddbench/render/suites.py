@@ -72,12 +72,10 @@ def print_tuning(tuning: Tuning) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("trial", "gain", "state", "options"):
         table.add_column(heading, justify="right" if heading in ("trial", "gain") else "left", overflow="fold")
-    numbered = [
-        (trial.state != "complete", -(trial.gain or 0), number, trial) for number, trial in enumerate(tuning.trials, 1)
-    ]
-    for _, _, number, trial in sorted(numbered, key=lambda item: item[:3]):
+    ordered = sorted(enumerate(tuning.trials, 1), key=lambda item: (item[1].state != "complete", -(item[1].gain or 0)))
+    for place, trial in ordered:
         options = ", ".join(f"{key}={value}" for key, value in trial.options.items())
-        table.add_row(str(number), "-" if trial.gain is None else f"{trial.gain:+.4g}", trial.state, options)
+        table.add_row(str(place), "-" if trial.gain is None else f"{trial.gain:+.4g}", trial.state, options)
     console.print(Text(f"Trials of {tuning.method} on the validation slice, kept in {tuning.folder}", style="bold"))
     console.print(table)
     chosen = ", ".join(f"{key}={value}" for key, value in tuning.best.items())
@@ -92,9 +90,8 @@ def _cell(cell: Cell, unit: str) -> Text:
     half = "" if interval is None else f" +- {number(metric, (interval[1] - interval[0]) / 2).removesuffix(' %')}"
     gain = "" if cell.gain is None else f"  {points(metric, cell.gain)}"
     rank = "  elsewhere" if cell.rank is None else f"  #{cell.rank}"
-    style = (
-        "" if cell.gain is None or cell.rank is None else "green" if cell.gain > 0 else "red" if cell.gain < 0 else ""
-    )
+    better = 0 if cell.gain is None or cell.rank is None else cell.gain
+    style = "green" if better > 0 else "red" if better < 0 else ""
     return Text(number(metric, cell.score.mean).removesuffix(" %") + half + gain + rank, style=style)
 
 
