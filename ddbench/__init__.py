@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ddbench.contract.component import decoder as decoder
     from ddbench.contract.component import did_you_mean as did_you_mean
     from ddbench.contract.component import init as init
+    from ddbench.contract.component import launcher as launcher
     from ddbench.contract.component import method as method
     from ddbench.contract.component import modality as modality
     from ddbench.contract.component import network as network
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ddbench.contract.hookspecs import hookimpl as hookimpl
     from ddbench.contract.inits import InitRequest as InitRequest
     from ddbench.contract.inits import Side as Side
+    from ddbench.contract.launch import Work as Work
     from ddbench.contract.metric import Metric as Metric
     from ddbench.contract.observer import Observer as Observer
     from ddbench.contract.plan import Plan as Plan
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from ddbench.pipeline.pretrain import pretrain as pretrain
     from ddbench.pipeline.runner import resume as resume
     from ddbench.pipeline.runner import run as run
+    from ddbench.pipeline.suite import run_suite as run_suite
     from ddbench.pipeline.sweep import sweep as sweep
     from ddbench.records.leaderboard import load_leaderboard as load_leaderboard
     from ddbench.records.result import RunResult as RunResult
@@ -75,6 +78,7 @@ _HOME_OF = {
     "State": "contract.state",
     "load_leaderboard": "records.leaderboard",
     "Metric": "contract.metric",
+    "Work": "contract.launch",
     "Observer": "contract.observer",
     "Run": "contract.run",
     "BornLater": "contract.component",
@@ -85,6 +89,7 @@ _HOME_OF = {
     "decoder": "contract.component",
     "did_you_mean": "contract.component",
     "init": "contract.component",
+    "launcher": "contract.component",
     "method": "contract.component",
     "modality": "contract.component",
     "network": "contract.component",
@@ -96,6 +101,7 @@ _HOME_OF = {
     "pretrain": "pipeline.pretrain",
     "resume": "pipeline.runner",
     "run": "pipeline.runner",
+    "run_suite": "pipeline.suite",
     "sweep": "pipeline.sweep",
     "Plan": "contract.plan",
     "RecipeRequest": "contract.plan",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ddbench.cli import authors, boards, evaluate, export, installation, listing, pretrain, run
+from ddbench.cli import authors, boards, evaluate, export, installation, listing, pretrain, run, suite, work
 from ddbench.cli.output import explained_failures
 
 
@@ -76,7 +76,7 @@ def ddbench(
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
 
 
-for module in (run, evaluate, export, pretrain, listing, boards, authors, installation):
+for module in (run, suite, work, evaluate, export, pretrain, listing, boards, authors, installation):
     module.register(app)
 
 

@@ -10,13 +10,13 @@ from ddbench.cli import completion
 from ddbench.cli.indexed import current_index
 from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import Json, Plugins, named
-from ddbench.contract.component import KINDS, did_you_mean, plural
+from ddbench.contract.component import KINDS, SERVICES, did_you_mean, plural
 from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
     from ddbench.discovery.index import Entry
 
-LISTS = {plural(kind): kind for kind in (*KINDS, "protocol", "experiment", "pool")}
+LISTS = {plural(kind): kind for kind in (*KINDS, *SERVICES, "protocol", "experiment", "suite", "pool")}
 
 
 def list_(
@@ -27,7 +27,7 @@ def list_(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """List methods, datasets, networks, init distributions, objectives, targets, protocols, experiments and pools.
+    """List methods, datasets, networks, inits, objectives, targets, launchers, protocols, experiments, suites and more.
 
     Examples: `ddbench list`, `ddbench list datasets`
     """
@@ -64,7 +64,7 @@ def show(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Show the help and the options of a component, a protocol, an experiment or a pool, or the results of a run.
+    """Show a component with its options, a protocol, an experiment, a suite or a pool, or the results of a run.
 
     Examples: `ddbench show unrolled_gd`, `ddbench show runs/unrolled_gd-digits-ipc1-3f9a1c`, `ddbench show my_method
     --dataset cifar10 --ipc 10`
@@ -88,7 +88,7 @@ def show(
         from ddbench.render.cards import brief_card, card
 
         for entry in entries:
-            (card if entry.kind in KINDS else brief_card)(entry)
+            (card if entry.kind in (*KINDS, *SERVICES) else brief_card)(entry)
 
 
 def _show_recipe(name: str, asked: dict[str, object], plugins: Sequence[Path], as_json: bool) -> None:

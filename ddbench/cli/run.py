@@ -13,7 +13,9 @@ from ddbench.cli import completion
 from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import (
     DEFAULT_LEADERBOARDS,
+    Emit,
     Json,
+    Launcher,
     Leaderboards,
     Plugins,
     Sets,
@@ -22,6 +24,7 @@ from ddbench.cli.shared import (
     warn_of_plugins,
     with_usual_network,
 )
+from ddbench.cli.work import carrier, emit_jobs
 from ddbench.contract.component import parse_assignments
 from ddbench.errors import Interrupted, UsageError
 
@@ -72,6 +75,13 @@ def run(
     time_limit: Annotated[
         str | None, typer.Option(help="Stop distilling after this time and score what there is.", metavar="15m")
     ] = None,
+    step_limit: Annotated[
+        int | None, typer.Option(help="Stop a loop of the method after this many outer steps. [no limit]")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--on", help="Score on the split test, or on validation, which leaves no row. [test]"),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto. [auto]")] = None,
     best_coreset: Annotated[
         bool, typer.Option("--best-coreset", help="Show the score beside that of the best coreset too.")
@@ -95,6 +105,8 @@ def run(
     plot: Annotated[
         str, typer.Option(help="What a sweep draws: a metric, or a figure the method logs. [the primary metric]")
     ] = "",
+    launcher: Launcher = None,
+    emit: Emit = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,
     runs: Annotated[Path, typer.Option(help="Folder of the run folders.", metavar="DIR")] = Path("runs"),
     leaderboards: Leaderboards = DEFAULT_LEADERBOARDS,
@@ -133,6 +145,8 @@ def run(
         "eval_networks": eval_networks,
         "seed": seed,
         "time_limit": time_limit,
+        "step_limit": step_limit,
+        "split": split,
         "device": device,
         "smoke": smoke or None,
         "best_coreset": best_coreset or None,
@@ -146,17 +160,29 @@ def run(
         fixed = {*(key for key, value in flags.items() if value is not None), *parse_assignments(settings)}
         swept = _sweep(catalog, sweep or [], plot, experiment, fixed)
         if swept is not None:
+
+            def spec_at(values: dict[str, Any]) -> "RunSpec":
+                return _spec(catalog, flags, settings, config, experiment, values)
+
+            if sweep and split is None and _compares_options(swept, spec_at, catalog):
+                flags["split"] = "validation"
+                typer.echo("Options are compared on the validation slice; --on test reads the test split.", err=True)
             with _resumable(leaderboards):
                 _run_sweep(
                     swept,
-                    lambda values: _spec(catalog, flags, settings, config, experiment, values),
+                    spec_at,
                     catalog,
                     runs,
                     leaderboards,
                     as_json,
                     dry_run,
+                    launcher,
+                    emit,
                 )
             return
+        if launcher or emit:
+            flag = "--launcher" if launcher else "--emit"
+            raise UsageError(f"{flag} is for several runs.", "Name what is swept: --sweep epochs=1,3,5")
         spec = _spec(catalog, flags, settings, config, experiment)
         if dry_run:
             _dry_run(spec, catalog, runs, leaderboards, as_json)
@@ -264,6 +290,15 @@ def _sweep(catalog: "Catalog", texts: list[str], plot: str, experiment: str | No
     return swept.model_copy(update={"plot": plot}) if swept is not None and plot else swept
 
 
+def _compares_options(sweep: "Sweep", spec_at: "Callable[[dict[str, Any]], RunSpec]", catalog: "Catalog") -> bool:
+    """Return True if a sweep compares options of the method."""
+    from ddbench.pipeline.sweep import usual_split
+
+    _, first = next(sweep.assignments())
+    options = catalog.get("method", spec_at(first).method.name).options.model_fields
+    return usual_split(sweep.axes, options) == "validation"
+
+
 def _run_sweep(
     sweep: "Sweep",
     spec_at: "Callable[[dict[str, Any]], RunSpec]",
@@ -272,9 +307,11 @@ def _run_sweep(
     leaderboards: Path,
     as_json: bool,
     dry_run: bool,
+    launcher: str | None,
+    emit: Path | None,
 ) -> None:
     """Run every point, print the table and draw the picture; both are written to the folder of the sweep."""
-    from ddbench.pipeline.sweep import plan_sweep, run_sweep
+    from ddbench.pipeline.sweep import plan_sweep, run_sweep, sweep_jobs
     from ddbench.render.live import live
     from ddbench.render.pictures import draw_sweep
     from ddbench.render.tables import sweep_table
@@ -291,15 +328,23 @@ def _run_sweep(
             for settings, reason in planned:
                 typer.echo(f"  {settings.run_id}" + (f"  skipped: {reason}" if reason else ""))
         return
+    if emit is not None:
+        emit_jobs(sweep_jobs(sweep, spec_at, catalog), emit, catalog, runs, leaderboards, as_json)
+        return
+    carry = carrier(launcher, catalog)
     with live() as reporter:
-        done = run_sweep(sweep, spec_at, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
+        done = run_sweep(sweep, spec_at, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter, carry=carry)
     draw_sweep(done.sweep, done.points, done.figure, done.picture)
     if as_json:
         results = [{"values": p.values, "logged": p.logged, **p.result.document()} for p in done.points]
-        print_json({"status": "ok", "plot": done.figure, "folder": str(done.folder), "points": results})
-        return
-    sweep_table(done.sweep, done.points, done.figure)
-    typer.echo(f"  picture  {done.picture}\n  table    {done.table}")
+        status, failed = "failed" if done.failed else "ok", [outcome.model_dump(mode="json") for outcome in done.failed]
+        place = {"plot": done.figure, "folder": str(done.folder)}
+        print_json({"status": status, **place, "points": results, "failed": failed})
+    else:
+        sweep_table(done.sweep, done.points, done.figure)
+        typer.echo(f"  picture  {done.picture}\n  table    {done.table}")
+    if done.failed:
+        raise typer.Exit(1)
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -21,6 +21,19 @@ Plugins = Annotated[
     typer.Option("--plugin", help="A plugin file, folder or module to load (repeatable).", metavar="PATH"),
 ]
 Leaderboards = Annotated[Path, typer.Option("--leaderboards", help="Folder of the leaderboards.", metavar="DIR")]
+Launcher = Annotated[
+    str | None,
+    typer.Option(
+        "--launcher",
+        help="Carry out the runs in other processes (ddbench list launchers). [one after the other, in this one]",
+        metavar="NAME[:KEY=VALUE,...]",
+        autocompletion=completion.names("launcher"),
+    ),
+]
+Emit = Annotated[
+    Path | None,
+    typer.Option(help="Write a file for each run that is missing, for `ddbench work`, and stop.", metavar="DIR"),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option(

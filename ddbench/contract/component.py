@@ -15,6 +15,8 @@ from ddbench.contract.facts import validated_facts
 from ddbench.errors import PluginError, UsageError, blamed_on
 
 KINDS = ("method", "init", "objective", "target", "dataset", "network", "decoder", "modality")
+SERVICES = ("launcher",)
+"""Kinds of components that are no part of a run."""
 
 
 def plural(kind: str) -> str:
@@ -42,7 +44,7 @@ class Component:
     """A function that a plugin offers, with its help, options and facts.
 
     Attributes:
-        kind: `method`, `init`, `objective`, `target`, `dataset`, `network`, `decoder` or `modality`.
+        kind: one of `KINDS` or `SERVICES`, such as `method`.
         name: the name on the command line; of a decoder with its version, such as `tiles/v1`.
         function: the decorated function.
         options: a pydantic model of the keyword-only parameters.
@@ -264,3 +266,4 @@ dataset = _decorator("dataset")
 network = _decorator("network")
 decoder = _decorator("decoder")
 modality = _decorator("modality")
+launcher = _decorator("launcher")

@@ -106,6 +106,7 @@ FACTS: Mapping[str, type[pydantic.BaseModel]] = {
     "network": NetworkFacts,
     "decoder": DecoderFacts,
     "modality": ModalityFacts,
+    "launcher": NoFacts,
 }
 """The facts that each kind of component may declare."""
 EXAMPLES = {

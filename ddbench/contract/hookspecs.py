@@ -199,6 +199,41 @@ def ddbench_experiments() -> Iterable[object]:  # type: ignore[empty-body]
     """
 
 
+@_hookspec
+def ddbench_suites() -> Iterable[object]:  # type: ignore[empty-body]
+    """Return paths of suites, TOML files of tasks that methods are compared on. `ddbench suite run NAME` runs one.
+
+    A file holds `summary`, the `methods` that it compares, `reference`, the companion that gains are measured over,
+    and a table `[tasks.NAME]` for each task, with fields of a run spec and `seeds`. Fields in `[task]` are shared by
+    all tasks. `[options.METHOD]` sets options of a method. `machine` names the class of machine that time limits are
+    meant for, such as `cpu, 2 threads`.
+
+        @ddbench.hookimpl
+        def ddbench_suites():
+            return sorted(Path(__file__).parent.glob("suites/*.toml"))
+    """
+
+
+@_hookspec
+def ddbench_launchers() -> Iterable[object]:  # type: ignore[empty-body]
+    """Return launchers, which carry out the runs of a suite or a sweep in other processes: `--launcher NAME`.
+
+    Each is a function `(work: Work, *, options) -> None` marked `@ddbench.launcher`. It starts `work.command(jobs)` for
+    some or all of `work.jobs`, anywhere where the folder of the runs is shared, and returns when these processes have
+    ended. Their output is its own matter. A job that has no outcome then is given to it again, a few times.
+
+        @ddbench.launcher
+        def one_by_one(work: Work):
+            \"\"\"Carry out runs in a new process each.\"\"\"
+            for job in work.jobs:
+                subprocess.run(work.command([job]))
+
+        @ddbench.hookimpl
+        def ddbench_launchers():
+            return [one_by_one]
+    """
+
+
 @_hookspec(firstresult=True)
 def ddbench_find_network(name: str, info: "DatasetInfo") -> "Component | None":
     """Return the network of an open-ended name such as `timm/resnet18`, or None for a name of another plugin."""

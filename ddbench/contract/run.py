@@ -55,7 +55,7 @@ class Run:
         steps_done: outer steps of the loops that have finished.
         empty_loops: number of loops that took no step because the time limit was over.
         rollbacks: how often a loop diverged and went back to its last good state.
-        stopped_by: "time limit" where that ended a loop early, otherwise empty.
+        stopped_by: "time limit" or "step limit" where that ended a loop early, otherwise empty.
         artifact: SHA-256 of the file with the method's result once `keep` was called, otherwise empty.
         checkpoint_path, log_path: files of the run.
     """
@@ -176,6 +176,8 @@ class Run:
             raise PluginError(f"a loop has share={share!r}.", "Give the part of the time limit it may take, above 0.")
         self.finish()
         total = steps if self._most_steps is None else min(steps, self._most_steps)
+        if total < steps:
+            self.stopped_by = self.stopped_by or "step limit"
         start = self._enter(state)
         self._load(start, state)
         if start.finished:

@@ -16,8 +16,12 @@ from ddbench.errors import UsageError
 from ddbench.machine.files import sha256
 
 Whitening = Literal["zca", "zca-kip"]
-Precision = Literal["float32", "tf32"]
 """Kinds of ZCA-whitening; see `ddbench.modalities.whitening`."""
+Precision = Literal["float32", "tf32"]
+"""Precisions of matrix products and convolutions on CUDA."""
+
+Split = Literal["test", "validation"]
+"""Splits that a set can be scored on; only scores on the test split make rows."""
 
 PARTS = ("method", "dataset", "network", "eval_network", "init", "eval_init", "objective", "target")
 DEFAULT_STEPS = 10
@@ -127,6 +131,11 @@ class _Fields(_Frozen):
     precision: Precision = Field(
         "float32", description="of matrix products and convolutions on CUDA: float32, or tf32 with its 10-bit mantissa"
     )
+    step_limit: int | None = Field(
+        None, ge=1, description="outer steps of a loop after which the method stops with what it has; none: no limit"
+    )
+    split: Split = Field("test", description="split that scores; a score on the validation slice leaves no row")
+    trials: int = Field(0, ge=0, description="options tried on the validation slice before these were chosen")
 
 
 @with_fields
@@ -163,7 +172,8 @@ class RunSpec(_Fields):
 class Settings(_Fields):
     """Everything that decides what a run computes, complete: every default is filled in, every option spelt out.
 
-    Only `target`, `sample_shape`, `time_limit`, `byte_budget` and `whitening` may be None, which then means none.
+    Only `target`, `sample_shape`, `time_limit`, `step_limit`, `byte_budget` and `whitening` may be None, which then
+    means none.
     """
 
     network: Named = Field(description="network")
@@ -219,7 +229,7 @@ class Settings(_Fields):
 
 SCORING = ("eval_network", "protocol", "protocol_content", "eval_networks")
 """Fields about scoring alone: a set is the same whatever they are."""
-NOT_COMPUTED = ("device", "experiment", "best_coreset")
+NOT_COMPUTED = ("device", "experiment", "best_coreset", "trials")
 """Fields that change nothing of what is computed."""
 
 
@@ -236,6 +246,8 @@ BORN_LATER: dict[str, Any] = {
     "protocol_content": None,
     "whitening": None,
     "precision": "float32",
+    "step_limit": None,
+    "split": "test",
 }
 """Fields younger than the first record, with the JSON defaults they were born with. Such a default never changes."""
 
@@ -251,8 +263,9 @@ def _born_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     return defaults
 
 
+_SHORT = {"images_per_class": "ipc", "split": "on"}
 FLAGS = {
-    name: "ipc" if name == "images_per_class" else name.replace("_", "-")
+    name: _SHORT.get(name, name.replace("_", "-"))
     for name in RunSpec.model_fields
     if name not in (*NOT_COMPUTED, "smoke", "sample_shape", "validation", "protocol_content")
 }

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pluggy
 
 from ddbench.contract import hookspecs
-from ddbench.contract.component import KINDS, Component, component_of, did_you_mean, plural
+from ddbench.contract.component import KINDS, SERVICES, Component, component_of, did_you_mean, plural
 from ddbench.contract.spec import Choice
 from ddbench.discovery.calls import brief, call, hook_name, traced, where
 from ddbench.discovery.experiments import Experiment, Published, read_experiment
 from ddbench.discovery.plugin_sources import Source, disabled_names, named_plugins, plain, sources
+from ddbench.discovery.suites import Suite, read_suite
 from ddbench.errors import DdbenchError, PluginError, UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ SLOW = 2.0
 """Seconds of loading above which a plugin is reported as slow."""
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 FIX = "Fix the plugin, or disable it with DDBENCH_DISABLE={name}."
-_HOOK_OF = {kind: f"ddbench_{plural(kind)}" for kind in KINDS}
+_HOOK_OF = {kind: f"ddbench_{plural(kind)}" for kind in (*KINDS, *SERVICES)}
 _PLUGGY_OPTIONS = ("hookwrapper", "wrapper", "optionalhook", "tryfirst", "trylast", "specname")
 
 
@@ -106,8 +107,9 @@ class Catalog:
         self.plugins: list[Plugin] = []
         self.broken: list[BrokenPlugin] = []
         self.disabled: list[str] = []
-        self._components: dict[str, list[Component]] = {kind: [] for kind in KINDS}
+        self._components: dict[str, list[Component]] = {kind: [] for kind in (*KINDS, *SERVICES)}
         self._experiments: dict[str, Experiment] = {}
+        self._suites: dict[str, Suite] = {}
         self._manager = pluggy.PluginManager("ddbench")
         self._manager.add_hookspecs(hookspecs)
         # Most plugins need it; the first of them must not be reported as slow because of it.
@@ -195,6 +197,24 @@ class Catalog:
             raise UsageError(f"there is no experiment {name!r}.{near}", "See: ddbench list experiments")
         return self._experiments[name]
 
+    def suites(self) -> list[Suite]:
+        """Return all suites, by name."""
+        return [suite for _, suite in sorted(self._suites.items())]
+
+    def suite(self, name: str) -> Suite:
+        """Return the suite called `name`, or that of a TOML file. Raises `UsageError` for an unknown one."""
+        if name in self._suites:
+            return self._suites[name]
+        if name.endswith(".toml"):
+            if not Path(name).is_file():
+                raise UsageError(f"there is no file {name}.", "Give the path of a suite, or see: ddbench suite list")
+            try:
+                return read_suite(Path(name))
+            except PluginError as error:
+                raise UsageError(error.message, error.hint) from error
+        near = did_you_mean(name, self._suites)
+        raise UsageError(f"there is no suite {name!r}.{near}", "See: ddbench suite list")
+
     def hooks(self, name: str) -> Iterator[tuple[Plugin, pluggy.HookImpl]]:
         """Return the plugins that implement a hook, each with its function; see `ddbench.discovery.calls.call`."""
         for plugin in self.plugins:
@@ -225,13 +245,11 @@ class Catalog:
                 # Installed, and named by the user too.
                 return
             plugin = Plugin(source.name, source.distribution, self._hooks_of(module, source.name), path=source.path)
-            components = [(kind, component) for kind in KINDS for component in self._registered(plugin, kind)]
-            experiments = [
-                read_experiment(Path(path), source.distribution)
-                for hook in plugin.hooks
-                if hook_name(hook) == "ddbench_experiments"
-                for path in call(hook)
+            components = [
+                (kind, component) for kind in (*KINDS, *SERVICES) for component in self._registered(plugin, kind)
             ]
+            experiments = [read_experiment(path, source.distribution) for path in _files(plugin, "ddbench_experiments")]
+            suites = [read_suite(path, source.distribution) for path in _files(plugin, "ddbench_suites")]
         except (Exception, SystemExit) as error:
             reason = brief(error) + where(error)
             self.broken.append(BrokenPlugin(source.name, source.distribution, reason, source.path))
@@ -247,6 +265,11 @@ class Catalog:
             first = self._experiments.setdefault(experiment.name, experiment)
             if first is not experiment:
                 reason = f"experiment {experiment.name!r} is offered by {first.distribution} too"
+                self.broken.append(BrokenPlugin(source.name, source.distribution, reason))
+        for suite in suites:
+            earlier = self._suites.setdefault(suite.name, suite)
+            if earlier is not suite:
+                reason = f"suite {suite.name!r} is offered by {earlier.distribution} too"
                 self.broken.append(BrokenPlugin(source.name, source.distribution, reason))
 
     def _hooks_of(self, module: object, name: str) -> list[pluggy.HookImpl]:
@@ -293,3 +316,8 @@ class Catalog:
                 raise PluginError(f"{_HOOK_OF[kind]} returned {type(things).__name__} instead of a list.")
             for thing in things:
                 yield replace(component_of(thing, kind), distribution=plugin.distribution)
+
+
+def _files(plugin: Plugin, name: str) -> list[Path]:
+    """Return the paths that a hook of a plugin returns."""
+    return [Path(path) for hook in plugin.hooks if hook_name(hook) == name for path in call(hook)]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pydantic
 
-from ddbench.contract.component import KINDS, Component
+from ddbench.contract.component import KINDS, SERVICES, Component
 from ddbench.discovery.catalog import Catalog
 from ddbench.discovery.plugin_sources import code_of, disabled_names, named_plugins
 from ddbench.errors import DdbenchError
@@ -33,14 +33,14 @@ class Entry(pydantic.BaseModel):
     """One thing that `ddbench list` names.
 
     Attributes:
-        kind: `method`, ..., `network`, `protocol` or `experiment`.
+        kind: `method`, ..., `network`, `protocol`, `experiment` or `suite`.
         name: the name on the command line.
         summary: one line.
         source: the package and version, or the file, that it came from.
         help: the docstring.
         facts: the declared facts as JSON values.
         options: JSON schema of each option.
-        settings: for an experiment the fields of its spec, with sweep and published figure.
+        settings: for an experiment the fields of its spec, with sweep and published figure; for a suite its content.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class Index(pydantic.BaseModel):
     """The content of a catalog, as data.
 
     Attributes:
-        entries: components, protocols and experiments.
+        entries: components, protocols, experiments and suites.
         plugins: the plugins that were loaded.
         broken: the plugins that failed to load.
         disabled: names of plugins that `DDBENCH_DISABLE` disables.
@@ -140,10 +140,21 @@ def build(protocols: Sequence[Entry], paths: Iterable[str | Path] = ()) -> Index
         )
         for experiment in catalog.experiments()
     ]
-    components = [described(component) for kind in KINDS for component in catalog.components(kind)]
-    tables = {path for experiment in catalog.experiments() for path in (experiment.path, experiment.path.parent)}
+    components = [described(component) for kind in (*KINDS, *SERVICES) for component in catalog.components(kind)]
+    suites = [
+        Entry(
+            kind="suite",
+            name=suite.name,
+            summary=suite.summary,
+            source=suite.distribution,
+            settings=suite.model_dump(mode="json", exclude={"name", "summary", "distribution", "path"}),
+        )
+        for suite in catalog.suites()
+    ]
+    files = [named.path for named in (*catalog.experiments(), *catalog.suites())]
+    tables = {path for file in files for path in (file, file.parent)}
     index = Index(
-        entries=[*components, *protocols, *experiments],
+        entries=[*components, *protocols, *experiments, *suites],
         plugins=[
             IndexedPlugin(
                 name=p.name,

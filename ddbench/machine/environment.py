@@ -3,12 +3,13 @@
 import contextlib
 import ctypes
 import functools
+import gc
 import os
 import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,24 @@ def peak_memory_mb() -> float:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def forget_peak_memory() -> None:
+    """Begin `peak_memory_mb` anew from what is in use now, so that one run of several has a peak of its own.
+
+    Where the system cannot, the peak stays that of the whole process.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        # From proc(5): 5 resets the peak resident set size of the process.
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def machine_class(environment: Mapping[str, str]) -> str:
+    """Return what decides the speed of a machine, roughly: `cpu, 2 threads`, or the name of an accelerator."""
+    device = environment.get("device", "")
+    return f"cpu, {environment.get('threads', '?')} threads" if device == "cpu" else device
 
 
 def free_memory(device: "torch.device") -> int:

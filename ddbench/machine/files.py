@@ -1,5 +1,6 @@
 """Atomic writes, safe reading of tensor files, hashes and locks."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -111,6 +112,20 @@ def in_use(folder: Path) -> Iterator[None]:
             raise DdbenchError(f"another process is working on the run in {folder}.", "Wait for it to end.") from error
     try:
         yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def claimed(path: Path, timeout: float | int = 0) -> Iterator[bool]:
+    """Hold the lock file `path` and yield True; yield False where another process holds it for `timeout` seconds."""
+    lock = filelock.FileLock(path, timeout=timeout)
+    with explained_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire()
+    try:
+        yield lock.is_locked
     finally:
         lock.release()
 

@@ -24,7 +24,7 @@ from ddbench.machine.files import atomic_write, sha256
 from ddbench.machine.folders import cache_dir
 from ddbench.machine.seeds import derive_seed, seed_everything
 from ddbench.pipeline.plan import plan_method, reason_to_skip
-from ddbench.pipeline.prepare import Prepared
+from ddbench.pipeline.prepare import SMOKE_STEPS, Prepared
 from ddbench.protocols import Setting, label_regime
 from ddbench.protocols.base import better, finite
 from ddbench.records.result import BEST_CORESET, FULL_DATA, TEACHER, Companion
@@ -193,7 +193,8 @@ def _distil(prepared: Prepared, method: Component, seed: int) -> DistilledSet:
         raise Unsupported(reason)
     seed_everything(seed)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), seed=seed, device=prepared.device, most_steps=prepared.most_steps)
+        most_steps = SMOKE_STEPS if prepared.settings.smoke else None
+        run = Run(Path(folder), seed=seed, device=prepared.device, most_steps=most_steps)
         task = prepared.task(run.generator)
         distilled: DistilledSet = method.call(plan.settings.method.options, task, run)
         distilled.validate(task)
@@ -206,7 +207,7 @@ def _key(prepared: Prepared, method: Component, labels: str) -> str:
     Fields that the protocol ignores count: a companion that is made for other steps is another set.
     """
     plan, networks = prepared.plan, prepared.eval_networks
-    changes = {"seed": 0, "time_limit": None, "eval_networks": networks}
+    changes = {"seed": 0, "time_limit": None, "step_limit": None, "eval_networks": networks}
     settings = plan_method(plan, method, {}).settings.model_copy(update=changes)
     parts = (component for component in plan.components if component.kind != "method")
     sources = [method.distribution, *(f"{part.kind} {part.name} {part.distribution}" for part in parts)]

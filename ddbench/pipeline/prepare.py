@@ -18,7 +18,7 @@ from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.plan import EvaluationPlan
 from ddbench.contract.sets import DistilledSet
-from ddbench.contract.spec import Choice, Settings
+from ddbench.contract.spec import Choice, Settings, Split
 from ddbench.contract.state import State
 from ddbench.contract.task import AdaptationTarget, Budget, Networks, Objective, Task
 from ddbench.discovery.catalog import Catalog
@@ -83,8 +83,8 @@ class Prepared:
 
     @property
     def most_steps(self) -> int | None:
-        """The limit on outer steps of a smoke run; None for any other run."""
-        return SMOKE_STEPS if self.settings.smoke else None
+        """The limit on the outer steps of a loop; None for none."""
+        return SMOKE_STEPS if self.settings.smoke else self.settings.step_limit
 
     @property
     def eval_networks(self) -> int:
@@ -237,7 +237,7 @@ def prepare(
         setting=Setting(
             module=eval_module,
             validation=data.validation,
-            test=data.test,
+            test=data.test if settings.split == "test" else data.validation,
             objective=objective,
             budget=Budget(settings.images_per_class, settings.steps, settings.epochs, settings.byte_budget),
             networks=networks,
@@ -249,7 +249,7 @@ def prepare(
         experts=expert_source(settings, network, data, pools, catalog, reporter or Silent(), may_train=download),
         teachers=TeacherSource(network, info, catalog, device, open_pools, settings.smoke),
         weights=_weights_read(plan.adaptation),
-        record=_record(data),
+        record=_record(data, settings.split),
         device=device,
         decode=Decoders(catalog, info),
     )
@@ -313,7 +313,7 @@ def _weights_read(adaptation: AdaptationTarget | None) -> dict[str, dict[str, An
     return {Path(file).name: {"sha256": sha256(Path(file).read_bytes())} for file in files}
 
 
-def _record(data: Data) -> DatasetRecord:
+def _record(data: Data, split: Split) -> DatasetRecord:
     info = data.train.info
     return DatasetRecord(
         name=info.label,
@@ -321,7 +321,7 @@ def _record(data: Data) -> DatasetRecord:
         partial=info.partial,
         train=len(data.train),
         validation=len(data.validation),
-        test=len(data.test),
+        test=len(data.test if split == "test" else data.validation),
         sample_shape=info.sample_shape,
     )
 

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ import pydantic
 
 from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.plan import Plan
-from ddbench.contract.spec import Axis, RunSpec, Settings, Sweep, place_assignments
+from ddbench.contract.spec import Axis, RunSpec, Split, Sweep, place_assignments
 from ddbench.discovery.catalog import Catalog
-from ddbench.errors import Unsupported, UsageError
+from ddbench.errors import DdbenchError, Unsupported, UsageError
 from ddbench.machine import processes
 from ddbench.machine.files import atomic_write, sha256
+from ddbench.pipeline.jobs import Carrier, Job, Outcome, carry_out
 from ddbench.pipeline.plan import plan_run
-from ddbench.pipeline.runner import as_spec, run
-from ddbench.records import store
+from ddbench.pipeline.runner import as_spec
 from ddbench.records.result import LOG_PLACE, RunFolder, RunResult
 
 
@@ -57,12 +57,14 @@ class SweepResult:
         points: the runs that gave a score, in the order of the axes.
         figure: the metric, or the logged figure, that the sweep is about.
         folder: the folder of the table and the picture.
+        failed: the runs that failed.
     """
 
     sweep: Sweep
     points: tuple[Point, ...]
     figure: str
     folder: Path
+    failed: tuple[Outcome, ...] = ()
 
     @property
     def table(self) -> Path:
@@ -88,7 +90,8 @@ def sweep(
     """Run `spec` at every combination of values: what `ddbench run --sweep` does, without the picture.
 
     `axes` has one or two keys, such as `{"epochs": [1, 3]}`, `{"init.scheme": [...]}`, or `{"steps,images_per_class":
-    [1, 2, 5]}` for fields that take the same values together. Raises `UsageError` for keys that do not exist.
+    [1, 2, 5]}` for fields that take the same values together. Options of the method are compared on the validation
+    slice unless `spec` names another `split`. Raises `UsageError` for keys that do not exist.
     """
     catalog = catalog or Catalog()
     fields = as_spec(spec, catalog).model_dump(exclude_unset=True)
@@ -98,6 +101,7 @@ def sweep(
         return RunSpec.parse(place_assignments(fields, assignments, options))
 
     swept = Sweep(axes=[Axis(keys=split_keys(keys), values=list(values)) for keys, values in axes.items()], plot=plot)
+    fields = {"split": usual_split(swept.axes, options), **fields}
     return run_sweep(swept, spec_at, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
 
 
@@ -109,42 +113,59 @@ def run_sweep(
     runs: Path,
     leaderboards: Path,
     reporter: Reporter | None = None,
+    carry: Carrier = carry_out,
 ) -> SweepResult:
-    """Run every point in turn; one that has ended well in `runs` before is taken from there, its row added if missing.
+    """Run every point in turn, as `jobs.carry_out` does: what is in `runs` already is taken from there.
 
-    `spec_at(assignments)` makes the spec of a point. A point that the method does not support is
-    skipped. Raises `Unsupported` where it supports none.
+    `spec_at(assignments)` makes the spec of a point. A point that the method does not support is skipped, and one that
+    fails is left out. Raises `Unsupported` where it supports none, `DdbenchError` where all fail.
     """
-    reporter = reporter or Silent()
     if processes.count() > 1:
         raise UsageError(
             "several processes share one run, not a sweep.", "Start the sweep in one process, or each point by itself."
         )
     plans = plan_sweep(sweep, spec_at, catalog)
-    points = []
-    for number, (values, plan) in enumerate(plans, start=1):
-        text = ", ".join(f"{axis.name} {value}" for axis, value in zip(sweep.axes, values, strict=True))
-        reporter.say(f"Point {number} of {len(plans)}: {text}")
-        result = _ended(runs, plan)
-        if result is not None:
-            reporter.say(f"Taken from {result.run_dir}, which has ended already.")
-            if not plan.settings.smoke:
-                store.ensure(leaderboards, RunFolder(Path(result.run_dir)), result, reporter)
-        else:
-            result = run(plan.settings, catalog=catalog, runs=runs, leaderboards=leaderboards, reporter=reporter)
-        if result.status != "ok":
-            reporter.say(f"Skipped: {result.reason}")
-            continue
-        points.append(Point(values=values, result=result, logged=_last_logged(Path(result.run_dir))))
+    jobs = _jobs(sweep, plans)
+
+    def check_figure(outcome: Outcome) -> None:
         # Better to know after the first point than after all of them.
-        points[-1].figure(sweep.plot or result.primary)
+        if outcome.result is not None and outcome.result.status == "ok":
+            _point((), outcome.result).figure(sweep.plot or outcome.result.primary)
+
+    outcomes = carry(
+        jobs, catalog, runs=runs, leaderboards=leaderboards, reporter=reporter or Silent(), folders_only=True,
+        each=check_figure,
+    )  # fmt: skip
+    pairs = [(values, outcome) for (values, _), outcome in zip(plans, outcomes, strict=True)]
+    points = [_point(values, o.result) for values, o in pairs if o.result is not None and o.result.status == "ok"]
+    failed = tuple(outcome for outcome in outcomes if outcome.state == "failed")
+    if not points and failed:
+        raise DdbenchError(f"every point of the sweep failed; the first: {failed[0].reason}", "See the reasons above.")
     if not points:
         raise Unsupported("the method supports no point of the sweep.", "See the reasons above.")
     digest = sha256("".join(plan.settings.fingerprint for _, plan in plans).encode())[:6]
     folder = runs / f"sweep-{plans[0][1].settings.method.name}-{digest}"
-    done = SweepResult(sweep, tuple(points), sweep.plot or points[0].result.primary, folder)
+    done = SweepResult(sweep, tuple(points), sweep.plot or points[0].result.primary, folder, failed)
     atomic_write(done.table, csv_text(done))
     return done
+
+
+def sweep_jobs(sweep: Sweep, spec_at: Callable[[dict[str, Any]], RunSpec], catalog: Catalog) -> list[Job]:
+    """Return a job for every point. Raises `UsageError` for one that cannot be."""
+    return _jobs(sweep, plan_sweep(sweep, spec_at, catalog))
+
+
+def _jobs(sweep: Sweep, plans: Iterable[tuple[tuple[Any, ...], Plan]]) -> list[Job]:
+    return [Job(_in_words(sweep, values), plan.settings.fingerprint, plan) for values, plan in plans]
+
+
+def usual_split(axes: Iterable[Axis], options: Container[str]) -> Split:
+    """Return the split that a sweep scores on where none is named: validation where options of the method are compared.
+
+    Fields such as `images_per_class` make other tasks, which nobody chooses among by their scores.
+    """
+    keys = [key.removeprefix("method.") for axis in axes for key in axis.keys]
+    return "validation" if any(key in options for key in keys) else "test"
 
 
 def plan_sweep(
@@ -195,20 +216,12 @@ def csv_text(done: SweepResult) -> str:
     return text.getvalue()
 
 
-def _ended(runs: Path, plan: Plan) -> RunResult | None:
-    """Return the result of a run of the same spec and version of the method that has ended well."""
-    for result in _results(runs, plan.settings):
-        same = (result.fingerprint, result.method_source)
-        if result.status == "ok" and same == (plan.settings.fingerprint, plan.method.distribution):
-            return result
-    return None
+def _in_words(sweep: Sweep, values: tuple[Any, ...]) -> str:
+    return ", ".join(f"{axis.name} {value}" for axis, value in zip(sweep.axes, values, strict=True))
 
 
-def _results(runs: Path, settings: Settings) -> Iterator[RunResult]:
-    for path in sorted(runs.glob(f"{settings.run_id}*")):
-        result = RunFolder(path).read_result()
-        if result is not None:
-            yield result
+def _point(values: tuple[Any, ...], result: RunResult) -> Point:
+    return Point(values=values, result=result, logged=_last_logged(Path(result.run_dir)))
 
 
 def _last_logged(folder: Path) -> dict[str, float]:

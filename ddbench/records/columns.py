@@ -314,6 +314,12 @@ COLUMNS: tuple[Column, ...] = (
     Column("environment", dict, lambda r: r.environment, "versions, commit, device and threads", shown=False),
     _setting("seed", int, "seed of the distillation", compares=""),
     Column(
+        "trials",
+        int,
+        lambda r: r.settings.trials,
+        "options tried on the validation slice before these were chosen; 0 for none",
+    ),
+    Column(
         "artifact_sha256",
         str,
         lambda r: r.artifact.sha256,

@@ -113,3 +113,54 @@ def paired(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) 
     score, seeds = crossed(differences), len(differences)
     n, of = (seeds, f"seeds on {len(differences[0])} networks") if seeds > 1 else (score.n, "networks")
     return Difference(mean=score.mean, low=score.low, high=score.high, n=n, of=of)
+
+
+class Interval(pydantic.BaseModel):
+    """A mean with its 95 % interval; None where a single value supports none."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def bootstrap(values: Sequence[float], resamples: int = 10_000) -> Interval:
+    """Return the mean of `values` with its 95 % percentile interval over resamples (Efron and Tibshirani 1993, ch. 13).
+
+    The resamples are the same at every call. Raises `ValueError` for no values.
+    """
+    import numpy as np
+
+    if not values:
+        raise ValueError("no values to resample")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return Interval(mean=mean, low=None, high=None)
+    drawn = np.random.default_rng(0).choice(np.array(values), (resamples, len(values)))
+    low, high = np.quantile(drawn.mean(1), (0.025, 0.975))
+    return Interval(mean=mean, low=float(low), high=float(high))
+
+
+def signed_rank(differences: Sequence[float]) -> float | None:
+    """Return the two-sided p-value of Wilcoxon's signed-rank test; None for less than two differences, 1 for zeros."""
+    if len(differences) < 2:
+        return None
+    if not any(differences):
+        return 1.0
+    from scipy.stats import wilcoxon
+
+    # Zeros are shared between both sides, as Demsar (2006) advises; ties leave no exact distribution.
+    sizes = [abs(difference) for difference in differences]
+    exact = 0.0 not in sizes and len(set(sizes)) == len(sizes)
+    return float(wilcoxon(differences, zero_method="zsplit", method="exact" if exact else "approx").pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number (Holm 1979): the family-wise error stays below each of them."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for done, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - done) * p_values[place]))
+        corrected[place] = largest
+    return corrected

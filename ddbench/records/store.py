@@ -76,8 +76,8 @@ def ensure(leaderboards: Path, folder: RunFolder, result: RunResult, reporter: R
     """Add the record of a finished run, unless the same spec, data and version of the method have one.
 
     The distilled set and the curve are copied from the run's folder, and the board's CSV is written anew, also where
-    the record was there already and the CSV lacks it. Returns whether a record was added; a smoke run and one that
-    gave no score have none.
+    the record was there already and the CSV lacks it. Returns whether a record was added; a smoke run, one
+    that was scored on the validation slice, and one that gave no score have none.
 
     Raises `DdbenchError` where the leaderboards cannot be written.
     """
@@ -85,6 +85,9 @@ def ensure(leaderboards: Path, folder: RunFolder, result: RunResult, reporter: R
         return False
     if result.settings.smoke:
         reporter.say("A smoke run leaves no record.")
+        return False
+    if result.settings.split != "test":
+        reporter.say("A score on the validation slice leaves no record.")
         return False
     csv_path = path_for(leaderboards, result.settings)
     check(csv_path)

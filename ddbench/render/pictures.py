@@ -171,7 +171,8 @@ def draw_sweep(sweep: "Sweep", points: "Sequence[Point]", name: str, path: Path)
     axis.set_xlabel(sweep.axes[0].name)
     axis.set_ylabel(name.replace("_", " ") + (" (%)" if percent == 100 else ""))
     data = result.dataset.name if result.dataset else ""
-    axis.set_title(f"{result.settings.method.name} on {data}", fontsize=10, color=INK, parse_math=False)
+    split = "" if result.settings.split == "test" else ", on the validation slice"
+    axis.set_title(f"{result.settings.method.name} on {data}{split}", fontsize=10, color=INK, parse_math=False)
     axis.spines[["top", "right"]].set_visible(False)
     if lines != [()]:
         axis.legend(frameon=False, fontsize=8)

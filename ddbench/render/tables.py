@@ -137,7 +137,7 @@ def result_lines(result: RunResult, folder: RunFolder, leaderboards: Path | None
         where = "" if str(leaderboards) == "leaderboards" else f" --leaderboards {leaderboards}"
         yield ""
         yield "Next:"
-        if not settings.smoke:
+        if not settings.smoke and settings.split == "test":
             yield f"  ddbench leaderboard --dataset {settings.dataset.name}{where}"
         yield f"  ddbench evaluate {folder.path}" + ("" if settings.target else " --network mlp")
         load = f"ddbench.DistilledSet.load('{folder.artifact}')"
@@ -211,7 +211,8 @@ def inits(settings: Settings) -> str:
 def setting(settings: Settings) -> str:
     """Return `mlp from random, 1 x 3 steps, replay/v1`."""
     network, steps = named(settings.network), f"{settings.steps} x {settings.epochs} steps"
-    return f"{network} from {inits(settings)}, {steps}, {settings.protocol}"
+    split = "" if settings.split == "test" else f" on the {settings.split} slice"
+    return f"{network} from {inits(settings)}, {steps}, {settings.protocol}{split}"
 
 
 def named(choice: Choice) -> str:
