@@ -30,6 +30,7 @@ class Krr:
     name: str = "krr/v1"
     summary: str = "kernel ridge regression with the tangent kernel of an infinitely wide network"
     teacher: bool = False
+    stored: bool = False
     ignores: frozenset[str] = frozenset({"steps", "epochs", "eval_network", "eval_init"})
 
     @property

@@ -47,6 +47,7 @@ class Replay:
     name: str = "replay/v1"
     summary: str = "the set's own gradient steps at its own rates (without rates: the best fixed rate), fresh networks"
     teacher: bool = False
+    stored: bool = False
     ignores: frozenset[str] = frozenset()
     own_momentum: bool = False
 

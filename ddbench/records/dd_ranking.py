@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from ddbench.contract.metric import Metric
 from ddbench.contract.spec import HARD
 from ddbench.records.ranking import but_seed
-from ddbench.records.result import BEST_CORESET, FULL_DATA, NO_ADAPTATION, TEACHER, RunResult
+from ddbench.records.result import BEST_CORESET, FULL_DATA, LABELLER, NO_ADAPTATION, TEACHER, RunResult
 
 AUGMENTED = ("train-dsa/v1", "train/v1")
 """Protocols of one lineage, with augmentation and without."""
@@ -51,7 +51,7 @@ def fairness(metric: Metric, mean: float, companions: Mapping[str, float], *, ha
     scores: dict[str, float] = {}
     if not metric.bounded_by_full_data:
         return scores
-    harness = (FULL_DATA, NO_ADAPTATION)
+    harness = (FULL_DATA, NO_ADAPTATION, LABELLER)
     names = [name for name in companions if name not in harness and not name.startswith(BEST_CORESET)]
     baselines = [companions[name] for name in names if name + TEACHER not in companions]
     if len(baselines) == 1:
