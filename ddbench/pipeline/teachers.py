@@ -68,18 +68,14 @@ class TeacherSource:
     open_pools: Callable[[Architecture], Pools]
     smoke: bool = False
     _pools: list[tuple[Architecture, Pools]] = field(default_factory=list, init=False, repr=False)
-    _files: dict[str, tuple[dict[str, Any], TrainedNetworks]] = field(default_factory=dict, init=False, repr=False)
-    _opened: dict[str, TrainedNetworks] = field(default_factory=dict, init=False, repr=False)
+    _files: dict[tuple[str, str], tuple[dict[str, Any], TrainedNetworks]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def info(self) -> DatasetInfo:
         """Facts about the dataset of the run."""
         return self.validation.info
-
-    @property
-    def opened(self) -> list[TrainedNetworks]:
-        """The teachers that were asked for so far."""
-        return list(self._opened.values())
 
     def provenance(self) -> dict[str, dict[str, Any]]:
         """Return the facts about the pools and the files of teachers that were opened, by name."""
@@ -88,7 +84,7 @@ class TeacherSource:
             for architecture, pools in self._pools
             for name, facts in pools.provenance().items()
         }
-        return {**pools, **{f"teachers/{Path(name).name}": facts for name, (facts, _) in self._files.items()}}
+        return {**pools, **{f"teachers/{name}": facts for (name, _), (facts, _) in self._files.items()}}
 
     def within(self, time_left: Callable[[], float]) -> Teachers:
         """Return the teachers of a task; none are trained where that would take more than `time_left()` seconds."""
@@ -123,16 +119,14 @@ class TeacherSource:
         module = build(architecture.component, architecture.choice, self.info).to(self.device).eval()
         pool = self._pools_of(architecture).open(count, 0, recipe, patience=time_left())
         stack = pool.weights("train", range(count)).to(self.device)
-        trained = TrainedNetworks(module, tuple(stack.network(index) for index in range(count)))
-        self._opened[f"{pool.folder} {count}"] = trained
-        return trained
+        return TrainedNetworks(module, tuple(stack.network(index) for index in range(count)))
 
     def open_file(self, count: int, network: str | Mapping[str, Any] | None, weights: str) -> TrainedNetworks:
         """Return the one teacher whose weights are in a file. Raises as `Teachers`."""
         if count != 1:
             raise UsageError(f"a weights file holds one teacher, and {count} were asked for.", "Ask for one.")
         architecture, path = self._architecture(network), Path(weights).expanduser()
-        known = f"{path} {architecture.choice.model_dump_json()}"
+        known = (path.name, f"{path} {architecture.choice.model_dump_json()}")
         if known in self._files:
             return self._files[known][1]
         state = read_weights(path)
@@ -160,7 +154,6 @@ class TeacherSource:
             "accuracy": round(accuracy, 4),
         }
         self._files[known] = facts, trained
-        self._opened[known] = trained
         return trained
 
     def _classes_of(self, state: Mapping[str, Tensor], path: str) -> int:

@@ -8,17 +8,19 @@ import pytest
 import torch
 from ddbench_decoupled import activations, batch_statistics, crops
 from ddbench_decoupled.labelled import herd
+from ddbench_decoupled.teacher import answers
 from torch import Tensor, nn
 
 from ddbench import DatasetInfo, State, Unsupported, UsageError
 from ddbench.contract.run import Run
-from ddbench.contract.spec import RunSpec
+from ddbench.contract.spec import Choice, RunSpec
 from ddbench.decoders import join_tiles
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.views import read_views
 from ddbench.networks import TrainedNetworks
 from ddbench.pipeline.plan import plan_run, reason_to_skip
 from ddbench.pipeline.prepare import prepare
+from ddbench.pipeline.teachers import imagenet_numbers
 
 GOLDEN = Path(__file__).parents[3] / "tests" / "golden"
 SMALL = {"name": "convnet", "options": {"width": 8, "depth": 1, "norm": "batch"}}
@@ -125,6 +127,11 @@ def distil(catalog, tmp_path):
     return call
 
 
+def teacher_named(prepared) -> TrainedNetworks:
+    """Return the teacher that the method of a prepared run takes its labels from."""
+    return prepared.plan.method.facts["needs"](prepared.task(torch.Generator()), **prepared.settings.method.options)
+
+
 METHODS = ("activation_statistics", "ensemble_labels", "rded", "sre2l", "teacher_labels")
 
 
@@ -135,16 +142,11 @@ def test_labels_of_views_belong_to_the_images(method, distil):
     views, logits = read_views(distilled.extras, images, classes)
     asked = prepared.asked_by_method()
     assert len(asked) == 1
-    trained = (
-        TrainedNetworks(task.networks.module, (task.experts(1, epochs=1).start(0, 1),))
-        if method == "teacher_labels"
-        else prepared.teachers.opened[0]
-    )
-    from ddbench_decoupled.teacher import answers
-
+    needed = prepared.plan.method.facts["needs"](task, **prepared.settings.method.options)
+    teachers = [needed] if isinstance(needed, TrainedNetworks) else needed
     for epoch in range(2):
         for place, seen in views.batches(images, epoch):
-            expected = answers([trained], seen)
+            expected = answers(teachers, seen)
             torch.testing.assert_close(logits[epoch, place], expected, rtol=2e-3, atol=2e-3)
     with pytest.raises(UsageError, match="belong to other images"):
         read_views(distilled.extras, images + 1, classes)
@@ -154,7 +156,7 @@ def test_labels_of_views_belong_to_the_images(method, distil):
 
 def test_rded_takes_crops_that_the_teacher_finds_easier_than_random_ones(distil):
     distilled, task, prepared = distil("rded", {"candidates": 100}, images_per_class=2, steps=1)
-    trained = prepared.teachers.opened[0]
+    trained = teacher_named(prepared)
     chosen = crops.scores(trained.module, trained[0], distilled.inputs.transpose(0, 1), distilled.labels[0], (8, 8))
     real = task.train.random_subset(2, torch.Generator().manual_seed(0))
     others = crops.scores(trained.module, trained[0], real.inputs[:, None], real.labels, (8, 8))
@@ -164,7 +166,7 @@ def test_rded_takes_crops_that_the_teacher_finds_easier_than_random_ones(distil)
 def test_sre2l_lowers_its_loss_and_leaves_no_pixel_outside(distil):
     few, task, _ = distil("sre2l", {"outer_steps": 1})
     many, _, prepared = distil("sre2l", {"outer_steps": 60})
-    trained = prepared.teachers.opened[0]
+    trained = teacher_named(prepared)
     parts = [batch_statistics.terms(trained.module, trained[0], *made.flat()) for made in (few, many)]
     first, last = (float(part.cross_entropy + part.statistics(1.0)) for part in parts)
     assert last < 0.5 * first
@@ -209,7 +211,7 @@ def test_herding_keeps_the_mean():
 def test_more_teachers_and_architectures_mix_their_answers(distil):
     options = {"count": 2, "networks": ["linear", SMALL]}
     distilled, _, prepared = distil("ensemble_labels", options)
-    assert [len(group) for group in prepared.teachers.opened] == [2, 2]
+    assert [facts["networks"] for facts in prepared.asked_by_method().values()] == [2, 2]
     assert distilled.kind == "distribution"
     with pytest.raises(UsageError, match="no network called 'nonesuch'"):
         distil("ensemble_labels", {"networks": ["nonesuch"]})
@@ -224,3 +226,51 @@ def test_what_cannot_be_done_is_said(distil, catalog):
         distil("rded", {"factor": 8}, images_per_class=10)
     plan = plan_run(RunSpec.parse({"method": "rded", "objective": "poisoning"}), catalog)
     assert "labels from a classifier" in reason_to_skip(plan)
+
+
+def write_weights(path: Path, classes: int = 10, **options: object) -> Path:
+    info = DatasetInfo("x", tuple(map(str, range(classes))), (1, 8, 8), (0.0,), (1.0,), "image", "", True)
+    component, choice = Catalog().resolve("network", Choice.from_name({"name": "convnet", "options": options}), info)
+    torch.save(component.call(choice.options, info).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("options", [{"width": 8, "depth": 1, "norm": "batch"}])
+def test_a_teacher_from_a_file_is_in_the_record(options, distil, tmp_path):
+    path = write_weights(tmp_path / "teacher.pth", **options)
+    _, _, prepared = distil("rded", {"weights": str(path), "labels": "teacher"})
+    [(name, facts)] = prepared.asked_by_method().items()
+    assert name == "teachers/teacher.pth"
+    assert facts["classes"] == 10 and len(facts["sha256"]) == 64 and 0 <= facts["accuracy"] <= 1
+    trained = teacher_named(prepared)
+    state = torch.load(path, weights_only=True)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in trained[0].params.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"classes": 7, "width": 8, "depth": 1, "norm": "batch"}, "knows 7 classes, and digits has 10"),
+        ({"width": 9, "depth": 1, "norm": "batch"}, "belongs to another network: it has another shape of"),
+        ({"width": 8, "depth": 2, "norm": "batch"}, "belongs to another network"),
+        ({"classes": 1000, "width": 8, "depth": 1, "norm": "batch"}, "knows the classes of ImageNet, and '0' is none of them"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_teacher_is_refused(content, message, distil, tmp_path):
+    path = write_weights(tmp_path / "teacher.pth", **content)
+    with pytest.raises(UsageError, match=message):
+        distil("rded", {"weights": str(path)})
+
+
+def test_files_without_weights_are_refused(distil, tmp_path):
+    with pytest.raises(UsageError, match="there is no file"):
+        distil("rded", {"weights": str(tmp_path / "nothing.pth")})
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(UsageError, match=r"text\.pth"):
+        distil("rded", {"weights": str(tmp_path / "text.pth")})
+
+
+def test_classes_of_imagenet_are_found_by_number_and_by_name():
+    assert imagenet_numbers(["n01440764", "English springer", "parachute"]) == [0, 217, 701]
+    with pytest.raises(UsageError, match="'crane' is none of them"):  # two classes have this name
+        imagenet_numbers(["crane"])
