@@ -170,7 +170,7 @@ def load(path: Path, index: Index, size: int | None, skip_damaged: bool) -> Imag
     if needed <= IN_MEMORY:
         train, test = (files.pictures(path) for files in (index.train, index.test))
         return load_splits(train, test, channels, size, skip_damaged=skip_damaged)
-    splits: list[Any] = []
+    parts: list[tuple[StoredImages, torch.Tensor]] = []
     notices = [f"read in batches from disk: {count} files would take {needed / 1e9:.0f} GB"]
     for files in (index.train, index.test):
         read = PicturesOnDisk(path, files.names, files.sizes, channels, size, shape, _kept(path))
@@ -182,8 +182,8 @@ def load(path: Path, index: Index, size: int | None, skip_damaged: bool) -> Imag
                 first = files.names[min(damaged)]
                 notices.append(f"{len(damaged)} left out because they cannot be read, such as {first}")
         images = StoredImages.make(read, chosen, shape, f"{index.identity} {size}")
-        splits += [images, torch.tensor(files.labels)[chosen]]
-    return ImageSplits(*splits, partial=True, notices=(", ".join(notices),))
+        parts.append((images, torch.tensor(files.labels)[chosen]))
+    return ImageSplits(*parts[0], *parts[1], partial=True, notices=(", ".join(notices),))
 
 
 def indexed(path: Path) -> Index:

@@ -25,8 +25,8 @@ class StoredImages(Tensor):
     most `READ_AT_ONCE` bytes, and raises `Unsupported` where they take more.
     """
 
-    _read: Read
-    _indices: Int[Tensor, " n"]
+    _reader: Read
+    _chosen: Int[Tensor, " n"]
     _mean: tuple[float, ...]
     _std: tuple[float, ...]
     _place: torch.device
@@ -48,28 +48,28 @@ class StoredImages(Tensor):
         `identity` is a text that changes with the content of the files.
         """
         empty = torch.empty((len(indices), *sample_shape), device="meta")
-        images: StoredImages = Tensor._make_subclass(cls, empty)  # type: ignore[attr-defined]
-        images._read, images._indices, images._identity = read, indices, identity
+        images: StoredImages = Tensor._make_subclass(cls, empty)
+        images._reader, images._chosen, images._identity = read, indices, identity
         images._mean, images._std, images._place = mean, std, device or torch.device("cpu")
         return images
 
     @property
     def identity(self) -> str:
         """A text that changes with the content of the files, and with the choice of images."""
-        return f"{self._identity} {self._indices.tolist() if len(self._indices) < 1000 else len(self._indices)}"
+        return f"{self._identity} {self._chosen.tolist() if len(self._chosen) < 1000 else len(self._chosen)}"
 
     def subset(self, indices: Tensor | slice) -> "StoredImages":
         """Return some of the images, still in their files."""
-        chosen = self._indices[indices if isinstance(indices, slice) else indices.cpu()]
+        chosen = self._chosen[indices if isinstance(indices, slice) else indices.cpu()]
         return self._like(chosen)
 
     def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "StoredImages":
         """Return the same images, normalised per channel."""
-        return self._like(self._indices, mean=mean, std=std)
+        return self._like(self._chosen, mean=mean, std=std)
 
     def pixels(self, indices: Int[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
         """Read some of the images as they are in their files."""
-        return self._read(self._indices[indices.cpu()])
+        return self._reader(self._chosen[indices.cpu()])
 
     def load(self) -> Float[Tensor, "n c h w"]:
         """Read all images; they are normalised on the device. Raises `Unsupported` where they do not fit."""
@@ -85,13 +85,13 @@ class StoredImages(Tensor):
             return torch.empty(shape, device=self._place)
         axes = (-1, *[1] * (len(shape) - 2))
         mean, std = (torch.tensor(values, device=self._place).view(axes) for values in (self._mean, self._std))
-        return self._read(self._indices).to(self._place).float().div_(255).sub_(mean).div_(std)
+        return self._reader(self._chosen).to(self._place).float().div_(255).sub_(mean).div_(std)
 
     def _like(self, indices: Tensor, **changes: Any) -> "StoredImages":
         with torch._C.DisableTorchFunctionSubclass():
             shape = tuple(self.shape)[1:]
         fields = {"mean": self._mean, "std": self._std, "device": self._place, **changes}
-        return StoredImages.make(self._read, indices, shape, self._identity, **fields)
+        return StoredImages.make(self._reader, indices, shape, self._identity, **fields)
 
     @classmethod
     def __torch_function__(
@@ -109,11 +109,11 @@ class StoredImages(Tensor):
             if func == Tensor.__getitem__:
                 return first._indexed(args[1])
             if func in (torch.split, Tensor.split) and not kwargs.get("dim") and isinstance(args[1], int):
-                return tuple(first._like(part) for part in torch.split(first._indices, args[1]))
+                return tuple(first._like(part) for part in torch.split(first._chosen, args[1]))
             if func in (Tensor.detach, Tensor.contiguous):
                 return first
             if func == Tensor.to and len(args) == 2 and isinstance(args[1], str | torch.device):
-                return first._like(first._indices, device=torch.device(args[1]))
+                return first._like(first._chosen, device=torch.device(args[1]))
         if func == Tensor.to and len(args) > 1 and isinstance(args[1], StoredImages):
             return first.to(args[1]._place, torch.float32, **kwargs)  # type: ignore[union-attr]
         with torch._C.DisableTorchFunctionSubclass():
@@ -122,14 +122,14 @@ class StoredImages(Tensor):
     def _indexed(self, index: Any) -> Tensor:
         """Return the images of an index: a number, a slice, or numbers in a tensor of any shape."""
         if isinstance(index, slice):
-            part = self._like(self._indices[index])
+            part = self._like(self._chosen[index])
             return part
         if isinstance(index, tuple):
             return self._indexed(index[0])[(slice(None), *index[1:])]
         numbers = torch.as_tensor(index).cpu()
         if numbers.dtype == torch.bool:
             numbers = numbers.nonzero().squeeze(1)
-        read = self._like(self._indices[numbers.reshape(-1)]).load()
+        read = self._like(self._chosen[numbers.reshape(-1)]).load()
         return read.view(*numbers.shape, *read.shape[1:])
 
 

@@ -76,14 +76,14 @@ def normalise(
     With `whitening` they are ZCA-whitened instead. They are then another dataset, with a name and a content hash of
     its own; `mean` and `std` are 0 and 1, as no numbers per channel lead back to pixels.
     """
-    stored = splits.train_images, splits.test_images
-    if isinstance(stored[0], StoredImages) and isinstance(stored[1], StoredImages):
+    first, second = splits.train_images, splits.test_images
+    if isinstance(first, StoredImages) and isinstance(second, StoredImages):
         if whitening is not None:
             raise UsageError(
                 f"{name} is read in batches from disk: it cannot be whitened, which takes all images at once.",
                 "Leave --whitening out, or take smaller images with --set dataset.size=32.",
             )
-        return _from_files(name, splits, stored, classes, modality)
+        return _from_files(name, splits, (first, second), classes, modality)
     if whitening is not None:
         return _whitened(name, splits, classes, modality, whitening)
     train = splits.train_images.float() / 255
@@ -115,7 +115,7 @@ def _from_files(
 ) -> tuple[ExampleSet, ExampleSet]:
     """Normalise images that stay in their files by mean and deviation of `MEASURED` of them, evenly spread."""
     train, test = stored
-    places = torch.linspace(0, len(train) - 1, min(MEASURED, len(train))).long().unique()
+    places = torch.linspace(0, len(train) - 1, min(MEASURED, len(train))).long()
     count, sums, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for part in torch.split(places, 100):
         pixels = train.pixels(part).double() / 255

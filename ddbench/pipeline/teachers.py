@@ -33,7 +33,7 @@ def imagenet_numbers(classes: Sequence[str]) -> list[int]:
 
     Numbers are those of timm, names those of torchvision. Raises `UsageError` for a class that is none of them.
     """
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     names = _IMAGENET_CATEGORIES

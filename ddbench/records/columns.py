@@ -295,7 +295,6 @@ COLUMNS: tuple[Column, ...] = (
         int,
         lambda r: r.artifact.label_bytes,
         "bytes of labels among them, with the views that they were given for",
-        evidence=lambda r, d: None if r.artifact.label_bytes is None else d.label_nbytes,
     ),
     Column("outer_steps", int, lambda r: r.loop.steps, "outer steps taken"),
     Column("stopped_by", str, lambda r: r.loop.stopped_by, "what ended the distillation early; empty for nothing"),

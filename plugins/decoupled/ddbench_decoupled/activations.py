@@ -106,12 +106,13 @@ def record(trained: TrainedNetworks, images: Callable[[], Sequence[Tensor]], top
 
 
 def distance(outputs: Activations, targets: Activations) -> Float[Tensor, ""]:
-    """Return the sum over images and layers of the mean over units of (relu(target) - relu(activation))^2."""
-    per_layer = [
-        (target.relu() - output.relu()).square().mean(1).sum()
-        for target, output in zip(targets, outputs[-len(targets) :], strict=True)
-    ]
-    return torch.stack(per_layer).sum()
+    """Return the sum over images and layers of the mean over units of (relu(target) - relu(activation))^2.
+
+    The last layer, which no relu follows, is compared as it is: where all logits are negative, relu passes no gradient.
+    """
+    *hidden, top = zip(targets, outputs[-len(targets) :], strict=True)
+    differences = [target.relu() - output.relu() for target, output in hidden] + [top[0] - top[1]]
+    return torch.stack([difference.square().mean(1).sum() for difference in differences]).sum()
 
 
 @ddbench.method(supports=supports, needs=needs, labels=labels_of)

@@ -93,7 +93,8 @@ def variation(images: Images) -> Float[Tensor, ""]:
     right, down = images[:, :, :, :-1] - images[:, :, :, 1:], images[:, :, :-1] - images[:, :, 1:]
     falling = images[:, :, :-1, :-1] - images[:, :, 1:, 1:]
     rising = images[:, :, 1:, :-1] - images[:, :, :-1, 1:]
-    return right.norm() + down.norm() + falling.norm() + rising.norm()
+    differences = (right, down, falling, rising)
+    return torch.stack([torch.linalg.vector_norm(part) for part in differences]).sum()
 
 
 def clipped(images: Images, info: DatasetInfo) -> Images:

@@ -113,7 +113,8 @@ def ensemble(
     task: Task, *, count: int, networks: Sequence[Named], teacher_steps: int, **others: object
 ) -> list[TrainedNetworks]:
     """Return `count` teachers of each architecture."""
-    return [task.teachers(count, network=name, steps=teacher_steps) for name in (networks or [None])]
+    chosen: list[Named | None] = list(networks) or [None]
+    return [task.teachers(count, network=name, steps=teacher_steps) for name in chosen]
 
 
 def ensemble_answers(
