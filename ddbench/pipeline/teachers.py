@@ -38,7 +38,8 @@ def imagenet_numbers(classes: Sequence[str]) -> list[int]:
 
     names = _IMAGENET_CATEGORIES
     known = {name: number for number, name in enumerate(names) if names.count(name) == 1}
-    known |= {name: number for number, name in enumerate(ImageNetInfo().label_names())}
+    labels: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
+    known |= {name: number for number, name in enumerate(labels)}
     for name in classes:
         if name not in known:
             raise UsageError(
