@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ddbench.contract.spec import RunSpec as RunSpec
     from ddbench.contract.spec import Settings as Settings
     from ddbench.contract.state import State as State
+    from ddbench.contract.stored_images import StoredImages as StoredImages
     from ddbench.contract.task import AdaptationTarget as AdaptationTarget
     from ddbench.contract.task import Budget as Budget
     from ddbench.contract.task import Loss as Loss
@@ -107,6 +108,7 @@ _HOME_OF = {
     "RecipeRequest": "contract.plan",
     "RunSpec": "contract.spec",
     "Settings": "contract.spec",
+    "StoredImages": "contract.stored_images",
     "AdaptationTarget": "contract.task",
     "Budget": "contract.task",
     "Loss": "contract.task",

@@ -8,6 +8,7 @@ from ddbench.engine.cpu.operators import fast_operators
 from ddbench.engine.features import features, gradient, logits
 from ddbench.engine.fit import POOL_RATE, POOL_STEPS, Optimiser, fit
 from ddbench.engine.networks import evaluation_mode, forward, inner_mode, measure, unstack
+from ddbench.engine.weights import SourceNormalised, check_weights, read_weights
 from ddbench.engine.workers import for_each_network
 from ddbench.machine.environment import free_memory
 from ddbench.machine.files import load_tensors
@@ -24,10 +25,12 @@ __all__ = [
     "Optimiser",
     "Params",
     "Side",
+    "SourceNormalised",
     "State",
     "Teachers",
     "TrainedNetworks",
     "Trajectories",
+    "check_weights",
     "cross_entropy",
     "evaluation_mode",
     "fast_operators",
@@ -42,5 +45,6 @@ __all__ = [
     "load_tensors",
     "logits",
     "measure",
+    "read_weights",
     "unstack",
 ]

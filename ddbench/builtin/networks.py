@@ -198,28 +198,47 @@ def resnet20(info: DatasetInfo) -> nn.Module:
     return _CifarResNet(channels, len(info.classes), blocks=3)
 
 
-class SourceNormalised(nn.Module):
-    """A pretrained network behind a change of normalisation.
+class _Block(nn.Module):
+    """A residual block: two 3x3 convolutions with batch normalisation, a 1x1 convolution where the shape changes.
 
-    Images of a run are normalised by the statistics of their dataset, `info.mean` and `info.std`. The network expects
-    `mean` and `std` of the dataset that it was trained on. One affine map per channel converts the first to the second.
+    He et al. 2016, option B.
     """
 
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, network: nn.Module, info: DatasetInfo, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
-        self.network = network
-        run_mean, run_std = torch.tensor(info.mean), torch.tensor(info.std)
-        source_mean, source_std = torch.tensor(mean), torch.tensor(std)
-        self.register_buffer("scale", (run_std / source_std).view(-1, 1, 1), persistent=False)
-        self.register_buffer("shift", ((run_mean - source_mean) / source_std).view(-1, 1, 1), persistent=False)
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels != out:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
-    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
-        """Return the logits."""
-        logits: Tensor = self.network(images * self.scale + self.shift)
-        return logits
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
+        """Return the sum of both branches."""
+        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(residual + self.shortcut(x))
+
+
+@ddbench.network
+def resnet18(info: DatasetInfo, *, width: Width = 64) -> nn.Module:
+    """ResNet-18 for images of 32x32 and 64x64 pixels, as the field's teachers have it (He et al. 2016).
+
+    The first convolution is 3x3 without stride, and no pooling follows it; four stages of two blocks have `width`, 2,
+    4 and 8 times as many channels. Batch normalisation keeps running statistics.
+    """
+    channels, _ = _image_size(info, "resnet18", 8)
+    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    stages["conv1"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+    stages["bn1"], stages["relu1"] = nn.BatchNorm2d(width), nn.ReLU()
+    before = width
+    for stage in range(1, 5):
+        out = width * 2 ** (stage - 1)
+        stages[f"layer{stage}"] = nn.Sequential(_Block(before, out, 1 if stage == 1 else 2), _Block(out, out, 1))
+        before = out
+    stages["pool"], stages["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    stages["classifier"] = nn.Linear(before, len(info.classes))
+    return nn.Sequential(stages)
 
 
 class _GreyAsColour(nn.Module):
@@ -268,4 +287,4 @@ def ddbench_find_network(name: str, info: DatasetInfo) -> Component | None:
 
 @ddbench.hookimpl
 def ddbench_networks() -> list[object]:
-    return [lenet, alexcifarnet, convnet, resnet20, mlp, linear]
+    return [lenet, alexcifarnet, convnet, resnet18, resnet20, mlp, linear]

@@ -1,9 +1,11 @@
 """Image files of any kind, read into uint8 images of one size: what `folder:`, `csv:` and `hf:` share."""
 
 import contextlib
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated
@@ -12,6 +14,7 @@ import numpy as np
 import pydantic
 import torch
 from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
 
 from ddbench import DdbenchError, ImageSplits, UsageError
 
@@ -38,6 +41,7 @@ ROTATED = "turned upright as their EXIF orientation says"
 TRANSPARENT = "with transparent pixels laid on white"
 DEEP = "of 16 bits scaled to 8"
 
+Shape = tuple[int, int, int]
 Size = Annotated[
     int | None,
     pydantic.Field(
@@ -71,14 +75,28 @@ class Picture:
 def sample_shape(pictures: Sequence[Picture]) -> tuple[int, int, int]:
     """Return channels, height and width of the first picture; one channel if all of them are grey, else three.
 
-    Raises `DdbenchError` if a file cannot be read.
+    Pictures that cannot be read are passed by. Raises `DdbenchError` if none of them can be.
     """
-    width, height = _read(pictures[0], Counter()).size
-    return (1 if all(_is_grey(picture) for picture in pictures) else 3, height, width)
+    first: DdbenchError | None = None
+    for picture in pictures:
+        try:
+            width, height = _read(picture, Counter()).size
+        except DdbenchError as error:
+            first = first or error
+            continue
+        return (1 if all(_is_grey(picture) for picture in pictures) else 3, height, width)
+    assert first is not None
+    raise first
 
 
 def load_splits(
-    train: Sequence[Picture], test: Sequence[Picture], channels: int, size: int | None, notices: tuple[str, ...] = ()
+    train: Sequence[Picture],
+    test: Sequence[Picture],
+    channels: int,
+    size: int | None,
+    notices: tuple[str, ...] = (),
+    *,
+    skip_damaged: bool = False,
 ) -> ImageSplits:
     """Load the pictures of both splits, with a notice on what was changed in them.
 
@@ -88,6 +106,7 @@ def load_splits(
         channels: 1 for grey images, 3 for RGB.
         size: the side in pixels that images are resized to; None keeps their size.
         notices: what the source has to say besides.
+        skip_damaged: leave out files that cannot be read, with a notice, instead of raising.
 
     Raises `UsageError` for pictures that differ in size where `size` is None, `DdbenchError` for a file that cannot be
     read.
@@ -95,31 +114,125 @@ def load_splits(
     pictures = [*train, *test]
     changes: Counter[str] = Counter()
     images: np.ndarray | None = None
+    damaged: list[DdbenchError] = []
+    whole: list[int] = []
     for number, picture in enumerate(pictures):
-        image = _read(picture, changes).convert("L" if channels == 1 else "RGB")
-        if size is not None:
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
-        array = np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
+        try:
+            array = as_array(picture, channels, size, changes)
+        except DdbenchError as error:
+            damaged.append(error)
+            continue
+        whole.append(number)
         if images is None:
             images = np.empty((len(pictures), *array.shape), np.uint8)
         if array.shape != images.shape[1:]:
             raise UsageError(
-                f"{picture.name} is {image.width}x{image.height} pixels, others are "
+                f"{picture.name} is {array.shape[2]}x{array.shape[1]} pixels, others are "
                 f"{images.shape[3]}x{images.shape[2]}.",
                 "Resize them all with --set dataset.size=32.",
             )
         images[number] = array
-    labels = torch.tensor([picture.label for picture in pictures])
-    tensor = torch.from_numpy(images)
+    if damaged:
+        check_damaged(damaged, skip_damaged)
+        changes[f"left out because they cannot be read, such as {damaged[0].message.partition(' ')[0]}"] = len(damaged)
+    assert images is not None
+    cut = sum(number < len(train) for number in whole)
+    labels = torch.tensor([pictures[number].label for number in whole])
+    tensor = torch.from_numpy(images[whole] if damaged else images)
     said = ", ".join(f"{count} {change}" for change, count in sorted(changes.items()))
     return ImageSplits(
-        tensor[: len(train)],
-        labels[: len(train)],
-        tensor[len(train) :],
-        labels[len(train) :],
+        tensor[:cut],
+        labels[:cut],
+        tensor[cut:],
+        labels[cut:],
         # The name of a file identifies no images, so rows carry their content hash.
         partial=True,
         notices=(*notices, said) if said else notices,
+    )
+
+
+class PicturesOnDisk:
+    """Pictures in files of one folder, read in batches by worker threads: decoding releases the interpreter's lock."""
+
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        channels: int,
+        size: int | None,
+        shape: Shape,
+        index: Path,
+    ) -> None:
+        self._root, self._names, self._sizes, self._index = root, names, sizes, index
+        self._channels, self._size, self._shape = channels, size, shape
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        """Return the pictures of these numbers, `[n, channels, height, width]` uint8.
+
+        Raises `DdbenchError` for a file that cannot be read, or that has changed since the folder was listed,
+        `UsageError` for one of another size than the first.
+        """
+        if self._pool is None:  # Threads do not survive a fork, so they start with the first batch.
+            self._pool = ThreadPoolExecutor(os.cpu_count())
+        images = np.empty((len(indices), *self._shape), np.uint8)
+
+        def read(place: int, number: int) -> None:
+            images[place] = self._array(number)
+
+        for done in [self._pool.submit(read, *pair) for pair in enumerate(indices.tolist())]:
+            done.result()
+        return torch.from_numpy(images)
+
+    def problem(self, number: int) -> DdbenchError | None:
+        """Return why a picture cannot be read; None where it can."""
+        try:
+            self._array(number)
+        except DdbenchError as error:
+            return error
+        return None
+
+    def _array(self, number: int) -> np.ndarray:
+        path = self._root / self._names[number]
+        try:
+            changed = path.stat().st_size != self._sizes[number]
+        except OSError:
+            changed = True
+        if changed:
+            # The folder is listed anew by the next run.
+            self._index.unlink(missing_ok=True)
+            raise DdbenchError(
+                f"{path} was changed or removed after the folder had been listed.",
+                "Leave the folder alone while ddbench works on it, and start again.",
+            )
+        array = as_array(Picture.at(path, 0), self._channels, self._size, Counter())
+        if array.shape != self._shape:
+            raise UsageError(
+                f"{path} is {array.shape[2]}x{array.shape[1]} pixels, others are {self._shape[2]}x{self._shape[1]}.",
+                "Resize them all with --set dataset.size=64.",
+            )
+        return array
+
+
+def as_array(picture: Picture, channels: int, size: int | None, changes: Counter[str]) -> np.ndarray:
+    """Return a picture as uint8 `[channels, height, width]`, resized to squares of `size`. Raises as `_read`."""
+    image = _read(picture, changes).convert("L" if channels == 1 else "RGB")
+    if size is not None:
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
+
+
+def check_damaged(damaged: Sequence[DdbenchError], skip: bool) -> None:
+    """Raise `DdbenchError` for files that cannot be read: the first by its name, and how many there are."""
+    if skip or not damaged:
+        return
+    first = damaged[0]
+    if len(damaged) == 1:
+        raise first
+    raise DdbenchError(
+        f"{first.message.rstrip('.')}, and {len(damaged) - 1} more.",
+        "Remove or replace them, or leave them out with --set dataset.skip_damaged=true.",
     )
 
 
@@ -142,9 +255,12 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
 
 
 def _is_grey(picture: Picture) -> bool:
-    """Return True if the header says that a picture is grey."""
-    with _opened(picture) as image:
-        return image.mode in GREY or image.mode in SIXTEEN_BIT
+    """Return True if the header says that a picture is grey, or nothing that can be read."""
+    try:
+        with _opened(picture) as image:
+            return image.mode in GREY or image.mode in SIXTEEN_BIT
+    except DdbenchError:
+        return True
 
 
 def _read(picture: Picture, changes: Counter[str]) -> Image.Image:

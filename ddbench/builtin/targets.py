@@ -5,17 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import safetensors
-import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 import ddbench
 from ddbench import AdaptationTarget, Component, DatasetInfo, InitRequest, MissingPrerequisite, State, UsageError
-from ddbench.builtin.networks import SourceNormalised
 from ddbench.builtin.pretrained import Count, HeldOut, Rate, Steps
-from ddbench.networks import POOL_RATE, POOL_STEPS, load_tensors
+from ddbench.networks import POOL_RATE, POOL_STEPS, SourceNormalised, check_weights, read_weights
 
 Shape = tuple[int, int, int]
 GREY_28: Shape = (1, 28, 28)
@@ -103,7 +100,7 @@ def _pretrained(network: str, weights: str, mean: Triple, std: Triple, size: int
     """Build the target of one network, with weights from the file `weights` or from the network's library."""
 
     def adapt(module: nn.Module, info: DatasetInfo) -> nn.Module:
-        state = _read(Path(weights)) if weights else _fetch(network, module)
+        state = read_weights(Path(weights)) if weights else _fetch(network, module)
         _load(module, state, weights or network)
         return SourceNormalised(module, info, mean, std)
 
@@ -178,23 +175,6 @@ def ddbench_targets() -> list[object]:
     return [svhn_to_mnist, mnist_to_usps, usps_to_mnist, pretrained]
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read the state dict of a file without running code. Raises `UsageError` for any other file."""
-    try:
-        content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UsageError(
-            f"{path} is damaged or not a weights file: {_first_line(error)}.", "Fetch it again."
-        ) from error
-    while isinstance(content, Mapping) and isinstance(content.get("state_dict", content.get("model")), Mapping):
-        content = content.get("state_dict", content.get("model"))
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UsageError(
-            f"{path} does not hold a state dict.", "Save the network with torch.save(model.state_dict(), ...)."
-        )
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
-
-
 def _fetch(network: str, module: nn.Module) -> dict[str, Tensor]:
     """Download the weights from the network's library. Raises `MissingPrerequisite` where this is not possible."""
     source, _, architecture = network.partition("/")
@@ -223,19 +203,7 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """
     module_state = module.state_dict()
     last = list(dict(module.named_parameters()))[-1].rpartition(".")[0]
-    inner = {
-        name for name in module_state if name.rpartition(".")[0] != last and not name.endswith("num_batches_tracked")
-    }
-    missing = sorted(inner - state.keys())
-    unknown = sorted(name for name in state.keys() - module_state.keys() if name.rpartition(".")[0] != last)
-    misfits = sorted(name for name in inner & state.keys() if state[name].shape != module_state[name].shape)
-    for names, verb in ((missing, "lacks"), (misfits, "has another shape of"), (unknown, "has the unknown")):
-        if names:
-            raise UsageError(
-                f"{origin} belongs to another network: it {verb} {names[0]}"
-                + (f" and {len(names) - 1} more." if len(names) > 1 else "."),
-                "Name the network that the weights were trained for.",
-            )
+    inner = check_weights(module, state, origin, but=last)
     with torch.no_grad():
         for name, tensor in module_state.items():
             if name in inner:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from ddbench.contract.spec import Whitening
+from ddbench.contract.stored_images import READ_AT_ONCE, StoredImages
 from ddbench.errors import PluginError, UsageError
 from ddbench.machine.files import sha256
 
@@ -168,7 +169,7 @@ class ImageSplits:
     """Images of both splits as a dataset plugin loads them.
 
     Attributes:
-        train_images: `[n, channels, height, width]` uint8, pixels from 0 to 255.
+        train_images: `[n, channels, height, width]` uint8, pixels from 0 to 255; or `StoredImages` that stay in files.
         train_labels: `[n]` int64, class numbers from 0.
         test_images: `[m, channels, height, width]` uint8.
         test_labels: `[m]` int64.
@@ -177,9 +178,9 @@ class ImageSplits:
         notices: a sentence for each change that loading made to the images; a run prints them before it starts.
     """
 
-    train_images: UInt8[Tensor, "n c h w"]
+    train_images: UInt8[Tensor, "n c h w"] | StoredImages
     train_labels: Int[Tensor, " n"]
-    test_images: UInt8[Tensor, "m c h w"]
+    test_images: UInt8[Tensor, "m c h w"] | StoredImages
     test_labels: Int[Tensor, " m"]
     partial: bool = True
     notices: tuple[str, ...] = ()
@@ -188,7 +189,10 @@ class ImageSplits:
         """Return the hexadecimal SHA-256 over shapes, images and labels of both splits."""
         parts = []
         for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            parts.append(_digest(tensor))
+            if isinstance(tensor, StoredImages):
+                parts.append(f"stored {tuple(tensor.shape)} {tensor.identity}")
+            else:
+                parts.append(_digest(tensor))
         return sha256("".join(parts).encode())
 
     def validate(self, who: str, classes: int, sample_shape: tuple[int, ...] | None = None) -> None:
@@ -237,6 +241,8 @@ def _digest(tensor: Tensor) -> str:
 
 
 def _dtype_and_dim(value: object) -> tuple[torch.dtype, int] | None:
+    if isinstance(value, StoredImages):  # its pixels are uint8
+        return torch.uint8, value.dim()
     return (value.dtype, value.dim()) if isinstance(value, Tensor) else None
 
 
@@ -265,7 +271,14 @@ class ExampleSet:
 
     def __getitem__(self, indices: Tensor) -> "ExampleSet":
         indices = indices.to(self.labels.device)
-        return replace(self, inputs=self.inputs[indices], labels=self.labels[indices])
+        inputs: Tensor
+        if isinstance(self.inputs, StoredImages):
+            # A subset that is small is read at once, a large one stays in its files.
+            part = self.inputs.subset(indices)
+            inputs = part.load() if 4 * part.numel() <= READ_AT_ONCE else part
+        else:
+            inputs = self.inputs[indices]
+        return replace(self, inputs=inputs, labels=self.labels[indices])
 
     def to(self, device: torch.device) -> "ExampleSet":
         """Return the same examples on `device`."""
@@ -280,7 +293,8 @@ class ExampleSet:
         """
         digest = hashlib.sha256()
         for tensor in (self.inputs, self.labels):
-            digest.update(_block_sums(tensor))
+            # Images in files cannot be written into by a method.
+            digest.update(tensor.identity.encode() if isinstance(tensor, StoredImages) else _block_sums(tensor))
         return digest.hexdigest()
 
     def of_class(self, label: int, at_least: int = 0) -> Int[Tensor, " members"]:

@@ -145,12 +145,18 @@ class Teachers(Protocol):
         network: str | Mapping[str, Any] | None = None,
         steps: int | None = None,
         lr: float | None = None,
+        weights: str | None = None,
     ) -> TrainedNetworks:
         """Return networks trained on all examples of the run's training data, by the recipe of pools (Adam).
 
         `network` is a name, or `{"name": ..., "options": {...}}`, of another architecture than the run's. None for
         `steps` and `lr` takes the pool's usual values. Raises `UsageError` for a count below one or an unknown
         network, and as `Experts` where the training cannot end.
+
+        `weights` names a file with the weights of one network that was trained elsewhere; nothing is trained then.
+        Images reach it normalised as those of ImageNet are. It has the classes of the run in their order, or the 1000
+        classes of ImageNet, of which those of the run are taken by name or by number (`n01440764`). Raises
+        `UsageError` for a file that is no such network, or that knows other classes.
         """
         ...
 

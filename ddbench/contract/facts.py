@@ -40,6 +40,11 @@ class MethodFacts(_Facts):
         description="called as (task, **options) before the clock of the run starts, to ask for what takes long to "
         "train: task.experts(...), task.teachers(...)",
     )
+    labels: Callable[..., object] | None = Field(
+        None,
+        description="called as (task, distilled, generator, **options); returns the set with the labels that the "
+        "method gives, so that companions are scored with the same labels",
+    )
     supports: Callable[..., str | None] | None = Field(
         None, description="called as (plan); returns the reason why the method cannot serve it, or None"
     )

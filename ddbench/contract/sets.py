@@ -130,6 +130,12 @@ class DistilledSet:
         """Size in bytes of every tensor that the set stores: of a payload, before it is decoded."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
+    @property
+    def label_nbytes(self) -> int:
+        """Size in bytes of the labels, those of views included."""
+        views = (tensor for name, tensor in self.extras.items() if name.startswith("view_"))
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.labels, *views))
+
     def targets(self) -> Shaped[Tensor, "steps n *classes"]:
         """Return what networks train on: the labels as they are, of logits their softmax."""
         return self.labels.softmax(-1) if self.kind == "logits" else self.labels

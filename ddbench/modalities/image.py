@@ -19,12 +19,15 @@ from ddbench.contract.examples import (
 from ddbench.contract.presentation import Presentation
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import Whitening
+from ddbench.contract.stored_images import StoredImages
 from ddbench.errors import DdbenchError, PluginError, UsageError
 from ddbench.machine.environment import free_memory
 from ddbench.machine.files import sha256
 from ddbench.modalities.whitening import whiten
 
 Shape = tuple[int, int, int]
+MEASURED = 1000
+"""Images that mean and deviation are measured on where the images stay in their files."""
 
 
 def pixels_of(distilled: DistilledSet) -> Presentation:
@@ -95,6 +98,12 @@ def resized(pixels: Float[Tensor, "n c h w"], shape: Shape) -> Float[Tensor, "n 
 def converted(splits: ImageSplits, shape: Shape) -> ImageSplits:
     """Convert the images of both splits to `shape` as `resized` does. Raises as it does."""
 
+    if isinstance(splits.train_images, StoredImages):
+        raise UsageError(
+            "images that are read in batches from disk are not converted to another shape.",
+            "Give their size to the dataset: --set dataset.size=64",
+        )
+
     def convert(images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c2 h2 w2"]:
         # In parts: a whole resized dataset as float32 can be larger than memory.
         parts = (resized(part.float(), shape) for part in torch.split(images, 1000))
@@ -117,6 +126,14 @@ def normalise(
     With `whitening` they are ZCA-whitened instead. They are then another dataset, with a name and a content hash of
     its own; `mean` and `std` are 0 and 1, as no numbers per channel lead back to pixels.
     """
+    first, second = splits.train_images, splits.test_images
+    if isinstance(first, StoredImages) and isinstance(second, StoredImages):
+        if whitening is not None:
+            raise UsageError(
+                f"{name} is read in batches from disk: it cannot be whitened, which takes all images at once.",
+                "Leave --whitening out, or take smaller images with --set dataset.size=32.",
+            )
+        return _from_files(name, splits, (first, second), classes, modality)
     if whitening is not None:
         return _whitened(name, splits, classes, modality, whitening)
     train = splits.train_images.float() / 255
@@ -137,6 +154,38 @@ def normalise(
         return ExampleSet(pixels.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1)), labels, info)
 
     return examples(train, splits.train_labels), examples(splits.test_images.float() / 255, splits.test_labels)
+
+
+def _from_files(
+    name: str,
+    splits: ImageSplits,
+    stored: tuple[StoredImages, StoredImages],
+    classes: tuple[str, ...],
+    modality: str,
+) -> tuple[ExampleSet, ExampleSet]:
+    """Normalise images that stay in their files by mean and deviation of `MEASURED` of them, evenly spread."""
+    train, test = stored
+    places = torch.linspace(0, len(train) - 1, min(MEASURED, len(train))).long()
+    count, sums, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for part in torch.split(places, 100):
+        pixels = train.pixels(part).double() / 255
+        count += pixels[:, 0].numel()
+        sums, squares = sums + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
+    mean = sums / count
+    std = ((squares - count * mean**2) / (count - 1)).clamp_min(0).sqrt().clamp_min(1e-6)
+    info = DatasetInfo(
+        name=name,
+        classes=classes,
+        sample_shape=tuple(train.shape[1:]),
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        modality=modality,
+        content_hash=splits.content_hash(),
+        partial=splits.partial,
+    )
+    both = ((train, splits.train_labels), (test, splits.test_labels))
+    first, second = (ExampleSet(images.normalised(info.mean, info.std), labels, info) for images, labels in both)
+    return first, second
 
 
 def _whitened(

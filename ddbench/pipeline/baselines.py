@@ -11,14 +11,16 @@ from pathlib import Path
 import torch
 
 from ddbench.contract.component import Component
+from ddbench.contract.experts import TrainedNetworks
 from ddbench.contract.observer import Reporter
+from ddbench.contract.plan import Plan
 from ddbench.contract.run import Run
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import HARD, STORED_SOFT
 from ddbench.contract.state import State
 from ddbench.discovery.catalog import Catalog
 from ddbench.engine.networks import forward, measure
-from ddbench.errors import DdbenchError, Interrupted, Unsupported
+from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, blamed_on
 from ddbench.machine.environment import describe
 from ddbench.machine.files import atomic_write, sha256
 from ddbench.machine.folders import cache_dir
@@ -27,7 +29,7 @@ from ddbench.pipeline.plan import plan_method, reason_to_skip
 from ddbench.pipeline.prepare import SMOKE_STEPS, Prepared
 from ddbench.protocols import Setting, label_regime
 from ddbench.protocols.base import better, finite
-from ddbench.records.result import BEST_CORESET, FULL_DATA, TEACHER, Companion
+from ddbench.records.result import BEST_CORESET, FULL_DATA, LABELLER, TEACHER, Companion
 from ddbench.records.stats import summarise
 
 CHOOSING_NETWORKS = 5
@@ -46,7 +48,8 @@ def score_companions(
     It is computed once and kept in the cache folder. One that fails is reported and left out.
 
     `regime` is the label regime of the set that is scored. Beside stored soft labels, each companion is scored a second
-    time, with the labels that networks trained on the full data give its images; the run's own method is, too.
+    time, with labels that the run's method gives its images, or else networks trained on the full data; the run's own
+    method is, too. Where the method names its teachers, their own score is a companion: a ceiling of their labels.
     """
     # The accuracy of nearest neighbours is no matter of networks.
     trains = bool(prepared.plan.protocol.networks_needed(prepared.eval_networks))
@@ -55,7 +58,7 @@ def score_companions(
     for method in catalog.components("method"):
         if not method.facts.get("companion"):
             continue
-        if method.name != prepared.settings.method.name:
+        if method.name != prepared.settings.method.name and not prepared.plan.protocol.stored:
             scores |= _score_cached(prepared, setting, method, "", reporter)
         if regime == STORED_SOFT and bounded:
             scores |= _score_cached(prepared, setting, method, TEACHER, reporter)
@@ -66,6 +69,7 @@ def score_companions(
             raise
         except DdbenchError as error:
             reporter.say(f"No companion {FULL_DATA}: {error.message} {error.hint}")
+        scores |= _score_teachers(prepared, setting, reporter)
     if prepared.settings.best_coreset:
         scores |= _score_best_coreset(prepared, setting, catalog, reporter)
     return scores
@@ -154,15 +158,39 @@ def _score_full_data(setting: Setting) -> Companion:
     return _companion(finite(scores, setting), setting.objective.primary, HARD)
 
 
+def _score_teachers(prepared: Prepared, setting: Setting, reporter: Reporter) -> dict[str, Companion]:
+    """Return the test score of the networks that the run's method takes labels from, where it says which."""
+    labeller = _labeller(prepared)
+    if labeller is None or "needs" not in labeller.facts:
+        return {}
+    with blamed_on(labeller.who):
+        needed = labeller.facts["needs"](prepared.task(torch.Generator()), **prepared.settings.method.options)
+    groups = [needed] if isinstance(needed, TrainedNetworks) else needed
+    if not isinstance(groups, Sequence) or not all(isinstance(group, TrainedNetworks) for group in groups):
+        return {}
+    metrics = [measure(group.module, state, setting.test, setting.objective) for group in groups for state in group]
+    scores = {metric.name: [values[metric.name] for values in metrics] for metric in setting.objective.metrics}
+    return {LABELLER: _companion(finite(scores, setting), setting.objective.primary, HARD)}
+
+
+def _labeller(prepared: Prepared) -> Component | None:
+    """Return the run's method where it gives labels to sets; a set that is scored without its method has none."""
+    plan = prepared.plan
+    return plan.method if isinstance(plan, Plan) and "labels" in plan.method.facts else None
+
+
 def _score(prepared: Prepared, setting: Setting, method: Component, labels: str, reporter: Reporter) -> Companion:
     """Return the score of a companion; `labels` as for `_score_cached`."""
     networks, protocol = prepared.eval_networks, prepared.plan.protocol
+    labeller = _labeller(prepared)
     # Teachers that are trained first have a stage of their own.
-    teachers = setting.full_data(PATIENCE) if labels == TEACHER else []
+    teachers = setting.full_data(PATIENCE) if labels == TEACHER and labeller is None else []
     reporter.stage(f"Scoring the companion {method.name}{labels}")
     sets = [_distil(prepared, method, derive_seed("companion", i)) for i in range(networks)]
     if teachers:
         sets = [_labelled(distilled, setting, teachers) for distilled in sets]
+    elif labels == TEACHER and labeller is not None:
+        sets = [_labelled_by(labeller, prepared, distilled, number) for number, distilled in enumerate(sets)]
     own = setting.scoring(f"companion {method.name}{labels}")
     evaluation = protocol.evaluate(sets, own, networks, reporter)
     return _companion(evaluation.scores, setting.objective.primary, label_regime(protocol, sets[0]))
@@ -174,6 +202,19 @@ def _labelled(distilled: DistilledSet, setting: Setting, teachers: Sequence[Stat
     answers = [forward(setting.module, teacher, inputs).softmax(-1) for teacher in teachers]
     labels = torch.stack(answers).mean(0)
     return replace(distilled, labels=labels.view(*distilled.labels.shape[:2], -1), label_kind="distribution")
+
+
+def _labelled_by(method: Component, prepared: Prepared, distilled: DistilledSet, number: int) -> DistilledSet:
+    """Return the set of a companion with the labels that the run's method gives it."""
+    generator = torch.Generator().manual_seed(derive_seed("companion labels", number))
+    with blamed_on(method.who):
+        labelled = method.facts["labels"](
+            prepared.task(generator), distilled, generator, **prepared.settings.method.options
+        )
+    if not isinstance(labelled, DistilledSet):
+        raise PluginError(f"`labels` of {method.who} returned {type(labelled).__name__}, not a DistilledSet.")
+    labelled.validate(prepared.task(generator))
+    return labelled.to(prepared.device)
 
 
 def _companion(values: Mapping[str, Sequence[float]], primary: str, regime: str) -> Companion:
@@ -213,5 +254,8 @@ def _key(prepared: Prepared, method: Component, labels: str) -> str:
     sources = [method.distribution, *(f"{part.kind} {part.name} {part.distribution}" for part in parts)]
     origin = json.dumps(prepared.provenance(), sort_keys=True)
     machine = json.dumps(describe(prepared.device))
+    labeller = _labeller(prepared) if labels else None
+    if labeller is not None:
+        sources += [labeller.distribution, prepared.settings.method.model_dump_json()]
     key = [FORM + labels, settings.canonical(), prepared.record.content_hash, *sources, origin, machine]
     return sha256("\n".join(key).encode())

@@ -247,7 +247,7 @@ def prepare(
         init=init,
         pools=(pools,) if eval_pools is pools else (pools, eval_pools),
         experts=expert_source(settings, network, data, pools, catalog, reporter or Silent(), may_train=download),
-        teachers=TeacherSource(network, info, catalog, device, open_pools, settings.smoke),
+        teachers=TeacherSource(network, data.validation, catalog, device, open_pools, settings.smoke),
         weights=_weights_read(plan.adaptation),
         record=_record(data, settings.split),
         device=device,

@@ -301,6 +301,7 @@ class StartedRun:
                 path=str(self.folder.artifact),
                 sha256=method_run.artifact,
                 bytes=distilled.nbytes,
+                label_bytes=distilled.label_nbytes,
                 images=distilled.stored,
                 label_regime=scores.label_regime,
                 decoder=distilled.decoder,

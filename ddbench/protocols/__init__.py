@@ -23,6 +23,7 @@ from ddbench.protocols.train import (
     TRAIN_IMAGENET_V1,
     TRAIN_TEACHER_V1,
     TRAIN_V1,
+    TRAIN_VIEWS_V1,
     Train,
 )
 
@@ -30,7 +31,7 @@ PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         REPLAY_V1, REPLAY_MOMENTUM_V1, TRAIN_V1, TRAIN_DSA_V1, TRAIN_DSA_RATE_V1, TRAIN_TEACHER_V1, TRAIN_IMAGENET_V1,
-        KNN_V1, KRR_V1,
+        TRAIN_VIEWS_V1, KNN_V1, KRR_V1,
     )
 }  # fmt: skip
 
@@ -72,7 +73,7 @@ def label_regime(protocol: Protocol, distilled: DistilledSet) -> str:
     """Return the kind of labels that networks are scored with: hard, stored soft or teacher online."""
     if protocol.teacher:
         return TEACHER_ONLINE
-    return STORED_SOFT if distilled.soft else HARD
+    return STORED_SOFT if distilled.soft or protocol.stored else HARD
 
 
 __all__ = [

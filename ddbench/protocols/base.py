@@ -86,6 +86,11 @@ class Protocol(Structural):
         ...
 
     @property
+    def stored(self) -> bool:
+        """True where labels are those that a teacher gave to views, which the set stores."""
+        ...
+
+    @property
     def ignores(self) -> frozenset[str]:
         """Fields of the settings that the score of a set does not depend on, so that rankings leave them out."""
         ...

@@ -35,6 +35,7 @@ class Knn:
     summary: str = "nearest neighbours in pixels, {l1, l2} x {1, 3} chosen on the validation slice; no network"
     teacher: bool = False
     operations: tuple[str, ...] = ()
+    stored: bool = False
     ignores: frozenset[str] = frozenset({"steps", "epochs", "eval_network", "eval_init"})
 
     @property

@@ -31,6 +31,7 @@ class Krr:
     summary: str = "kernel ridge regression with the tangent kernel of an infinitely wide network"
     teacher: bool = False
     operations: tuple[str, ...] = ()
+    stored: bool = False
     ignores: frozenset[str] = frozenset({"steps", "epochs", "eval_network", "eval_init"})
 
     @property

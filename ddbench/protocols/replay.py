@@ -59,6 +59,7 @@ class Replay:
     summary: str = "the set's own gradient steps at its own rates (without rates: the best fixed rate), fresh networks"
     teacher: bool = False
     operations: tuple[str, ...] = ()
+    stored: bool = False
     ignores: frozenset[str] = frozenset()
     own_momentum: bool = False
 

@@ -19,6 +19,7 @@ from ddbench.engine.example_weights import one_hot, weigh
 from ddbench.engine.fit import Recipe, fit, fit_stack, in_lockstep
 from ddbench.engine.networks import forward
 from ddbench.engine.stacks import stack_size
+from ddbench.engine.views import read_views
 from ddbench.engine.workers import for_each_network, worker_count
 from ddbench.errors import UsageError
 from ddbench.machine.seeds import derive_seed
@@ -66,7 +67,8 @@ class Train:
         cutmix: give each batch a window of other images of the batch.
         labels: `own`, or `teacher`: the labels of the set are ignored. A batch is labelled, as it is after all of the
             above, by the softmax of a network trained on the full data; student i learns from teacher i modulo their
-            number.
+            number. Or `views`: batches, their windows, mirror images and CutMix, and the logits of a teacher for them,
+            are those that the set stores; epoch e takes the stored epoch e modulo their number.
         temperature: number that the logits of teacher and student are divided by.
     """
 
@@ -85,12 +87,14 @@ class Train:
     augment: str = ""
     resized_crop: Annotated[float, Field(gt=0, lt=1)] | None = None
     cutmix: bool = False
-    labels: Literal["own", "teacher"] = "own"
+    labels: Literal["own", "teacher", "views"] = "own"
     temperature: Positive = 1.0
 
     def __post_init__(self) -> None:
         if self.temperature != 1 and self.labels == "own":
-            raise ValueError('temperature is for labels = "teacher"')
+            raise ValueError('temperature is for labels = "teacher" or "views"')
+        if self.labels == "views" and (self.augment or self.cutmix or self.resized_crop is not None):
+            raise ValueError('labels = "views" brings windows, flips and CutMix of its own')
         if self.augment:
             augment.check(self.augment)
 
@@ -104,6 +108,11 @@ class Train:
         """See `Protocol.operations`."""
         named = {"resized_crop": self.resized_crop is not None, "cutmix": self.cutmix}
         return (*(self.augment.split("_") if self.augment else ()), *(name for name, on in named.items() if on))
+
+    @property
+    def stored(self) -> bool:
+        """See `Protocol.stored`."""
+        return self.labels == "views"
 
     @property
     def ignores(self) -> frozenset[str]:
@@ -124,6 +133,8 @@ class Train:
         }
         if self.resized_crop is not None:
             others["ratio"] = RATIO
+        if self.stored:
+            others["labels"] = self.labels
         if self.optimiser == "adamw":
             del sgd["momentum"]
         return {**sgd, "augment": operations, "teacher": teacher, **others}
@@ -179,7 +190,15 @@ class Train:
                 f"{self.name} needs the rate of the set, and this set has none.",
                 "Score it under train-dsa/v1, which has a rate of its own; a released file takes --file-rate too.",
             )
-        if setting.objective.kind == "regression" and (self.cutmix or self.teacher):
+        if self.stored:
+            images = distilled.inputs.flatten(0, 1)
+            views, _ = read_views(distilled.extras, images, len(setting.test.info.classes))
+            if views.batch != min(self.batch, len(images)):
+                raise UsageError(
+                    f"the set stores views in batches of {views.batch}, and {self.name} takes {self.batch}.",
+                    "Store them in batches of that size, or score it under a protocol of your own.",
+                )
+        if setting.objective.kind == "regression" and (self.cutmix or self.teacher or self.stored):
             raise UsageError(
                 f"{self.name} is for classification: it mixes labels, or takes the softmax of a teacher.",
                 "Score a regression under train/v1.",
@@ -255,6 +274,18 @@ class Train:
         labels, weights = labels.flatten(0, 1), distilled.relative_weights()
         classes = len(setting.test.info.classes)
 
+        def stored_batches() -> Iterator[tuple[Tensor, Tensor]]:
+            views, logits = read_views(distilled.extras, inputs, classes)
+            for epoch in range(self.epochs):
+                stored = epoch % views.epochs
+                order = views.order[stored].to(labels.device, torch.int64)
+                for place, images in views.batches(inputs, stored):
+                    targets = (logits[stored, place] / self.temperature).softmax(-1)
+                    if weights is not None:
+                        own = weights.flatten()[order[place]]
+                        targets = weigh(setting.objective.inner_loss, targets, own, classes)
+                    yield images, targets
+
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for _ in range(self.epochs):
                 order = torch.randperm(len(labels), generator=generator).to(labels.device)
@@ -266,7 +297,7 @@ class Train:
                             targets = weigh(setting.objective.inner_loss, targets, weights.flatten()[batch], classes)
                     yield images, targets
 
-        return batches(), loss
+        return (stored_batches() if self.stored else batches()), loss
 
     def _view(self, images: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the images of a batch as networks see them, and the labels of the set that belong to them."""
@@ -323,4 +354,13 @@ TRAIN_IMAGENET_V1 = Train(
     cutmix=True,
     labels="teacher",
     temperature=20,
+)
+TRAIN_VIEWS_V1 = replace(
+    TRAIN_IMAGENET_V1,
+    name="train-views/v1",
+    summary="as train-imagenet/v1, with the crops, CutMix pairs and logits of a teacher that the set stores",
+    augment="",
+    resized_crop=None,
+    cutmix=False,
+    labels="views",
 )

@@ -291,6 +291,12 @@ COLUMNS: tuple[Column, ...] = (
         "bytes of every tensor that the set stores",
         evidence=lambda _, d: d.nbytes,
     ),
+    Column(
+        "label_bytes",
+        int,
+        lambda r: r.artifact.label_bytes,
+        "bytes of labels among them, with the views that they were given for",
+    ),
     Column("outer_steps", int, lambda r: r.loop.steps, "outer steps taken"),
     Column("stopped_by", str, lambda r: r.loop.stopped_by, "what ended the distillation early; empty for nothing"),
     Column("empty_loops", int, lambda r: r.loop.empty, "loops that took no step because the time limit was over"),

@@ -6,17 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ddbench.records.ranking import Line, ignored_fields, ranks
-from ddbench.records.result import BEST_CORESET, FULL_DATA, NO_ADAPTATION, TEACHER, RunResult
+from ddbench.records.result import BEST_CORESET, FULL_DATA, LABELLER, NO_ADAPTATION, TEACHER, RunResult
+
+BOUNDS = (FULL_DATA, NO_ADAPTATION, LABELLER)
+"""Companions that bound a score: no methods of their own."""
 
 
 def baselines(companions: Iterable[str]) -> list[str]:
     """Return the names of companions that are methods of their own: random real images, as a rule.
 
-    The full data, untouched networks and a best coreset bound a score or refer to it. Of random images with hard and
+    The full data, untouched networks, the teacher of the labels and a best coreset bound a score or refer to it. Of random images with hard and
     with soft labels, those with soft labels count.
     """
     names = list(companions)
-    rivals = [name for name in names if name not in (FULL_DATA, NO_ADAPTATION) and not name.startswith(BEST_CORESET)]
+    rivals = [name for name in names if name not in BOUNDS and not name.startswith(BEST_CORESET)]
     return [name for name in rivals if name + TEACHER not in names]
 
 

@@ -19,7 +19,9 @@ from ddbench.records.stats import Score
 FULL_DATA, NO_ADAPTATION, BEST_CORESET = "full_data", "no_adaptation", "best_coreset"
 """Companions of the harness; all others are baselines, methods declared `companion=True`."""
 TEACHER = "+teacher"
-"""End of a companion's name: its images with labels by networks trained on the full data, stored in the set."""
+"""End of a companion's name: its images with stored labels, by the run's teacher or by networks of `full_data`."""
+LABELLER = "teacher"
+"""Companion: the teacher itself, whose labels a method stores or whose statistics it matches."""
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 Status = Literal["ok", "skipped", "failed", "interrupted"]
@@ -121,6 +123,7 @@ class Artifact(_Part):
         path: path of the file; empty in a leaderboard's record, where the hash names the file.
         sha256: SHA-256 of the file.
         bytes: size of every tensor that is stored, without the file's header.
+        label_bytes: the part of them that labels take; None in records of versions that did not count them apart.
         images: number of images that are stored: of a payload, those that its values would fill.
         label_regime: `hard`, `stored soft` or `teacher online`.
         decoder: the decoder of a parametrised set; empty for a set that stores its images.
@@ -130,6 +133,7 @@ class Artifact(_Part):
     path: str = ""
     sha256: str
     bytes: int
+    label_bytes: int | None = None
     images: int
     label_regime: str
     decoder: str = ""

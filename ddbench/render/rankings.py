@@ -16,7 +16,7 @@ from ddbench.records.matrix import Cell, Matrix, baselines, network_of
 from ddbench.records.ranking import Line, ignored_fields, ranks
 from ddbench.records.result import NO_ADAPTATION, RunResult
 from ddbench.records.stats import Difference, Score
-from ddbench.render.tables import bounds, distilling, named, number, points, shortfalls
+from ddbench.render.tables import bounds, distilling, kilobytes, named, number, points, shortfalls
 
 MARK = "†"
 """Mark of a figure whose row or companion misses a threshold; notes below the table say which."""
@@ -216,7 +216,7 @@ def _gain(record: RunResult, mean: float, companion: str) -> str:
 
 def _cost(record: RunResult) -> tuple[str, str]:
     assert record.artifact and record.seconds
-    return f"{record.artifact.bytes / 1000:.1f}", distilling(record)
+    return kilobytes(record.artifact), distilling(record)
 
 
 def line_names(lines: Sequence[Line]) -> list[str]:

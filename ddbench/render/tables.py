@@ -11,7 +11,7 @@ from rich.table import Table
 from ddbench.contract.metric import Metric, missed_thresholds
 from ddbench.contract.spec import Choice, Settings, Sweep
 from ddbench.records.columns import phrases
-from ddbench.records.result import NO_ADAPTATION, Companion, RunFolder, RunResult
+from ddbench.records.result import NO_ADAPTATION, Artifact, Companion, RunFolder, RunResult
 from ddbench.records.stats import Score
 from ddbench.render.live import duration
 
@@ -180,7 +180,13 @@ def _score_in_context(result: RunResult) -> Iterator[str]:
         stopped += f" ({loop.empty} {'loops' if loop.empty > 1 else 'loop'} took none)"
     rolled_back = f", rolled back {loop.rollbacks} times" if loop.rollbacks else ""
     memory = f"peak memory {result.peak_memory_mb:.0f} MB"
-    yield f"  {took}{stopped}{rolled_back}; {artifact.bytes / 1000:.1f} kB; {memory}"
+    yield f"  {took}{stopped}{rolled_back}; {kilobytes(artifact)} kB; {memory}"
+
+
+def kilobytes(artifact: Artifact) -> str:
+    """Return the size of a set in kB; beside labels that are more than class numbers, the part that they take."""
+    size, labels = f"{artifact.bytes / 1000:.1f}", artifact.label_bytes
+    return size if labels is None or labels <= 8 * artifact.images else f"{size} (labels {labels / 1000:.1f})"
 
 
 def distilling(record: RunResult) -> str:

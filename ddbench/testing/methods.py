@@ -99,8 +99,11 @@ def _supported(subject: Subject) -> Tiny:
     reasons = []
     names = [c.name for c in subject.catalog.components("objective")]
     for objective in sorted(names, key=lambda name: name != "classification"):
-        for linear, steps in ((False, 2), (False, 1), (True, 1)):
-            tiny = Tiny(objective=objective, linear=linear, steps=steps, epochs=steps)
+        shapes: tuple[tuple[bool, int, small.Layer], ...] = (
+            (False, 2, ""), (False, 1, ""), (True, 1, ""), (False, 2, "batch norm"), (False, 1, "batch norm")
+        )  # fmt: skip
+        for linear, steps, layer in shapes:
+            tiny = Tiny(objective=objective, linear=linear, steps=steps, epochs=steps, layer=layer)
             try:
                 _attempt(subject, tiny)
             except (Unsupported, UsageError) as reason:

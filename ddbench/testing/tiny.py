@@ -193,6 +193,7 @@ def _teachers(catalog: Catalog, tiny: Tiny) -> Teachers:
         network: str | Mapping[str, Any] | None = None,
         steps: int | None = None,
         lr: float | None = None,
+        weights: str | None = None,
     ) -> TrainedNetworks:
         steps, lr = min(steps or TEACHER_STEPS, TEACHER_STEPS), lr or POOL_RATE
         if (count, steps, lr) not in trained:

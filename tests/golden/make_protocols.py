@@ -6,11 +6,13 @@ A protocol of a given name keeps its values: write them anew for a new protocol 
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import ddbench
+from ddbench.augment import Views
 from ddbench.protocols import PROTOCOLS
 
 VALUES = Path(__file__).with_name("protocols.json")
@@ -32,12 +34,21 @@ def score(protocol: str, network: str, rate: float | None = None) -> Values:
     def choose(examples: ddbench.ExampleSet) -> ddbench.DistilledSet:
         subset = examples.random_subset(2, torch.Generator().manual_seed(0))
         lrs = None if rate is None else torch.full((3, 2), rate)
-        return ddbench.DistilledSet(*subset.in_steps(2), lrs)
+        distilled = ddbench.DistilledSet(*subset.in_steps(2), lrs)
+        return with_views(distilled) if PROTOCOLS[protocol].stored else distilled
 
     _, scores = ddbench.evaluate(choose, spec, companions=False)
     return {
         part: {metric: score.values for metric, score in getattr(scores, part).items()} for part in ("before", "after")
     }
+
+
+def with_views(distilled: ddbench.DistilledSet) -> ddbench.DistilledSet:
+    """Return a set with 20 epochs of views, and logits that point to the class of the whole image."""
+    images, labels = distilled.flat()
+    views = Views.draw(len(images), (8, 8), 20, 50, 0.08, False, torch.Generator().manual_seed(0))
+    logits = 40.0 * torch.eye(10)[labels[views.order.long()]]
+    return replace(distilled, extras=views.stored(logits, images))
 
 
 def score_all(protocol: str) -> dict[str, Values]:
