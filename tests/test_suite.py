@@ -15,9 +15,9 @@ from ddbench.discovery.suites import read_suite
 from ddbench.errors import PluginError
 from ddbench.pipeline.jobs import Forecast, Job
 from ddbench.pipeline.plan import plan_run
-from ddbench.records.suite_matrix import Runs, matrix
 from ddbench.records.result import LoopRecord
 from ddbench.records.stats import bootstrap, holm, signed_rank, summarise
+from ddbench.records.suite_matrix import Runs, matrix
 from tests.rows import make_record
 
 DDBENCH = [sys.executable, "-c", "from ddbench.cli import main; main()"]

@@ -16,8 +16,8 @@ from ddbench.errors import UsageError
 from ddbench.machine.environment import describe, machine_class, resolve_device
 from ddbench.pipeline.jobs import Carrier, Job, Outcome, carry_out, look_up, records_by_run
 from ddbench.pipeline.plan import plan_run
-from ddbench.records.suite_matrix import Matrix, Runs, matrix
 from ddbench.records.result import RunResult
+from ddbench.records.suite_matrix import Matrix, Runs, matrix
 
 
 @dataclass(frozen=True)

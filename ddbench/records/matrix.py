@@ -15,8 +15,8 @@ BOUNDS = (FULL_DATA, NO_ADAPTATION, LABELLER)
 def baselines(companions: Iterable[str]) -> list[str]:
     """Return the names of companions that are methods of their own: random real images, as a rule.
 
-    The full data, untouched networks, the teacher of the labels and a best coreset bound a score or refer to it. Of random images with hard and
-    with soft labels, those with soft labels count.
+    The full data, untouched networks, the teacher of the labels and a best coreset bound a score or refer to it. Of
+    random images with hard and with soft labels, those with soft labels count.
     """
     names = list(companions)
     rivals = [name for name in names if name not in BOUNDS and not name.startswith(BEST_CORESET)]

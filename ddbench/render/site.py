@@ -23,7 +23,7 @@ from ddbench.records.ranking import Line, compared, groups, ranks
 from ddbench.records.result import FULL_DATA, NO_ADAPTATION, RunResult
 from ddbench.records.store import artifact_path, curve_path
 from ddbench.render.charts import charts, javascript
-from ddbench.render.pictures import Sheet, contact_sheet
+from ddbench.render.pictures import contact_sheet
 from ddbench.render.rankings import line_names, notes, title, title_parts
 from ddbench.render.tables import bounds, companion_remarks
 

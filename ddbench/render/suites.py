@@ -10,8 +10,8 @@ from rich.text import Text
 from ddbench.contract.metric import Metric
 from ddbench.discovery.suites import Suite
 from ddbench.pipeline.tune import Tuning
-from ddbench.records.suite_matrix import Cell, Matrix
 from ddbench.records.stats import Interval
+from ddbench.records.suite_matrix import Cell, Matrix
 from ddbench.render.tables import bounds, number, points
 
 CELL = 24
