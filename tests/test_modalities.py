@@ -25,6 +25,7 @@ from ddbench.errors import MissingPrerequisite, PluginError, Unsupported, UsageE
 from ddbench.modalities.array import array
 from ddbench.networks import features, gradient
 from ddbench.pipeline.data import load_examples
+from ddbench.pipeline.export import export
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import prepare
 from ddbench.testing import conform, find
@@ -112,6 +113,14 @@ def test_vectors_of_any_kind_are_distilled(ddbench, tmp_path):
     assert done.json()["settings"]["network"]["name"] == "linear"
     assert done.json()["dataset"]["sample_shape"] == [7]
     assert done.json()["scores"]["accuracy"]["mean"] > 0.9
+
+
+def test_layouts_of_images_hold_nothing_else(catalog, tmp_path):
+    path = tmp_path / "set.safetensors"
+    metadata = {"modality": "sound", "classes": '["a", "b"]'}
+    DistilledSet(torch.rand(1, 2, 1, 8, 8), torch.tensor([[0, 1]]), metadata=metadata).save(path)
+    with pytest.raises(UsageError, match="holds sound, not images"):
+        export(path, "npz", catalog)
 
 
 def test_arrays_are_normalised_value_by_value():

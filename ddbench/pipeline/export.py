@@ -123,6 +123,12 @@ def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
 def _pixel_set(distilled: DistilledSet, source: Path) -> PixelSet:
     """Return the set as writers take it. Raises `UsageError` for a set that is damaged or does not hold images."""
     inputs, labels, weights = distilled.inputs, distilled.labels, distilled.weights
+    modality = distilled.metadata.get("modality", "image")
+    if modality != "image":
+        raise UsageError(
+            f"{source} holds {modality}, not images.",
+            "The layouts hold pixels; read others with ddbench.DistilledSet.load.",
+        )
     if inputs.dim() != 5:
         raise UsageError(
             f"{source} holds examples of shape {list(inputs.shape[2:])}, not images.",
