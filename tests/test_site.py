@@ -271,6 +271,14 @@ def test_one_file_holds_everything(browser, site, tmp_path, catalog):
     opened.close()
 
 
+def test_a_page_without_records_says_so(browser, tmp_path, catalog):
+    opened = browser.new_page()
+    opened.goto(write_site(tmp_path / "page", [], [], tmp_path, catalog).as_uri())
+    assert opened.text_content("h2") == "There are no records yet"
+    assert not opened.locator("#filters").is_visible()
+    opened.close()
+
+
 def test_a_thousand_rows_fit_into_five_megabytes(tmp_path, catalog):
     rows = [
         make_record(method=f"method_{i % 40}", images_per_class=1 + i // 40, fingerprint=f"{i:064}", run_id=f"run-{i}")

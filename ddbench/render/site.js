@@ -140,7 +140,7 @@ function drawMatrix(values, shown, ranking) {
   const head = el("thead", {},
     el("tr", {}, el("th", {class: "text", scope: "col", rowspan: twice ? 3 : 2, "aria-sort": sorted("method")}, sorter("method", "Method")),
       el("th", {class: "mean", scope: "col", rowspan: twice ? 3 : 2, "aria-sort": sorted("gain")}, sorter("gain", "Mean gain")),
-      runs(shown, r => r.dataset).map(([dataset, span, r]) => el("th", {scope: "colgroup", colspan: span, class: "first", title: dataset + (r.data === "part" ? ", a part of the dataset" : "")}, short(dataset) + (r.data === "part" ? " *" : "")))),
+      runs(shown, r => r.dataset).map(([dataset, span, r]) => el("th", {scope: "colgroup", colspan: span, class: "first", title: dataset + (r.data === "part" ? ", a part of the dataset" : "")}, el("span", {}, short(dataset) + (r.data === "part" ? " *" : ""))))),
     el("tr", {}, shown.map(r => el("th", {scope: "col", "aria-sort": sorted(r.key), class: firsts.has(r) ? "first" : "", "aria-current": r === ranking && "true"}, sorter(r.key, String(r.budget))))),
     twice ? el("tr", {}, shown.map(r => el("th", {scope: "col", class: "sub" + (firsts.has(r) ? " first" : "")}, sub(r)))) : null);
   const body = el("tbody", {}, names.map(name => el("tr", {"data-method": name},
@@ -183,7 +183,9 @@ function placeLabels(view, rows) {
   for (const i of order) {
     const wide = 6.4 * rows[i].name.length, [a, b] = at[i];
     const boxes = {right: [a + 8, b - 7, a + 9 + wide, b + 7], left: [a - 9 - wide, b - 7, a - 8, b + 7], top: [a - wide / 2, b - 19, a + wide / 2, b - 6], bottom: [a - wide / 2, b + 6, a + wide / 2, b + 20]};
-    for (const [name, box] of Object.entries(boxes)) {
+    // The line of the front leaves a point to the right.
+    for (const name of rows[i].front ? ["top", "left", "bottom", "right"] : ["right", "left", "top", "bottom"]) {
+      const box = boxes[name];
       if (box[0] < 0 || box[1] < 0 || box[2] > width || box[3] > height) continue;
       if (taken.some((other, j) => j !== i && box[0] < other[2] && box[2] > other[0] && box[1] < other[3] && box[3] > other[1])) continue;
       rows[i].place = name; taken.push(box); break;
@@ -448,6 +450,11 @@ function once(name, inputs, draw) {
 }
 function draw(jump) {
   state = read();
+  if (!data.rankings.length) {
+    document.getElementById("filters").hidden = true;
+    fill(document.getElementById("matrix"), el("h2", {id: "matrix-title"}, "There are no records yet"), el("p", {class: "note"}, "A run adds one: ddbench run."));
+    return;
+  }
   const values = chosen(), shown = rankingsShown(values), ranking = rankingChosen(shown), key = ranking?.key;
   tip.hidden = true;
   once("filters", [values, state.show], () => drawFilters(values));
