@@ -31,6 +31,7 @@ from ddbench.pipeline.dry_run import DryRun
 from ddbench.pipeline.evaluate import Scores
 from ddbench.pipeline.pools import Pool
 from ddbench.pipeline.prepare import Prepared
+from ddbench.pipeline.suite import SuiteResult
 from ddbench.pipeline.sweep import SweepResult
 from ddbench.records.columns import COLUMNS
 from ddbench.records.ranking import Line, compared, groups
@@ -66,7 +67,7 @@ AUTHORS = (
     distance_to,
 )
 """Names that plugin authors use beside the public ones."""
-RETURNED = (DryRun, Prepared, Pool, Scores, SweepResult)
+RETURNED = (DryRun, Prepared, Pool, Scores, SuiteResult, SweepResult)
 """Classes that public functions return."""
 
 
@@ -91,7 +92,7 @@ def commands() -> Iterator[str]:
     yield inspect.cleandoc(group.callback.__doc__ or "")
     yield "\nBefore the command: `ddbench -v COMMAND` shows the traceback of a failure, `ddbench --version` the"
     yield "version; `ddbench --install-completion` completes names in your shell."
-    for name, command in group.commands.items():
+    for name, command in _commands(group):
         context = typer.Context(command, info_name=f"ddbench {name}")
         yield f"\n## ddbench {name}\n"
         yield f"    ddbench {name} {' '.join(command.collect_usage_pieces(context))}\n"
@@ -106,6 +107,15 @@ def commands() -> Iterator[str]:
             shown = "" if default is None or default is False or default == "" else f"`{default}`"
             rows.append((f"`{names}`", parameter.help or "", shown))
         yield from _table(("option", "what it does", "default"), rows)
+
+
+def _commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every command with its full name, such as `suite run`."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{before}{name} ")
+        else:
+            yield before + name, command
 
 
 def spec() -> Iterator[str]:

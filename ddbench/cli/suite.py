@@ -179,19 +179,26 @@ def tune(
         stray = next((other for other in fixed if other != method), None)
         if stray is not None:
             raise UsageError(f"--set {stray}.…: {method} is tuned alone.", f"Write --set {method}.KEY=VALUE")
-        parsed, places = parse_space(spaces), {"runs": runs, "leaderboards": leaderboards}
+        parsed = parse_space(spaces)
         fields = _fields(device=device)
         with _resumable(name), live() as reporter:
             tuning = tune(
                 name, method, parsed, trials, options=fixed.get(method), fields=fields, catalog=catalog,
-                reporter=reporter, **places,
+                reporter=reporter, runs=runs, leaderboards=leaderboards,
             )  # fmt: skip
             if not as_json:
                 print_tuning(tuning)
             chosen = {method: {**fixed.get(method, {}), **tuning.best}}
             fields["trials"] = len(tuning.trials)
             result = run_suite(
-                name, [method], options=chosen, fields=fields, catalog=catalog, reporter=reporter, **places
+                name,
+                [method],
+                options=chosen,
+                fields=fields,
+                catalog=catalog,
+                reporter=reporter,
+                runs=runs,
+                leaderboards=leaderboards,
             )
         _conclude(result, as_json, tuning=tuning.model_dump(mode="json"))
         if result.failed:

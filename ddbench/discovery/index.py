@@ -151,7 +151,7 @@ def build(protocols: Sequence[Entry], paths: Iterable[str | Path] = ()) -> Index
         )
         for suite in catalog.suites()
     ]
-    files = [named.path for named in (*catalog.experiments(), *catalog.suites())]
+    files = [*(experiment.path for experiment in catalog.experiments()), *(suite.path for suite in catalog.suites())]
     tables = {path for file in files for path in (file, file.parent)}
     index = Index(
         entries=[*components, *protocols, *experiments, *suites],

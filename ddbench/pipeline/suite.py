@@ -166,4 +166,4 @@ def _runs(outcomes: Sequence[Outcome]) -> Runs:
         return Runs(records)
     first = next((o for o in others if o.state in ("failed", "skipped")), others[0])
     state = "missing" if first.state not in ("failed", "skipped") else first.state
-    return Runs(records, state, first.reason)  # type: ignore[arg-type]
+    return Runs(records, state, first.reason)

@@ -2,17 +2,21 @@
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ddbench.contract.metric import Metric
-from ddbench.discovery.suites import Suite
-from ddbench.pipeline.tune import Tuning
+from ddbench.records.suite_matrix import Cell, Matrix
 from ddbench.records.stats import Interval
 from ddbench.records.suite_matrix import Cell, Matrix
 from ddbench.render.tables import bounds, number, points
+
+if TYPE_CHECKING:
+    from ddbench.discovery.suites import Suite
+    from ddbench.pipeline.tune import Tuning
 
 CELL = 24
 """Characters that a column of the matrix takes."""
@@ -20,7 +24,7 @@ SHOWN = 0.05
 """Corrected p-value below which a pair of methods counts as different."""
 
 
-def suite_card(suite: Suite) -> None:
+def suite_card(suite: "Suite") -> None:
     """Print a suite: its methods, its tasks and what each run may cost."""
     console = _console()
     console.print(Text(f"{suite.name}  (suite, {suite.distribution})", style="bold"))
@@ -66,7 +70,7 @@ def print_matrix(matrix: Matrix) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def print_tuning(tuning: Tuning) -> None:
+def print_tuning(tuning: "Tuning") -> None:
     """Print the trials, the best first; their gains are on the validation slice."""
     console = _console()
     table = Table(box=None, pad_edge=False)
