@@ -40,10 +40,11 @@ def pressed(tmp_path: Path, cold_cache: Path, cache: Path):
 def test_names_of_each_kind(pressed):
     assert pressed("ddbench run --method unrol") == ["unrolled_gd"]
     assert pressed("ddbench run -m unrolled_gd --dataset ") == [
-        "cifar10", "cifar100", "digits", "fashion_mnist", "mnist", "svhn", "usps",
+        "cifar10", "cifar100", "digits", "fashion_mnist", "imagenette", "mnist", "svhn", "usps",
     ]  # fmt: skip
     assert pressed("ddbench run --protocol train") == [
         "train/v1", "train-dsa/v1", "train-dsa-rate/v1", "train-teacher/v1", "train-imagenet/v1",
+        "train-views/v1",
     ]  # fmt: skip
     assert "wang2018/mnist-fixed-1x3" in pressed("ddbench run --experiment wang2018/mnist-f")
     assert pressed("ddbench evaluate x --cross-network lenet,conv") == ["lenet,convnet"]

@@ -330,6 +330,7 @@ def test_a_number_of_a_protocol_does_not_change_without_its_version():
         "train-dsa-rate/v1": "613eaf626226",
         "train-teacher/v1": "b9cb30b77ade",
         "train-imagenet/v1": "efdf83228363",
+        "train-views/v1": "fc2ccc957656",
         "knn/v1": "002b431ea7bb",
         "krr/v1": "23f263282f6a",
     }

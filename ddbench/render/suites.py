@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ddbench.contract.metric import Metric
-from ddbench.records.suite_matrix import Cell, Matrix
 from ddbench.records.stats import Interval
 from ddbench.records.suite_matrix import Cell, Matrix
 from ddbench.render.tables import bounds, number, points

@@ -142,8 +142,8 @@ def sre2l(
     module, state = trained.module, trained[0]
     if not any(has_statistics(layer) for layer in module.modules()):
         raise Unsupported(
-            "sre2l matches the running statistics of batch normalisation, and the teacher has none.",
-            "Take --set network.norm=batch with convnet, or --network resnet18, or name another --set teacher.",
+            "sre2l matches the running statistics of batch normalisation, and the teacher has none: take convnet with "
+            "--set network.norm=batch, or --network resnet18, or name another teacher with --set method.teacher.",
         )
     classes, count = len(task.info.classes), task.budget.images_per_class
     # One image of each class in turn: each batch then holds all classes, as the statistics are of all classes.
