@@ -259,7 +259,7 @@ def test_experts_of_a_set_stay_in_its_record(with_mtt, tmp_path, monkeypatch):
 
     folders = {"leaderboards": tmp_path / "leaderboards", "catalog": with_mtt}
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

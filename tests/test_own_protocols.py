@@ -167,7 +167,7 @@ def test_every_training_can_be_written_as_a_file(tmp_path: Path, name: str):
         ("epochs = = 3", "mine.toml is not TOML: invalid value"),
         ("epoch = 3", "mine.toml has an unknown field 'epoch'. Did you mean 'epochs'?"),
         ("name = 'x'", "mine.toml has an unknown field 'name'."),
-        ("temperature = 3", 'mine.toml is invalid: temperature is for labels = "teacher".'),
+        ("temperature = 3", 'mine.toml is invalid: temperature is for labels = "teacher" or "views".'),
         ("augment = 'flap'", "unknown operation 'flap'. Did you mean 'flip'?"),
         ("optimiser = 'adamw'\nmomentum = 0.5", "mine.toml gives adamw a momentum."),
         ("rate = inf", "mine.toml is invalid: rate: input should be a finite number"),

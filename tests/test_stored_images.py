@@ -95,7 +95,7 @@ def test_methods_that_work_in_batches_take_them(folder: Path, tmp_path: Path, mo
 def test_the_index_is_kept_until_a_folder_changes(folder: Path, monkeypatch: pytest.MonkeyPatch):
     listed: list[str] = []
     listing = folders._listings
-    monkeypatch.setattr(folders, "_listings", lambda path, seen: listed.append(str(path)) or listing(path, seen))
+    monkeypatch.setattr(folders, "_listings", lambda path, *rest: listed.append(str(path)) or listing(path, *rest))
     first = folders.indexed(folder)
     assert folders.indexed(folder) == first
     assert len(listed) == 1
