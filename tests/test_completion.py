@@ -40,7 +40,8 @@ def pressed(tmp_path: Path, cold_cache: Path, cache: Path):
 def test_names_of_each_kind(pressed):
     assert pressed("ddbench run --method unrol") == ["unrolled_gd"]
     assert pressed("ddbench run -m unrolled_gd --dataset ") == [
-        "cifar10", "cifar100", "digits", "fashion_mnist", "imagenette", "mnist", "svhn", "usps",
+        "ag_news", "cifar10", "cifar100", "digits", "fashion_mnist", "fsdd", "imagenette", "mnist", "speech_commands",
+        "sst2", "svhn", "trec", "usps",
     ]  # fmt: skip
     assert pressed("ddbench run --protocol train") == [
         "train/v1", "train-dsa/v1", "train-dsa-rate/v1", "train-teacher/v1", "train-imagenet/v1",

@@ -372,7 +372,7 @@ UNROLLED = ("linba", "rat_bptt", "reversible_hypergradients", "soft_label_dd", "
     ],
 )
 def test_what_ships_conforms(kind, name, catalog, ddbench):
-    if name in ("optimised_real", *UNROLLED):
+    if name in ("optimised_real", "sre2l", *UNROLLED):
         # Types are checked at run time in these tests, and the checker draws from Python's random numbers.
         done = ddbench("check", name)
         assert done.code == 0, done.out

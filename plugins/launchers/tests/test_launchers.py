@@ -73,6 +73,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_job_that_slurm_requeues_goes_on_from_its_checkpoint(slurm: Path, suite: Path, tmp_path: Path):
     command = [*DDBENCH, "suite", "run", str(suite), "--launcher", "slurm:workers=2"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
