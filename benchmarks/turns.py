@@ -114,7 +114,7 @@ def measure(case: Case, turns: int) -> Figure:
 
 
 def _serve(end: Connection, sides: Callable[[], Sides], name: Side) -> None:
-    """Take turns for one side until told to stop."""
+    """Take turns for one side until the other end says stop."""
     if name == "ddbench":
         keep_freed_memory()
     side, device = sides()[name], resolve_device("auto")

@@ -1,13 +1,14 @@
 """Scores of every protocol on real digits, as they were recorded."""
 
 import json
+from collections.abc import Mapping
 
 import pytest
 
 from ddbench.protocols import PROTOCOLS
-from tests.golden.make_protocols import VALUES, score_all
+from tests.golden.make_protocols import VALUES, Values, score_all
 
-RECORDED = json.loads(VALUES.read_text())
+RECORDED = [json.loads(path.read_text()) for path in sorted(VALUES.parent.glob("protocols*.json"))]
 
 
 # Those that train from scratch for many epochs take seconds.
@@ -17,14 +18,21 @@ RECORDED = json.loads(VALUES.read_text())
 )
 def test_a_protocol_gives_the_recorded_values(protocol: str):
     computed = score_all(protocol)
-    assert computed.keys() == RECORDED[protocol].keys()
-    for case, parts in RECORDED[protocol].items():
+    # Hundreds of epochs spread the rounding of a processor, so there are records of two kinds of them.
+    known = [record[protocol] for record in RECORDED if protocol in record]
+    assert any(agree(computed, record) for record in known), (computed, known)
+
+
+def agree(computed: Mapping[str, Values], recorded: Mapping[str, Values]) -> bool:
+    """Return True where accuracies are equal, and other metrics are but for rounding."""
+    if computed.keys() != recorded.keys():
+        return False
+    for case, parts in recorded.items():
         for part, metrics in parts.items():
             values = dict(computed[case][part])
-            # Hundreds of epochs spread the rounding of another processor: to a test image of 360, and to 3e-4 of a loss.
-            long = protocol.startswith("train")
-            image = pytest.approx(metrics["accuracy"], abs=0.006 if long else 0)
-            assert values.pop("accuracy") == image, f"{case}, {part} training"
+            if values.keys() != metrics.keys() or values.pop("accuracy") != metrics["accuracy"]:
+                return False
             expected = {metric: numbers for metric, numbers in metrics.items() if metric != "accuracy"}
-            loss = 2e-3 if long else 1e-5
-            assert values == {metric: pytest.approx(numbers, rel=loss) for metric, numbers in expected.items()}
+            if values != {metric: pytest.approx(numbers, rel=1e-5) for metric, numbers in expected.items()}:
+                return False
+    return True

@@ -110,7 +110,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class ExamplesRequest:
-    """What a modality is asked for besides the data.
+    """The request to a modality, besides the data.
 
     Attributes:
         name: name of the dataset in records.

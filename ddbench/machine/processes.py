@@ -19,7 +19,7 @@ from ddbench.errors import DdbenchError, Interrupted
 
 Value = TypeVar("Value")
 WAIT = datetime.timedelta(hours=24)
-"""How long a process waits for the others: one of them may download data or train a pool."""
+"""Time that a process waits for the others: one of them may download data or train a pool."""
 
 _sharing: ContextVar[bool] = ContextVar("_sharing", default=False)
 

@@ -138,22 +138,29 @@ def normalise(
         return _whitened(name, splits, classes, modality, whitening)
     train = splits.train_images.float() / 255
     mean, std = train.mean((0, 2, 3)), train.std((0, 2, 3)).clamp_min(1e-6)
-    info = DatasetInfo(
-        name=name,
-        classes=classes,
-        sample_shape=tuple(train.shape[1:]),
-        mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()),
-        modality=modality,
-        content_hash=splits.content_hash(),
-        partial=splits.partial,
-    )
+    info = _info(name, splits, classes, modality, mean, std)
 
     def examples(pixels: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> ExampleSet:
         # In place: a second copy of the dataset may not fit into memory.
         return ExampleSet(pixels.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1)), labels, info)
 
     return examples(train, splits.train_labels), examples(splits.test_images.float() / 255, splits.test_labels)
+
+
+def _info(
+    name: str, splits: ImageSplits, classes: tuple[str, ...], modality: str, mean: Tensor, std: Tensor
+) -> DatasetInfo:
+    """Return the facts about images that are normalised by mean and deviation of each channel."""
+    return DatasetInfo(
+        name=name,
+        classes=classes,
+        sample_shape=tuple(splits.train_images.shape[1:]),
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        modality=modality,
+        content_hash=splits.content_hash(),
+        partial=splits.partial,
+    )
 
 
 def _from_files(
@@ -173,16 +180,7 @@ def _from_files(
         sums, squares = sums + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
     mean = sums / count
     std = ((squares - count * mean**2) / (count - 1)).clamp_min(0).sqrt().clamp_min(1e-6)
-    info = DatasetInfo(
-        name=name,
-        classes=classes,
-        sample_shape=tuple(train.shape[1:]),
-        mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()),
-        modality=modality,
-        content_hash=splits.content_hash(),
-        partial=splits.partial,
-    )
+    info = _info(name, splits, classes, modality, mean, std)
     both = ((train, splits.train_labels), (test, splits.test_labels))
     first, second = (ExampleSet(images.normalised(info.mean, info.std), labels, info) for images, labels in both)
     return first, second

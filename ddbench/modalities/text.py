@@ -25,7 +25,7 @@ from ddbench.machine.files import sha256
 PADDING, UNKNOWN = 0, 1
 """Numbers of the two entries of a vocabulary that are no words: nothing, and any word that is not in it."""
 BLANK, OTHER = "_", "<unknown>"
-"""How these two are written; no token is spelt like them."""
+"""Spelling of these two; no token is spelt like them."""
 LENGTH, DIM, WORDS = 24, 50, 5000
 """Usual words of a sentence, values of a word vector, and words of a vocabulary."""
 SEED = 0

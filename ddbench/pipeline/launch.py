@@ -82,7 +82,7 @@ def write_jobs(jobs: Sequence[Job], folder: Path, catalog: Catalog, *, runs: Pat
 
 
 def read_job(path: Path) -> JobFile:
-    """Return the content of a job file. Raises `UsageError` for a file that is none."""
+    """Return the content of a job file. Raises `UsageError` for another kind of file."""
     try:
         return JobFile.model_validate_json(path.read_text())
     except FileNotFoundError:
@@ -222,20 +222,20 @@ def _command(jobs: Sequence[Path]) -> list[str]:
 @contextmanager
 def _watched(paths: Sequence[Path], reporter: Reporter) -> Iterator[None]:
     """Report each job that ends while a launcher is at work."""
-    stop, told = threading.Event(), {path for path in paths if outcome_path(path).exists()}
-    before, began = len(told), time.monotonic()
+    stop, reported = threading.Event(), {path for path in paths if outcome_path(path).exists()}
+    before, began = len(reported), time.monotonic()
     reporter.stage("Runs")
 
     def look() -> None:
         for path in paths:
-            outcome = None if path in told else read_outcome(path)
+            outcome = None if path in reported else read_outcome(path)
             if outcome is not None:
-                told.add(path)
-                reporter.say(f"{len(told)} of {len(paths)}: {outcome.label}: {outcome.in_words}")
-        new, left = len(told) - before, len(paths) - len(told)
+                reported.add(path)
+                reporter.say(f"{len(reported)} of {len(paths)}: {outcome.label}: {outcome.in_words}")
+        new, left = len(reported) - before, len(paths) - len(reported)
         if left:
             pace = (time.monotonic() - began) / new if new else None
-            reporter.progress(len(told), len(paths), {}, None if pace is None else pace * left)
+            reporter.progress(len(reported), len(paths), {}, None if pace is None else pace * left)
 
     def watch() -> None:
         while not stop.wait(POLL):

@@ -31,7 +31,7 @@ IMAGENET_CLASSES = 1000
 def imagenet_numbers(classes: Sequence[str]) -> list[int]:
     """Return the numbers in ImageNet-1k of classes by their WordNet number (`n01440764`) or by their name (`tench`).
 
-    Numbers are those of timm, names those of torchvision. Raises `UsageError` for a class that is none of them.
+    Numbers are those of timm, names those of torchvision. Raises `UsageError` for a class that is not among them.
     """
     from timm.data.imagenet_info import ImageNetInfo
     from torchvision.models._meta import _IMAGENET_CATEGORIES
@@ -43,7 +43,7 @@ def imagenet_numbers(classes: Sequence[str]) -> list[int]:
     for name in classes:
         if name not in known:
             raise UsageError(
-                f"the teacher knows the classes of ImageNet, and {name!r} is none of them.",
+                f"the teacher knows the classes of ImageNet, and {name!r} is not among them.",
                 "Take a teacher of the classes of the dataset, or name its classes by number, such as n01440764.",
             )
     return [known[name] for name in classes]

@@ -3,6 +3,7 @@
     python tests/golden/make_protocols.py
 
 A protocol of a given name keeps its values: write them anew for a new protocol only.
+`protocols-avx512.json` has the values of long trainings on a processor with AVX-512, which rounds otherwise.
 """
 
 import json

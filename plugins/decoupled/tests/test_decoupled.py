@@ -256,7 +256,7 @@ def test_a_teacher_from_a_file_is_in_the_record(options, distil, tmp_path):
         ({"classes": 7, "width": 8, "depth": 1, "norm": "batch"}, "knows 7 classes, and digits has 10"),
         ({"width": 9, "depth": 1, "norm": "batch"}, "belongs to another network: it has another shape of"),
         ({"width": 8, "depth": 2, "norm": "batch"}, "belongs to another network"),
-        ({"classes": 1000, "width": 8, "depth": 1, "norm": "batch"}, "and '0' is none of them"),
+        ({"classes": 1000, "width": 8, "depth": 1, "norm": "batch"}, "and '0' is not among them"),
     ],
 )  # fmt: skip
 def test_a_file_of_another_teacher_is_refused(content, message, distil, tmp_path):
@@ -275,5 +275,5 @@ def test_files_without_weights_are_refused(distil, tmp_path):
 
 def test_classes_of_imagenet_are_found_by_number_and_by_name():
     assert imagenet_numbers(["n01440764", "English springer", "parachute"]) == [0, 217, 701]
-    with pytest.raises(UsageError, match="'teapots' is none of them"):
+    with pytest.raises(UsageError, match="'teapots' is not among them"):
         imagenet_numbers(["tench", "teapots"])
