@@ -258,7 +258,7 @@ def test_columns_hold_what_they_say():
             value = column.get(record)
             if value is None:
                 single = column.name in ("std", "low", "high") and record.score.n == 1
-                plain = column.name in ("byte_budget", "step_limit", "label_bytes") or (
+                plain = column.name in ("byte_budget", "step_limit", "label_bytes", "passes") or (
                     column.name == "decoded_images" and not record.artifact.decoder
                 )
                 assert single or plain

@@ -78,6 +78,9 @@ def run(
     step_limit: Annotated[
         int | None, typer.Option(help="Stop a loop of the method after this many outer steps. [no limit]")
     ] = None,
+    pass_limit: Annotated[
+        int | None, typer.Option(help="Stop after this many examples went forward through networks. [no limit]")
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option("--on", help="Score on the split test, or on validation, which leaves no row. [test]"),
@@ -146,6 +149,7 @@ def run(
         "seed": seed,
         "time_limit": time_limit,
         "step_limit": step_limit,
+        "pass_limit": pass_limit,
         "split": split,
         "device": device,
         "smoke": smoke or None,

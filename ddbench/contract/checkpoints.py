@@ -11,7 +11,7 @@ import torch
 from ddbench.errors import DdbenchError
 from ddbench.machine.files import atomic_write
 
-FORMAT = 3
+FORMAT = 4
 """Version of the checkpoints that this code writes; every earlier one has an entry in `MIGRATIONS`."""
 ANEW = "Remove it to start the run anew."
 
@@ -44,9 +44,10 @@ class Checkpoint:
     loops: one entry per loop that has begun; all but the last have finished.
     rollback_point, rollback_loop: where loop number `rollback_loop` returns to when it diverges.
     artifact: SHA-256 of the file with the method's result, empty while the method is still at work.
-    empty_loops: number of loops that took no step because the time limit was over.
+    empty_loops: number of loops that took no step because the time or pass limit was over.
     made: cached results that the run computed itself, by hash of the key: time of the run at the beginning.
     saved: cached results that other runs computed, by hash of the key: seconds that they took.
+    passes: examples that went forward through networks so far.
     """
 
     identity: str
@@ -60,6 +61,7 @@ class Checkpoint:
     empty_loops: int = 0
     made: dict[str, float] = field(default_factory=dict)
     saved: dict[str, float] = field(default_factory=dict)
+    passes: int = 0
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -118,9 +120,9 @@ def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _from_format_2(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content as it is: the fields of format 3 have defaults."""
+def _as_it_is(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content: the fields of the next format that it lacks have defaults."""
     return content
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1, 2: _from_format_2}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1, 2: _as_it_is, 3: _as_it_is}

@@ -25,7 +25,7 @@ from ddbench.contract.snapshots import (
     set_generator_states,
 )
 from ddbench.errors import DdbenchError, Interrupted, PluginError
-from ddbench.machine import processes
+from ddbench.machine import passes, processes
 from ddbench.machine.files import sha256
 from ddbench.machine.seeds import derive_seed, seed_everything
 
@@ -47,7 +47,8 @@ class Run:
         generator: the source of all random numbers, on the CPU.
         device: where tensors live.
         share_done: the share of the loop that is over, 0 to 1, for schedules. Under a time limit it follows the clock:
-            such a run ends its schedule in time but cannot be repeated to the byte.
+            such a run ends its schedule in time but cannot be repeated to the byte. Under a pass limit it follows the
+            passes.
         seconds: time spent so far, over all interruptions but without the pauses.
         time_left: seconds until the time limit, for work outside of loops; infinite without a limit.
         out_of_time: True as soon as no time is left.
@@ -55,7 +56,9 @@ class Run:
         steps_done: outer steps of the loops that have finished.
         empty_loops: number of loops that took no step because the time limit was over.
         rollbacks: how often a loop diverged and went back to its last good state.
-        stopped_by: "time limit" or "step limit" where that ended a loop early, otherwise empty.
+        passes: examples that went forward through networks so far, without the making of cached results, pools, experts
+            and teachers, which later runs share.
+        stopped_by: "time limit", "step limit" or "pass limit" where that ended a loop early, otherwise empty.
         artifact: SHA-256 of the file with the method's result once `keep` was called, otherwise empty.
         checkpoint_path, log_path: files of the run.
     """
@@ -68,6 +71,7 @@ class Run:
         device: torch.device | None = None,
         time_limit: float | None = None,
         most_steps: int | None = None,
+        most_passes: int | None = None,
         reporter: Reporter | None = None,
         on_progress: Callable[[int, int, Mapping[str, float]], None] = lambda step, total, values: None,
         identity: str = "",
@@ -83,7 +87,8 @@ class Run:
         self.share_done = 0.0
         self._folder = folder
         self._time_limit = time_limit
-        self._most_steps = most_steps
+        self._most_steps, self._most_passes = most_steps, most_passes
+        self._earlier_passes, self._passes_before = 0, passes.total()
         self._reporter = reporter or Silent()
         self._on_progress = on_progress
         self._identity = identity
@@ -141,6 +146,11 @@ class Run:
         return self.time_left == 0
 
     @property
+    def passes(self) -> int:
+        """Examples that went forward through networks so far, over all interruptions."""
+        return self._earlier_passes + passes.total() - self._passes_before
+
+    @property
     def seconds_saved(self) -> float:
         """Seconds that results from the cache took in the runs that computed them."""
         return math.fsum(self._cache.saved.values())
@@ -192,11 +202,13 @@ class Run:
         with self._interrupts.waiting(), self._taking(share):
             while step < total:
                 if self.out_of_time:
-                    self._stop_for_time(step)
+                    self._stop(step, "time limit")
+                    break
+                if self._most_passes is not None and self.passes >= self._most_passes:
+                    self._stop(step, "pass limit")
                     break
                 self._values, self._diverged = {}, False
-                spent = (self.seconds - self._loop_began) / (self._deadline - self._loop_began)
-                self.share_done = max(step / total, spent)
+                self.share_done = max(step / total, self._spent())
                 try:
                     yield step
                 except GeneratorExit:
@@ -245,8 +257,9 @@ class Run:
         seed_everything(fresh)
         self._scope = digest
         try:
-            yield lambda: self._loops_cut == cut and not self.out_of_time
-            self.finish()
+            with passes.uncounted():
+                yield lambda: self._loops_cut == cut and not self.out_of_time
+                self.finish()
         finally:
             self._scope = scope
             set_generator_states(self.generator, before)
@@ -294,12 +307,17 @@ class Run:
         finally:
             self._deadline = whole
 
-    def _stop_for_time(self, step: int) -> None:
-        self.stopped_by = "time limit"
+    def _spent(self) -> float:
+        """Return the share of the loop's seconds or of the run's passes that is spent, whichever is larger."""
+        seconds = (self.seconds - self._loop_began) / (self._deadline - self._loop_began)
+        return max(seconds, 0.0 if self._most_passes is None else self.passes / self._most_passes)
+
+    def _stop(self, step: int, limit: str) -> None:
+        self.stopped_by = limit
         if step == 0:
             self.empty_loops += 1
             number = self._loops_begun[self._scope]
-            self.say(f"The time limit was over before loop {number} of the method: it took no step.")
+            self.say(f"The {limit} was over before loop {number} of the method: it took no step.")
 
     def _end(self, last: LoopState) -> None:
         self.steps_done += last.step
@@ -377,6 +395,7 @@ class Run:
             empty_loops=self.empty_loops,
             made=self._cache.made,
             saved=self._cache.saved,
+            passes=self.passes,
         )
         write_checkpoint(self.checkpoint_path, checkpoint)
 
@@ -389,7 +408,7 @@ class Run:
             raise DdbenchError(f"the checkpoint {self.checkpoint_path} belongs to another run.", ANEW)
         self._loops = checkpoint.loops
         self._rollback_point, self._rollback_loop = checkpoint.rollback_point, checkpoint.rollback_loop
-        self._earlier_seconds = checkpoint.seconds
+        self._earlier_seconds, self._earlier_passes = checkpoint.seconds, checkpoint.passes
         self.rollbacks = checkpoint.rollbacks
         self.stopped_by = checkpoint.stopped_by
         self.artifact = checkpoint.artifact

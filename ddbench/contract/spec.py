@@ -134,6 +134,11 @@ class _Fields(_Frozen):
     step_limit: int | None = Field(
         None, ge=1, description="outer steps of a loop after which the method stops with what it has; none: no limit"
     )
+    pass_limit: int | None = Field(
+        None,
+        ge=1,
+        description="examples sent forward through networks after which the method stops; none: no limit",
+    )
     split: Split = Field("test", description="split that scores; a score on the validation slice leaves no row")
     trials: int = Field(0, ge=0, description="options tried on the validation slice before these were chosen")
 
@@ -172,8 +177,8 @@ class RunSpec(_Fields):
 class Settings(_Fields):
     """Everything that decides what a run computes, complete: every default is filled in, every option spelt out.
 
-    Only `target`, `sample_shape`, `time_limit`, `step_limit`, `byte_budget` and `whitening` may be None, which then
-    means none.
+    Only `target`, `sample_shape`, `time_limit`, `step_limit`, `pass_limit`, `byte_budget` and `whitening` may be None,
+    which then means none.
     """
 
     network: Named = Field(description="network")
@@ -247,6 +252,7 @@ BORN_LATER: dict[str, Any] = {
     "whitening": None,
     "precision": "float32",
     "step_limit": None,
+    "pass_limit": None,
     "split": "test",
 }
 """Fields younger than the first record, with the JSON defaults they were born with. Such a default never changes."""

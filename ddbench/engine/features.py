@@ -11,6 +11,7 @@ from ddbench.contract.state import State
 from ddbench.contract.task import Loss, cross_entropy
 from ddbench.engine.networks import buffers_of, evaluation_mode, in_parts, inner_mode
 from ddbench.errors import Unsupported
+from ddbench.machine import passes
 
 
 def logits(
@@ -74,6 +75,7 @@ class _Features(nn.Module):
         """Return the network's own features, or else the input of the last linear layer that it calls."""
         if callable(getattr(type(self.network), "features", None)):
             method: Callable[[Tensor], Tensor] = self.network.features  # type: ignore[assignment]
+            passes.add_for(self.network, inputs)
             return method(inputs)
         calls: list[tuple[nn.Linear, Tensor]] = []
 

@@ -20,7 +20,7 @@ from ddbench.contract.state import State
 from ddbench.contract.task import Loss, cross_entropy
 from ddbench.engine.allocations import allocated
 from ddbench.engine.networks import buffers_of, inner_mode
-from ddbench.machine import processes
+from ddbench.machine import passes, processes
 from ddbench.machine.environment import free_memory
 
 VARIABLE = "DDBENCH_STACKED"
@@ -80,6 +80,9 @@ def stacked_gradient(
     def call(params: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
         return loss(functional_call(network, (params, buffers), (inputs,)), labels)
 
+    # The call of the module counts the batch of one network.
+    one = inputs if shared else inputs[0]
+    passes.add_for(network, one, times=len(next(iter(params.values()))) - 1)
     place = None if shared else 0
     with torch.enable_grad(), inner_mode(network):
         losses: Tensor = vmap(call, (0, 0, place, place))(params, buffers, inputs, labels)

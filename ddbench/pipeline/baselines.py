@@ -248,7 +248,7 @@ def _key(prepared: Prepared, method: Component, labels: str) -> str:
     Fields that the protocol ignores count: a companion that is made for other steps is another set.
     """
     plan, networks = prepared.plan, prepared.eval_networks
-    changes = {"seed": 0, "time_limit": None, "step_limit": None, "eval_networks": networks}
+    changes = {"seed": 0, "time_limit": None, "step_limit": None, "pass_limit": None, "eval_networks": networks}
     settings = plan_method(plan, method, {}).settings.model_copy(update=changes)
     parts = (component for component in plan.components if component.kind != "method")
     sources = [method.distribution, *(f"{part.kind} {part.name} {part.distribution}" for part in parts)]

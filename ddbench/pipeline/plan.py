@@ -18,8 +18,8 @@ from ddbench.protocols.base import Protocol
 USUAL_IMAGES_PER_CLASS = 10
 """Images per class if neither the spec nor the dataset sets the number."""
 _EXTENT = {
-    "seed", "time_limit", "step_limit", "split", "trials", "eval_networks", "smoke", "device", "experiment",
-    "best_coreset",
+    "seed", "time_limit", "step_limit", "pass_limit", "split", "trials", "eval_networks", "smoke", "device",
+    "experiment", "best_coreset",
 }  # fmt: skip
 """Fields that may differ between an experiment and a run that carries it out."""
 _POOL_OPTIONS = ("count", "held_out", "steps", "lr")

@@ -26,6 +26,7 @@ from ddbench.discovery.decoders import Decoders
 from ddbench.engine.fit import Recipe
 from ddbench.engine.networks import unstack
 from ddbench.errors import PluginError, UsageError, blamed_on
+from ddbench.machine import passes
 from ddbench.machine.environment import resolve_device
 from ddbench.machine.files import sha256
 from ddbench.pipeline.data import Data, build, check_network
@@ -118,7 +119,9 @@ class Prepared:
         The data are those of the run, not a copy (see `check_untouched`); the network is a copy.
         """
         setting, info = self.setting, self.train.info
-        networks = Networks(copy.deepcopy(self.module), self.init, info, generator, "train", self.pools[0])
+        networks = Networks(
+            passes.count_calls(copy.deepcopy(self.module)), self.init, info, generator, "train", self.pools[0]
+        )
         return Task(
             self.train,
             setting.objective,

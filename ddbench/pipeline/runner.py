@@ -133,11 +133,13 @@ def prepare_supported(plan: Plan, catalog: Catalog, reporter: Reporter) -> Prepa
 
 def _check_processes(settings: Settings) -> None:
     """Raise `UsageError` for a run that several processes cannot share."""
-    if settings.time_limit is not None and processes.count() > 1:
-        raise UsageError(
-            "a time limit does not go with several processes: their clocks would part them.",
-            "Bound the method's steps by an option instead, or start one process.",
-        )
+    limits = {"a time limit": settings.time_limit, "a pass limit": settings.pass_limit}
+    for limit, value in limits.items():
+        if value is not None and processes.count() > 1:
+            raise UsageError(
+                f"{limit} does not go with several processes: their clocks and counts would part them.",
+                "Bound the outer steps with --step-limit instead, or start one process.",
+            )
 
 
 def _places(make: Callable[[], RunFolder], leaderboards: Path) -> tuple[RunFolder, Path]:
@@ -248,19 +250,20 @@ class StartedRun:
             device=prepared.device,
             time_limit=settings.time_limit,
             most_steps=prepared.most_steps,
+            most_passes=settings.pass_limit,
             reporter=self.reporter,
             on_progress=watching.progress,
             identity=identity,
         )
         distilled = self._distil(method_run, prepared)
-        distill_seconds = method_run.seconds
+        distill_seconds, passes = method_run.seconds, method_run.passes
         journal = Journal(self.folder.journal, identity)
         setting = replace(prepared.setting, journal=journal)
         companions = processes.rank() == 0
         scores = score(prepared, setting, distilled, self.catalog, self.reporter, companions=companions)
         saved = round(method_run.seconds_saved, 3)
         seconds = Seconds(distill=round(distill_seconds, 3), evaluate=round(journal.seconds, 3), saved=saved)
-        return self._result(method_run, prepared, distilled, scores, seconds)
+        return self._result(method_run, passes, prepared, distilled, scores, seconds)
 
     def _distil(self, method_run: Run, prepared: Prepared) -> DistilledSet:
         """Return the set that the method makes, saved in the folder; the saved one where a run resumes after it."""
@@ -281,7 +284,13 @@ class StartedRun:
         return distilled
 
     def _result(
-        self, method_run: Run, prepared: Prepared, distilled: DistilledSet, scores: Scores, seconds: Seconds
+        self,
+        method_run: Run,
+        passes: int,
+        prepared: Prepared,
+        distilled: DistilledSet,
+        scores: Scores,
+        seconds: Seconds,
     ) -> RunResult:
         return RunResult(
             status="ok",
@@ -296,6 +305,8 @@ class StartedRun:
                 stopped_by=method_run.stopped_by,
                 rollbacks=method_run.rollbacks,
                 empty=method_run.empty_loops,
+                # Each process counts its own part.
+                passes=passes if processes.count() == 1 else None,
             ),
             artifact=Artifact(
                 path=str(self.folder.artifact),

@@ -298,8 +298,16 @@ COLUMNS: tuple[Column, ...] = (
         "bytes of labels among them, with the views that they were given for",
     ),
     Column("outer_steps", int, lambda r: r.loop.steps, "outer steps taken"),
+    Column(
+        "passes",
+        int,
+        lambda r: r.loop.passes,
+        "examples sent forward through networks while distilling, without what later runs share",
+    ),
     Column("stopped_by", str, lambda r: r.loop.stopped_by, "what ended the distillation early; empty for nothing"),
-    Column("empty_loops", int, lambda r: r.loop.empty, "loops that took no step because the time limit was over"),
+    Column(
+        "empty_loops", int, lambda r: r.loop.empty, "loops that took no step because the time or pass limit was over"
+    ),
     Column(
         "rollbacks",
         int,

@@ -18,6 +18,8 @@ from ddbench.records.stats import Score
 
 FULL_DATA, NO_ADAPTATION, BEST_CORESET = "full_data", "no_adaptation", "best_coreset"
 """Companions of the harness; all others are baselines, methods declared `companion=True`."""
+TIME_LIMIT = "time limit"
+"""`LoopRecord.stopped_by` of a run that the clock has ended."""
 TEACHER = "+teacher"
 """End of a companion's name: its images with stored labels, by the run's teacher or by networks of `full_data`."""
 LABELLER = "teacher"
@@ -107,13 +109,15 @@ class LoopRecord(_Part):
         steps: number of outer steps taken.
         stopped_by: what ended the distillation early; empty for nothing.
         rollbacks: number of times the loop went back to an earlier state after NaN or infinity.
-        empty: number of loops that took no step because the time limit was over.
+        empty: number of loops that took no step because the time or pass limit was over.
+        passes: examples that went forward through networks (see `Run.passes`); None where they were not counted.
     """
 
     steps: int = 0
     stopped_by: str = ""
     rollbacks: int = 0
     empty: int = 0
+    passes: int | None = None
 
 
 class Artifact(_Part):

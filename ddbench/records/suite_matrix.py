@@ -11,11 +11,8 @@ from pydantic import ConfigDict
 
 from ddbench.machine.environment import machine_class
 from ddbench.records.ranking import Line, ranks
-from ddbench.records.result import RunResult
+from ddbench.records.result import TIME_LIMIT, RunResult
 from ddbench.records.stats import Interval, Score, bootstrap, holm, signed_rank
-
-TIME_LIMIT = "time limit"
-"""The value of `stopped_by` of a run that the clock has ended."""
 
 State = Literal["ok", "elsewhere", "missing", "skipped", "failed"]
 

@@ -10,11 +10,12 @@ from rich.text import Text
 
 from ddbench.contract.metric import Metric, missed_thresholds
 from ddbench.contract.spec import Settings
+from ddbench.machine.environment import machine_class
 from ddbench.records.columns import phrases
 from ddbench.records.leaderboard import PublishedRow
 from ddbench.records.matrix import Cell, Matrix, baselines, network_of
 from ddbench.records.ranking import Line, ignored_fields, ranks
-from ddbench.records.result import NO_ADAPTATION, RunResult
+from ddbench.records.result import NO_ADAPTATION, TIME_LIMIT, RunResult
 from ddbench.records.stats import Difference, Score
 from ddbench.render.tables import bounds, distilling, kilobytes, named, number, points, shortfalls
 
@@ -185,7 +186,9 @@ def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
 
 
 def notes(lines: Sequence[Line]) -> Iterator[str]:
-    """Yield a sentence for companions with other labels than the sets, and for each threshold that is missed."""
+    """Yield a sentence for companions with other labels than the sets, for lines that the clock ended, and for each
+    threshold that is missed.
+    """
     regimes: dict[str, list[str]] = {}
     for line in lines:
         record = line.first
@@ -196,6 +199,11 @@ def notes(lines: Sequence[Line]) -> Iterator[str]:
             if labels not in ("", regime) and name not in names:
                 names.append(name)
     yield from (f"Companions with {labels} labels: {', '.join(names)}." for labels, names in regimes.items() if names)
+    ended: dict[str, list[str]] = {}
+    for line, name in zip(lines, line_names(lines), strict=True):
+        for machine in {machine_class(r.environment) for r in line.records if r.loop.stopped_by == TIME_LIMIT}:
+            ended.setdefault(machine, []).append(name)
+    yield from (f"Ended by the clock, on {machine}: {', '.join(names)}." for machine, names in sorted(ended.items()))
     for line in lines:
         run, metrics = line.first.run_id, line.first.metrics
         for text in shortfalls(metrics, line.means):

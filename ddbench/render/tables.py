@@ -174,7 +174,8 @@ def _score_in_context(result: RunResult) -> Iterator[str]:
             yield f"  {metric.name}  {score_text(metric, result.scores[metric.name])}"
     if result.protocol.selected != "nothing":
         yield f"  selected: {result.protocol.selected}"
-    took = f"{distilling(result)} distilling, {duration(result.seconds.evaluate)} scoring"
+    passes = f" ({loop.passes:,} passes)" if loop.passes else ""
+    took = f"{distilling(result)} distilling{passes}, {duration(result.seconds.evaluate)} scoring"
     stopped = f", stopped by the {loop.stopped_by} after {loop.steps} outer steps" if loop.stopped_by else ""
     if loop.empty:
         stopped += f" ({loop.empty} {'loops' if loop.empty > 1 else 'loop'} took none)"
@@ -257,6 +258,7 @@ def plan_lines(planned: "DryRun") -> Iterator[str]:
         "seed": str(spec.seed),
         "memory": memory,
         "time limit": duration(spec.time_limit) if spec.time_limit else "none",
+        **({"pass limit": f"{spec.pass_limit:,}"} if spec.pass_limit else {}),
         "folder": str(planned.run_dir),
         "leaderboard": str(planned.leaderboard or "none (a smoke run leaves no record)"),
         "fingerprint": planned.fingerprint,

@@ -15,6 +15,7 @@ from ddbench.engine.cpu.layers import AveragePool, Columns, Flatten, Image, Laye
 from ddbench.engine.cpu.norms import GroupNorm, ResponseNorm
 from ddbench.engine.cpu.operators import pair
 from ddbench.engine.cpu.weighted import Convolution, Dense, Product
+from ddbench.machine import passes
 
 FEW_CHANNELS = 32
 """Maximum number of output channels for a convolution as a product with columns; the library is faster beyond."""
@@ -69,7 +70,7 @@ class Chain:
             return None
         # Not named_children, which leaves out a layer that stands there twice.
         modules = [(name, module) for name, module in network._modules.items() if module is not None]
-        if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for _, m in [("", network), *modules]):
+        if any(_is_hooked(module) for module in (network, *(module for _, module in modules))):
             return None
         return _Builder(inputs).build(modules)
 
@@ -104,6 +105,7 @@ class Chain:
         labels: Shaped[Tensor, " n *classes"],
     ) -> ChainStep:
         """Take the step of every network under mean cross-entropy on one batch, as the stem leaves it."""
+        passes.add(labels, times=len(w))
         y, residuals = first, []
         for layer in self.layers:
             y, residual = layer.forward(w, y)
@@ -116,6 +118,12 @@ class Chain:
             deltas.append(delta)
             delta = layer.backward(w, residual, delta, grad_w)
         return ChainStep(self.layers, w, targets, residuals, deltas[::-1], log_p, [grad_w])
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Return whether a call of the module does something else too; the count of passes is kept by the chain itself."""
+    before = [hook for hook in module._forward_pre_hooks.values() if hook is not passes.count]
+    return bool(before or module._forward_hooks or module._backward_hooks)
 
 
 class _Builder:

@@ -1,12 +1,13 @@
 """Launchers for clusters, tested on real ones of one machine; skipped where the engine is absent."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,13 +45,23 @@ def suite(tmp_path: Path) -> Path:
     return tmp_path / "one.toml"
 
 
-def wait_for(folder: Path, pattern: str, seconds: float = 120) -> Path:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
     for _ in range(int(10 * seconds)):
-        found = next(folder.glob(pattern), None)
-        if found is not None:
-            return found
+        if condition():
+            return
         time.sleep(0.1)
-    raise TimeoutError(f"no {pattern} in {folder}")
+    raise TimeoutError(f"no {what} after {seconds} s")
+
+
+def begun(folder: Path) -> int:
+    """Return how many runs have left a checkpoint."""
+    return len(list(folder.glob("runs/unrolled_gd*/checkpoint.pt")))
+
+
+def in_state(state: str) -> list[str]:
+    """Return the jobs of Slurm in a state such as R (running) or PD (pending)."""
+    command = ["squeue", "-h", "-t", state, "-o", "%A"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
 @pytest.fixture
@@ -76,9 +87,12 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_job_that_slurm_requeues_goes_on_from_its_checkpoint(slurm: Path, suite: Path, tmp_path: Path):
     command = [*DDBENCH, "suite", "run", str(suite), "--launcher", "slurm:workers=2"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(tmp_path / "runs", "unrolled_gd*/checkpoint.pt")
-    queue = subprocess.run(["squeue", "-h", "-t", "R", "-o", "%A"], capture_output=True, text=True, check=True)
-    subprocess.run(["scontrol", "requeue", queue.stdout.split()[0]], check=True)
+    wait_until(lambda: begun(tmp_path), "checkpoint")
+    job = in_state("R")[0]
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    wait_until(lambda: job in in_state("PD"), "requeued job")
+    # Slurm would let it wait for two minutes.
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     assert "2 ok" in out
@@ -87,12 +101,29 @@ def test_a_job_that_slurm_requeues_goes_on_from_its_checkpoint(slurm: Path, suit
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_carries_out_every_run_once(suite: Path, tmp_path: Path):
+@pytest.mark.timeout(400)
+def test_ray_loses_two_of_three_nodes_and_no_run(suite: Path, tmp_path: Path):
     require("ray")
-    command = [*DDBENCH, "suite", "run", str(suite), "--launcher", "ray"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "leaderboards").glob("records/*/*.json"))) == 2
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        lost = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        suite.write_text(SUITE.replace("1000", "3000") + "[tasks.three]\nimages_per_class = 3\n")
+        command = [*DDBENCH, "suite", "run", str(suite), "--launcher", f"ray:address={cluster.address}"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        wait_until(lambda: begun(tmp_path) == 3, "checkpoint of each run")
+        assert not list(tmp_path.glob("runs/unrolled_gd*/result.json"))
+        for node in lost:
+            cluster.remove_node(node, allow_graceful=False)
+        out, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, out
+        assert "3 ok" in out
+        results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/unrolled_gd*/result.json")]
+        assert [(result["status"], result["loop"]["steps"]) for result in results] == [("ok", 3000)] * 3
+        assert len(list((tmp_path / "leaderboards").glob("records/*/*.json"))) == 3
+    finally:
+        cluster.shutdown()
 
 
 @pytest.mark.parametrize(
