@@ -107,23 +107,26 @@ def test_ray_loses_two_of_three_nodes_and_no_run(suite: Path, tmp_path: Path):
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    lost = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    suite.write_text(SUITE.replace("1000", "1500") + "[tasks.three]\nimages_per_class = 3\n")
+    command = [*DDBENCH, "suite", "run", str(suite), "--launcher", f"ray:address={cluster.address}"]
     try:
-        lost = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        suite.write_text(SUITE.replace("1000", "3000") + "[tasks.three]\nimages_per_class = 3\n")
-        command = [*DDBENCH, "suite", "run", str(suite), "--launcher", f"ray:address={cluster.address}"]
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        wait_until(lambda: begun(tmp_path) == 3, "checkpoint of each run")
-        assert not list(tmp_path.glob("runs/unrolled_gd*/result.json"))
-        for node in lost:
-            cluster.remove_node(node, allow_graceful=False)
-        out, _ = process.communicate(timeout=280)
-        assert process.returncode == 0, out
-        assert "3 ok" in out
-        results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/unrolled_gd*/result.json")]
-        assert [(result["status"], result["loop"]["steps"]) for result in results] == [("ok", 3000)] * 3
-        assert len(list((tmp_path / "leaderboards").glob("records/*/*.json"))) == 3
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            try:
+                wait_until(lambda: begun(tmp_path) == 3, "checkpoint of each run")
+                assert not list(tmp_path.glob("runs/unrolled_gd*/result.json"))
+                for node in lost:
+                    cluster.remove_node(node, allow_graceful=False)
+                out, _ = process.communicate(timeout=280)
+            finally:
+                process.kill()
     finally:
         cluster.shutdown()
+    assert process.returncode == 0, out
+    assert b"3 ok" in out
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/unrolled_gd*/result.json")]
+    assert [(result["status"], result["loop"]["steps"]) for result in results] == [("ok", 1500)] * 3
+    assert len(list((tmp_path / "leaderboards").glob("records/*/*.json"))) == 3
 
 
 @pytest.mark.parametrize(
