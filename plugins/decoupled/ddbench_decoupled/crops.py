@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ddbench
-from ddbench import DistilledSet, ExampleSet, RecipeRequest, Run, State, Task, UsageError
+from ddbench import DistilledSet, ExampleSet, Run, State, Task, UsageError
 from ddbench.augment import crop, draw_windows
 from ddbench.decoders import join_tiles
 from ddbench.networks import forward
@@ -32,11 +32,8 @@ from ddbench_decoupled.teacher import (
 Crops = Float[Tensor, "n crops channels h w"]
 IMAGES_AT_A_TIME = 50
 """Images whose crops are in memory together."""
-
-
-def published(request: RecipeRequest) -> dict[str, object]:
-    """Sun et al. 2024, settings of the authors' code: whole crops for small images, four in one for large ones."""
-    return {"factor": 1} if len(request.sample_shape) == 3 and request.sample_shape[1] <= 64 else {}
+LARGEST_SMALL = 64
+"""Side of the largest images that hold one crop each (Sun et al. 2024)."""
 
 
 def scores(
@@ -68,12 +65,14 @@ def labels_of(task: Task, distilled: DistilledSet, generator: torch.Generator, *
     return labelled(distilled, [teacher_of(task, **options)], generator=generator, **chosen)  # type: ignore[arg-type]
 
 
-@ddbench.method(recipe=published, supports=supports, needs=needs, labels=labels_of)
+@ddbench.method(supports=supports, needs=needs, labels=labels_of)
 def rded(
     task: Task,
     run: Run,
     *,
-    factor: Annotated[Count, Field(description="crops along each side of an image")] = 2,
+    factor: Annotated[
+        Count | None, Field(description="crops along each side of an image; None for 1 up to 64 pixels a side, else 2")
+    ] = None,
     candidates: Annotated[Count, Field(description="real images of each class to crop")] = 300,
     crops: Annotated[Count, Field(description="random crops of each of them")] = 5,
     teacher: TeacherNetwork = "",
@@ -91,6 +90,8 @@ def rded(
     """
     check_images(task, "rded")
     count, (height, width) = task.budget.images_per_class, task.info.sample_shape[1:]
+    if factor is None:  # as in the authors' code
+        factor = 1 if height <= LARGEST_SMALL else 2
     if factor > min(height, width):
         raise UsageError(
             f"{factor} x {factor} crops do not fit into images of {height}x{width} pixels.", "Lower --set factor."
