@@ -29,18 +29,8 @@ from ddbench.machine.files import atomic_write, sha256
 from ddbench.machine.folders import cache_dir
 from ddbench.machine.seeds import derive_seed
 from ddbench.pipeline.data import Data, build
-from ddbench.pipeline.pools import (
-    CLASSIFICATION,
-    Architecture,
-    Pools,
-    alone,
-    flattened,
-    folder_name,
-    pretrain_command,
-    readable,
-    unflattened,
-    used,
-)
+from ddbench.pipeline.pool_files import alone, flattened, folder_name, readable, unflattened, used
+from ddbench.pipeline.pools import CLASSIFICATION, Architecture, Pools, pretrain_command
 
 SMOKE_EXPERTS, SMOKE_EPOCHS = 2, 4
 """Experts and epochs of a smoke run: methods match segments of up to three epochs."""

@@ -12,7 +12,8 @@ from ddbench.machine.environment import resolve_device
 from ddbench.pipeline.data import Data
 from ddbench.pipeline.experts import ExpertSource, StoredTrajectories, expert_source
 from ddbench.pipeline.plan import plan_evaluation
-from ddbench.pipeline.pools import Architecture, Pool, Pools
+from ddbench.pipeline.pool_files import Pool
+from ddbench.pipeline.pools import Architecture, Pools
 
 
 def pretrain(

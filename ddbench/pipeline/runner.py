@@ -1,12 +1,9 @@
 """Carry out a run: distil, score, record."""
 
-import atexit
 import contextlib
 import datetime
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +20,13 @@ from ddbench.discovery.observers import Observers, observers
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, UsageError
 from ddbench.machine import processes
 from ddbench.machine.environment import describe, free_memory, peak_memory_mb, precision
-from ddbench.machine.files import explained_os_errors, in_use
+from ddbench.machine.files import in_use
 from ddbench.machine.seeds import derive_seed, seed_everything
 from ddbench.modalities.image import conversion
 from ddbench.pipeline.evaluate import Scores, protocol_record, score
 from ddbench.pipeline.plan import plan_run, reason_to_skip, spec_of
 from ddbench.pipeline.prepare import Prepared, made_with, prepare
+from ddbench.pipeline.run_folders import check_processes, new_folder, places
 from ddbench.protocols import label_regime
 from ddbench.records import store
 from ddbench.records.result import (
@@ -93,18 +91,18 @@ def start(
     """Plan and prepare a run and make its folder. Raises `DdbenchError`; then there is no folder."""
     catalog, reporter = catalog or Catalog(), reporter or Silent()
     plan = plan_run(spec if isinstance(spec, Settings) else as_spec(spec, catalog), catalog)
-    _check_processes(plan.settings)
+    check_processes(plan.settings)
     store.check(store.path_for(leaderboards, plan.settings))
     prepared = prepare_supported(plan, catalog, reporter)
 
     def make_folder() -> RunFolder:
-        folder = _new_folder(runs, plan.settings, reporter)
+        folder = new_folder(runs, plan.settings, reporter)
         asked = None if isinstance(spec, Settings) else as_spec(spec, catalog)
         plugins = [str(path) for path in catalog.named]
         folder.write_origin(Origin(plugins=plugins, sources=plan.distributions, asked=asked))
         return folder
 
-    return StartedRun(plan, prepared, *_places(make_folder, leaderboards), catalog, reporter)
+    return StartedRun(plan, prepared, *places(make_folder, leaderboards), catalog, reporter)
 
 
 def restart(folder: RunFolder, *, catalog: Catalog | None, leaderboards: Path, reporter: Reporter) -> "StartedRun":
@@ -112,7 +110,7 @@ def restart(folder: RunFolder, *, catalog: Catalog | None, leaderboards: Path, r
     origin = folder.read_origin()
     catalog = catalog or Catalog(map(Path, origin.plugins))
     plan = plan_run(folder.read_spec(), catalog)
-    _check_processes(plan.settings)
+    check_processes(plan.settings)
     store.check(store.path_for(leaderboards, plan.settings))
     for component, source in plan.distributions.items():
         before = origin.sources.get(component, source)
@@ -122,44 +120,13 @@ def restart(folder: RunFolder, *, catalog: Catalog | None, leaderboards: Path, r
                 "Restore the code to continue, or start the run anew with `ddbench run`.",
             )
     prepared = prepare_supported(plan, catalog, reporter)
-    return StartedRun(plan, prepared, *_places(lambda: folder, leaderboards), catalog, reporter)
+    return StartedRun(plan, prepared, *places(lambda: folder, leaderboards), catalog, reporter)
 
 
 def prepare_supported(plan: Plan, catalog: Catalog, reporter: Reporter) -> Prepared | str:
     """Return the prepared run; the reason to skip it, with nothing loaded, where the method does not support it."""
     with processes.sharing():
         return reason_to_skip(plan) or processes.first_alone(lambda: prepare(plan, catalog, reporter=reporter))
-
-
-def _check_processes(settings: Settings) -> None:
-    """Raise `UsageError` for a run that several processes cannot share."""
-    limits = {"a time limit": settings.time_limit, "a pass limit": settings.pass_limit}
-    for limit, value in limits.items():
-        if value is not None and processes.count() > 1:
-            raise UsageError(
-                f"{limit} does not go with several processes: their clocks and counts would part them.",
-                "Bound the outer steps with --step-limit instead, or start one process.",
-            )
-
-
-def _places(make: Callable[[], RunFolder], leaderboards: Path) -> tuple[RunFolder, Path]:
-    """Return the folders of the run and of the leaderboards; processes behind the first get copies of their own."""
-    if processes.count() == 1:
-        return make(), leaderboards
-    [folder, *_] = processes.agreed(lambda: make().path.resolve() if processes.rank() == 0 else None)
-    assert folder is not None
-
-    def copy() -> Path:
-        if processes.rank() == 0:
-            return folder
-        own = Path(tempfile.mkdtemp(prefix="ddbench-process-"))
-        atexit.register(shutil.rmtree, own, ignore_errors=True)
-        shutil.copytree(folder, own / folder.name, ignore=shutil.ignore_patterns(".*"))
-        return own / folder.name
-
-    # Process 0 goes on when the others have their copies.
-    own = processes.agreed(copy)[processes.rank()]
-    return RunFolder(own), leaderboards if processes.rank() == 0 else own.parent / "leaderboards"
 
 
 def as_spec(spec: RunSpec | Settings | Mapping[str, Any], catalog: Catalog) -> RunSpec:
@@ -415,28 +382,3 @@ def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Repor
         if peak > free:
             reporter.say("That may not fit: fewer networks, a smaller real batch or fewer steps take less.")
     reporter.say(f"Folder   {folder.path}")
-
-
-def _new_folder(runs: Path, settings: Settings, reporter: Reporter) -> RunFolder:
-    """Make a fresh folder for the run; earlier runs of the same spec keep theirs."""
-    for number in range(1, 10_000):
-        path = runs / (settings.run_id if number == 1 else f"{settings.run_id}-{number}")
-        with explained_os_errors(path):
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                if not path.is_dir():
-                    raise
-                earlier = RunFolder(path)
-                try:
-                    result = earlier.read_result()
-                except UsageError as error:
-                    reporter.say(f"An earlier run of this spec keeps its folder: {error.message}")
-                    continue
-                if earlier.checkpoint.exists() and (result is None or result.status == "interrupted"):
-                    reporter.say(f"An unfinished run of this spec is in {path}: ddbench resume {path}")
-                continue
-        folder = RunFolder(path)
-        folder.write_spec(settings)
-        return folder
-    raise DdbenchError(f"{runs} holds 10 000 runs of this spec.", "Name another folder with --runs.")
