@@ -18,12 +18,12 @@ def draw(leaderboards: Path, folder: Path) -> None:
     """Write `matching-DATASET.png` for each dataset that has records of one image per class."""
     records = read(leaderboards) if leaderboards.is_dir() else []
     for dataset in DATASETS:
-        best = [_best(records, method, dataset) for method in METHODS]
-        _draw([record for record in best if record], leaderboards, folder / f"matching-{dataset}.png")
+        chosen = [_chosen(records, method, dataset) for method in METHODS]
+        _draw([record for record in chosen if record], leaderboards, folder / f"matching-{dataset}.png")
 
 
-def _best(records: list[RunResult], method: str, dataset: str) -> RunResult | None:
-    """Return the record with the highest score of a method at one image per class."""
+def _chosen(records: list[RunResult], method: str, dataset: str) -> RunResult | None:
+    """Return the record of a method at one image per class with the widest network; of several, the latest."""
     candidates = [
         record
         for record in records
@@ -33,7 +33,11 @@ def _best(records: list[RunResult], method: str, dataset: str) -> RunResult | No
         and record.score
         and record.artifact
     ]
-    return max(candidates, key=lambda record: record.score.mean, default=None)
+    return max(candidates, key=lambda record: (_width(record), record.created), default=None)
+
+
+def _width(record: RunResult) -> int:
+    return int(record.settings.network.options.get("width", 128))
 
 
 def _draw(records: list[RunResult], leaderboards: Path, path: Path) -> None:
@@ -44,8 +48,7 @@ def _draw(records: list[RunResult], leaderboards: Path, path: Path) -> None:
         axis.set_axis_off()
     for line, record in zip(axes, records, strict=False):
         settings = record.settings
-        width = settings.network.options.get("width", 128)
-        text = f"{settings.method.name}, width {width}\n{settings.protocol}\n{100 * record.score.mean:.1f} %"
+        text = f"{settings.method.name}, width {_width(record)}\n{settings.protocol}\n{100 * record.score.mean:.1f} %"
         line[0].text(-0.15, 0.5, text, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
         artifact = leaderboards / "artifacts" / f"{record.artifact.sha256}.safetensors"
         for axis, image in zip(line, _stored_images(DistilledSet.load(artifact)), strict=False):
