@@ -13,7 +13,7 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.contract.task import Networks
 from ddbench.discovery.catalog import Catalog
 from ddbench.errors import PluginError
-from ddbench.networks import State, measure, unstack
+from ddbench.networks import State, forward, measure, unstack
 from ddbench.pipeline.plan import plan_run
 from ddbench.pipeline.prepare import prepare
 from ddbench.protocols import get_protocol
@@ -161,3 +161,14 @@ def test_networks_with_batch_normalisation_are_like_any_other(tmp_path: Path):
     teachers = dataclasses.replace(get_protocol("train-teacher/v1"), epochs=60)
     taught = teachers.evaluate([distilled], classify.setting, 2, Silent())
     assert min(taught.scores["accuracy"]) > 0.8
+
+
+def test_large_images_are_measured_in_smaller_batches():
+    module = nn.Sequential(nn.Conv2d(1, 64, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    state = State({name: p.detach() for name, p in module.named_parameters()})
+    batches: list[int] = []
+    module.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    large = torch.empty(1, 1, 1).expand(5, 1, 1024, 1024)  # 256 MB for an activation of one image
+    forward(module, state, large)
+    forward(module, state, torch.zeros(5, 1, 8, 8))
+    assert batches == [2, 2, 1, 5]

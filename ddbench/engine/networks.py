@@ -14,8 +14,8 @@ from ddbench.contract.task import Objective
 
 BATCH = 1000
 """Examples per forward pass when a network is measured."""
-
-
+MOST_BYTES = 2**29
+"""Bytes of the largest activation, by estimate, up to which examples share a pass without a graph."""
 PART_BYTES = 2**23
 """Bytes of the largest activation, by estimate, up to which examples share a pass on the CPU; more leave the cache."""
 
@@ -58,9 +58,13 @@ def cut(network: nn.Module, inputs: Float[Tensor, " n *sample"]) -> Sequence[Ten
     whole = any(isinstance(m, nn.modules.batchnorm._NormBase) and m.training for m in network.modules())
     if whole or inputs.device.type not in ("cpu", "meta") or inputs.dim() < 4:
         return [inputs]
+    return torch.split(inputs, max(1, PART_BYTES // _largest_activation(network, inputs)))
+
+
+def _largest_activation(network: nn.Module, inputs: Float[Tensor, " n *sample"]) -> int:
+    """Return an upper bound on the bytes of one example's largest activation, as if nothing were pooled."""
     channels = max((m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)), default=1)
-    bytes_each = channels * inputs.shape[2:].numel() * inputs.element_size()
-    return torch.split(inputs, max(1, PART_BYTES // bytes_each))
+    return channels * inputs.shape[2:].numel() * inputs.element_size()
 
 
 def in_parts(
@@ -107,7 +111,12 @@ def unstack(network: nn.Module, start: State | Params) -> Iterator[State]:
 def forward(
     network: nn.Module, state: State, inputs: Float[Tensor, " n *sample"], batch: int = BATCH
 ) -> Float[Tensor, " n *outputs"]:
-    """Return the network's outputs on `inputs` in evaluation mode, without a graph, `batch` examples at a time."""
+    """Return the network's outputs on `inputs` in evaluation mode, without a graph, `batch` examples at a time.
+
+    Large images go through in smaller batches, so that an activation takes at most `MOST_BYTES`.
+    """
+    if inputs.dim() == 4:
+        batch = max(1, min(batch, MOST_BYTES // _largest_activation(network, inputs)))
     with torch.no_grad(), evaluation_mode(network):
         tensors = (state.params, buffers_of(network, state))
         parts = [functional_call(network, tensors, (x,)) for x in torch.split(inputs, batch)]
