@@ -13,6 +13,7 @@ from ddbench.cli import completion
 from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import (
     DEFAULT_LEADERBOARDS,
+    Attack,
     Emit,
     Json,
     Launcher,
@@ -86,6 +87,7 @@ def run(
     best_coreset: Annotated[
         bool, typer.Option("--best-coreset", help="Show the score beside that of the best coreset too.")
     ] = False,
+    attack: Attack = None,
     assignments: Sets = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with fields of the run spec.", metavar="FILE")] = None,
     experiment: Annotated[
@@ -150,6 +152,7 @@ def run(
         "device": device,
         "smoke": smoke or None,
         "best_coreset": best_coreset or None,
+        "attack": attack,
     }
     with explained_failures(as_json=as_json, verbose=ctx.obj) as attempt:
         from ddbench.discovery.catalog import Catalog

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
+from ddbench.contract.attack import AttackName
 from ddbench.contract.component import did_you_mean
 from ddbench.contract.documented import with_fields
 from ddbench.errors import UsageError
@@ -88,6 +89,11 @@ def parse_duration(value: object) -> object:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def _split_names(value: object) -> object:
+    """Return the names of `fgsm,pgd`; anything but text as it is."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
 def _check_device(value: str) -> str:
     if not re.fullmatch(r"auto|[a-z]+(:\d+)?", value):
         raise ValueError("must be a device such as auto, cpu, cuda or cuda:1")
@@ -135,6 +141,9 @@ class _Fields(_Frozen):
         None, ge=1, description="outer steps of a loop after which the method stops with what it has; none: no limit"
     )
     split: Split = Field("test", description="split that scores; a score on the validation slice leaves no row")
+    attack: Annotated[tuple[AttackName, ...], BeforeValidator(_split_names)] = Field(
+        (), description="attacks on test images that trained networks are scored under too"
+    )
     trials: int = Field(0, ge=0, description="options tried on the validation slice before these were chosen")
 
 
@@ -229,8 +238,8 @@ class Settings(_Fields):
 
 SCORING = ("eval_network", "protocol", "protocol_content", "eval_networks")
 """Fields about scoring alone: a set is the same whatever they are."""
-NOT_COMPUTED = ("device", "experiment", "best_coreset", "trials")
-"""Fields that change nothing of what is computed."""
+NOT_COMPUTED = ("device", "experiment", "best_coreset", "attack", "trials")
+"""Fields that do not change the set or its score in the metric that ranks."""
 
 
 @dataclass(frozen=True)

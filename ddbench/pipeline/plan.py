@@ -17,9 +17,10 @@ from ddbench.protocols.base import Protocol
 
 USUAL_IMAGES_PER_CLASS = 10
 """Images per class if neither the spec nor the dataset sets the number."""
+NO_ATTACK = "Leave out --attack."
 _EXTENT = {
     "seed", "time_limit", "step_limit", "split", "trials", "eval_networks", "smoke", "device", "experiment",
-    "best_coreset",
+    "best_coreset", "attack",
 }  # fmt: skip
 """Fields that may differ between an experiment and a run that carries it out."""
 _POOL_OPTIONS = ("count", "held_out", "steps", "lr")
@@ -148,6 +149,8 @@ def _decide(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
     if spec.eval_network is not None and spec.eval_network != network_choice:
         eval_network, eval_network_choice = catalog.resolve("network", spec.eval_network, info)
     _check_modality(protocol, dataset, [network, eval_network], catalog)
+    if spec.attack:
+        _check_attack(spec, protocol, modality_of(dataset, catalog).name)
     images_per_class = spec.images_per_class or dataset.facts.get("images_per_class", USUAL_IMAGES_PER_CLASS)
     settings = Settings.model_validate(
         {
@@ -185,6 +188,16 @@ def _check_modality(protocol: Protocol, dataset: Component, networks: list[Compo
             f"{protocol.name} augments images ({', '.join(unsuited)}); {dataset.name} holds {modality.name}.",
             "Choose a --protocol without augmentation, such as train/v1.",
         )
+
+
+def _check_attack(spec: RunSpec, protocol: Protocol, modality: str) -> None:
+    """Raise `UsageError` where there are no networks or no pixels that an attack is stated for."""
+    if modality != "image":
+        raise UsageError(f"attacks are on images; {spec.dataset.name} holds {modality}.", NO_ATTACK)
+    if spec.whitening is not None:
+        raise UsageError("attacks change raw pixels, and these images are whitened.", NO_ATTACK)
+    if not protocol.networks_needed(1):
+        raise UsageError(f"attacks are on networks, and {protocol.name} trains none.", NO_ATTACK)
 
 
 def _resolve_init(spec: RunSpec, catalog: Catalog) -> tuple[Component, Choice, AdaptationTarget | None]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddbench.contract.attack import attacks_named
 from ddbench.contract.component import Component
 from ddbench.contract.examples import ExampleSet
 from ddbench.contract.inits import InitDistribution, InitRequest, Side
@@ -23,6 +24,7 @@ from ddbench.contract.state import State
 from ddbench.contract.task import AdaptationTarget, Budget, Networks, Objective, Task
 from ddbench.discovery.catalog import Catalog
 from ddbench.discovery.decoders import Decoders
+from ddbench.engine.attacks import UnderAttack
 from ddbench.engine.fit import Recipe
 from ddbench.engine.networks import unstack
 from ddbench.errors import PluginError, UsageError, blamed_on
@@ -30,10 +32,12 @@ from ddbench.machine.environment import resolve_device
 from ddbench.machine.files import sha256
 from ddbench.pipeline.data import Data, build, check_network
 from ddbench.pipeline.experts import ExpertSource, expert_source
+from ddbench.pipeline.plan import NO_ATTACK
 from ddbench.pipeline.pools import Architecture, Pools
 from ddbench.pipeline.teachers import TeacherSource
 from ddbench.protocols import Setting
 from ddbench.protocols.base import FULL_NETWORKS
+from ddbench.records.attacks import AttackRecord
 from ddbench.records.result import DatasetRecord
 
 SMOKE_TRAIN, SMOKE_TEST = 50, 20
@@ -91,6 +95,12 @@ class Prepared:
         """The number of networks that score the result."""
         asked = self.settings.eval_networks
         return min(asked, SMOKE_NETWORKS) if self.settings.smoke else asked
+
+    @property
+    def attacks(self) -> tuple[AttackRecord, ...]:
+        """The attacks that trained networks are scored under too."""
+        under = self.setting.under_attack
+        return tuple(AttackRecord.of(attack, len(under.examples)) for attack in under.attacks) if under else ()
 
     @property
     def everything(self) -> ExampleSet:
@@ -201,6 +211,10 @@ def prepare(
         eval_network = Architecture(plan.eval_network, settings.eval_network)
         eval_module = build(plan.eval_network, settings.eval_network, info).to(device)
     objective = _build_objective(plan.objective, settings.objective, data.validation)
+    test = data.test if settings.split == "test" else data.validation
+    under_attack = UnderAttack.choose(attacks_named(settings.attack), test) if settings.attack else None
+    if under_attack and not objective.metric.bounded_by_full_data:
+        raise UsageError(f"attacks are on classifiers; {settings.objective.name} is another objective.", NO_ATTACK)
     if protocol.teacher and not objective.metric.bounded_by_full_data:
         raise UsageError(
             f"{protocol.name} has labels given by a classifier; {settings.objective.name} is another objective.",
@@ -237,11 +251,12 @@ def prepare(
         setting=Setting(
             module=eval_module,
             validation=data.validation,
-            test=data.test if settings.split == "test" else data.validation,
+            test=test,
             objective=objective,
             budget=Budget(settings.images_per_class, settings.steps, settings.epochs, settings.byte_budget),
             networks=networks,
             full_data=full_data,
+            under_attack=under_attack,
         ),
         module=module,
         init=init,

@@ -316,7 +316,8 @@ def _prepared_facts(prepared: Prepared) -> dict[str, Any]:
     """Return the fields of the result that a prepared run adds."""
     return {
         "dataset": prepared.record,
-        "metrics": prepared.setting.objective.metrics,
+        "metrics": prepared.setting.metrics,
+        "attacks": prepared.attacks,
         "environment": describe(prepared.device),
     }
 

@@ -69,7 +69,8 @@ def verify(
     distilled = DistilledSet.load(path)
     settings, unknown = settings_of(distilled)
     notice_unknown(path, unknown)
-    settings = settings.scored_as(record.settings)
+    # A leaderboard keeps the means of other metrics alone, with which networks do not compare one by one.
+    settings = settings.scored_as(record.settings).model_copy(update={"attack": ()})
     count = min(networks or recorded.n, recorded.n)
     if count < recorded.n:
         settings = settings.model_copy(update={"eval_networks": count})

@@ -13,6 +13,7 @@ from ddbench.contract.metric import Metric
 from ddbench.contract.spec import HARD, TEACHER_ONLINE, RunSpec, Settings
 from ddbench.errors import UnknownFields, UsageError
 from ddbench.machine.files import atomic_write
+from ddbench.records.attacks import AttackRecord
 from ddbench.records.migrations import VERSION, migrate
 from ddbench.records.stats import Score
 
@@ -177,6 +178,7 @@ class RunResult(_Part):
         scores: score by metric.
         before: score by metric before any step on the set.
         companions: score of each companion in the metric that ranks.
+        attacks: attacks that the networks were scored under, each with a metric of its own.
         pretrained: pools of networks and weights files that were drawn on.
         loop: the outer loop.
         artifact: the distilled set.
@@ -201,6 +203,7 @@ class RunResult(_Part):
     scores: dict[str, Score] = {}
     before: dict[str, Score] = {}
     companions: dict[str, Companion] = {}
+    attacks: tuple[AttackRecord, ...] = ()
     pretrained: dict[str, dict[str, Any]] = {}
     loop: LoopRecord = LoopRecord()
     artifact: Artifact | None = None

@@ -148,8 +148,8 @@ def title_parts(record: RunResult) -> list[str]:
 
 
 def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
-    first, metric = lines[0].first, lines[0].first.metric
-    beside = [other for other in first.metrics if other.beside and other.name in first.scores]
+    metric = lines[0].first.metric
+    beside = beside_metrics(lines)
     companions = sorted({name for line in lines for name in line.first.companions})
     cost = ("kB", "time") if wide else ()
     table = Table(box=None, pad_edge=False)
@@ -174,7 +174,7 @@ def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
             number(metric, mean) + MARK * bool(line.missed),
             _interval(metric, line.score),
             f"{seeds} x {line.score.n}" if seeds > 1 else str(line.score.n),
-            *(number(m, sum(each.scores[m.name].mean for each in line.records) / seeds) for m in beside),
+            *(number(m, line.means[m.name]) if m.name in line.means else "" for m in beside),
             *(_gain(record, mean, companion) for companion in companions),
             *(_cost(record) if wide else ()),
             # A run goes by the beginning of its fingerprint, too.
@@ -182,6 +182,12 @@ def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
             + (f" and {seeds - 1} other{'s' * (seeds > 2)}" if seeds > 1 else ""),
         )
     return table
+
+
+def beside_metrics(lines: Sequence[Line]) -> list[Metric]:
+    """Return the metrics that stand beside the one that ranks, in any line; not all are scored under attack."""
+    metrics = {m.name: m for line in lines for m in line.first.metrics if m.beside and m.name in line.means}
+    return list(metrics.values())
 
 
 def notes(lines: Sequence[Line]) -> Iterator[str]:
