@@ -71,7 +71,9 @@ def evaluate(
     cross_network: Annotated[
         str | None, named("network", "Score on these architectures too.", metavar="NAME,NAME,...")
     ] = None,
-    also_on: Annotated[str | None, named("dataset", "Score on these datasets too.", metavar="NAME,NAME,...")] = None,
+    also_on: Annotated[
+        str | None, named("dataset", "Score on the test splits of these datasets too.", metavar="NAME,NAME,...")
+    ] = None,
     also_under: Annotated[
         str | None, named("protocol", "Score under these protocols too.", metavar="NAME,NAME,...")
     ] = None,
@@ -117,8 +119,8 @@ def evaluate(
 ) -> None:
     """Score a distilled set again, under its own setting or another.
 
-    `--cross-network` and `--also-under` on a run folder add a row for each network and protocol, `--attack` adds
-    metrics to the run's own row; everything else writes nothing.
+    `--cross-network`, `--also-on` and `--also-under` on a run folder add a row for each network, dataset and protocol,
+    `--attack` adds metrics to the run's own row; everything else writes nothing.
 
     Released files of the field are known by their content, or by `--from`: dc, dsa, dm, cafe, idm, datadam, mtt, tesla,
     datm, idc, dream, ncfm, kip, frepo, rat_bptt, sre2l, rded, d4m, minimax, wang2018, folder, plain. What is known of a
@@ -178,10 +180,10 @@ def evaluate(
                 fields.setdefault("eval_network", fields["network"])
             spec = merged(fields, flags, settings, set())
             others = [{opened.network_field: name} for name in _names(cross_network)]
-            others += [{"dataset": name} for name in _names(also_on)]
+            others += [{opened.dataset_field: name} for name in _names(also_on)]
             others += [{"protocol": name} for name in _names(also_under)]
             places = scoring_places(opened, spec, others, catalog)
-            adds = cross_network or also_under or spec.attack
+            adds = cross_network or also_on or also_under or spec.attack
             to = leaderboards if adds and opened.network_field == "eval_network" else None
             scored, skipped = evaluate_places(opened, places, catalog, reporter, to)
         if as_json:
@@ -198,9 +200,8 @@ def evaluate(
             return
         for prepared, scores in scored:
             if len(scored) > 1:
-                typer.echo(
-                    f"{prepared.settings.eval_network.name} on {prepared.record.name}, {prepared.settings.protocol}"
-                )
+                tested = (prepared.tested_on or prepared.record).name
+                typer.echo(f"{prepared.settings.eval_network.name} on {tested}, {prepared.settings.protocol}")
             typer.echo("\n".join(_lines(prepared, scores)))
 
 
@@ -237,6 +238,7 @@ def _document(prepared: "Prepared", scores: "Scores") -> dict[str, Any]:
         "status": "ok",
         "settings": prepared.settings.model_dump(mode="json"),
         "dataset": prepared.record.model_dump(mode="json"),
+        "eval_dataset": prepared.tested_on and prepared.tested_on.model_dump(mode="json"),
         "primary": primary,
         "score": scores.after[primary].model_dump(),
         "scores": {name: score.model_dump() for name, score in scores.after.items()},

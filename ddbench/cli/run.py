@@ -47,6 +47,9 @@ def run(
     eval_network: Annotated[
         str | None, named("network", "Network that scores the result. [the same]", "--eval-network")
     ] = None,
+    eval_dataset: Annotated[
+        str | None, named("dataset", "Dataset whose test split scores the result. [the same]", "--eval-dataset")
+    ] = None,
     init: Annotated[str | None, named("init", "Init distribution. [random]")] = None,
     eval_init: Annotated[
         str | None, named("init", "Init distribution of the networks that score. [the same]", "--eval-init")
@@ -133,6 +136,7 @@ def run(
         "dataset": dataset,
         "network": network,
         "eval_network": eval_network,
+        "eval_dataset": eval_dataset,
         "init": init,
         "eval_init": eval_init,
         "objective": objective,

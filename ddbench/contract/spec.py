@@ -24,7 +24,7 @@ Precision = Literal["float32", "tf32"]
 Split = Literal["test", "validation"]
 """Splits that a set can be scored on; only scores on the test split make rows."""
 
-PARTS = ("method", "dataset", "network", "eval_network", "init", "eval_init", "objective", "target")
+PARTS = ("method", "dataset", "eval_dataset", "network", "eval_network", "init", "eval_init", "objective", "target")
 DEFAULT_STEPS = 10
 HARD, STORED_SOFT, TEACHER_ONLINE = LABEL_REGIMES = ("hard", "stored soft", "teacher online")
 """Kinds of labels that networks are scored with; records of two kinds are never ranked together."""
@@ -105,6 +105,9 @@ class _Fields(_Frozen):
 
     method: Named = Field(description="distillation method")
     dataset: Named = Field(Choice(name="digits"), description="dataset that is distilled")
+    eval_dataset: Named | None = Field(
+        None, description="dataset whose test split scores; none: that of the dataset that is distilled"
+    )
     sample_shape: tuple[Length, Length, Length] | None = Field(
         None, description="channels, height and width that images are converted to; none: as they are"
     )
@@ -181,8 +184,8 @@ class RunSpec(_Fields):
 class Settings(_Fields):
     """Everything that decides what a run computes, complete: every default is filled in, every option spelt out.
 
-    Only `target`, `sample_shape`, `time_limit`, `step_limit`, `byte_budget` and `whitening` may be None, which then
-    means none.
+    Only `target`, `eval_dataset`, `sample_shape`, `time_limit`, `step_limit`, `byte_budget` and `whitening` may be
+    None, which then means none.
     """
 
     network: Named = Field(description="network")
@@ -236,7 +239,7 @@ class Settings(_Fields):
         return RunSpec.model_validate(self.model_dump())
 
 
-SCORING = ("eval_network", "protocol", "protocol_content", "eval_networks")
+SCORING = ("eval_network", "eval_dataset", "protocol", "protocol_content", "eval_networks")
 """Fields about scoring alone: a set is the same whatever they are."""
 NOT_COMPUTED = ("device", "experiment", "best_coreset", "attack", "trials")
 """Fields that do not change the set or its score in the metric that ranks."""
@@ -257,6 +260,7 @@ BORN_LATER: dict[str, Any] = {
     "precision": "float32",
     "step_limit": None,
     "split": "test",
+    "eval_dataset": None,
 }
 """Fields younger than the first record, with the JSON defaults they were born with. Such a default never changes."""
 

@@ -259,5 +259,7 @@ def _key(prepared: Prepared, method: Component, labels: str) -> str:
         sources += [labeller.distribution, prepared.settings.method.model_dump_json()]
     # The fingerprint leaves attacks out, and a score without them lacks their metrics.
     attacks = [attack.model_dump_json() for attack in prepared.attacks]
-    key = [FORM + labels, settings.canonical(), prepared.record.content_hash, *sources, origin, machine, *attacks]
+    tested = [prepared.tested_on.content_hash] if prepared.tested_on else []
+    data = [settings.canonical(), prepared.record.content_hash, *tested]
+    key = [FORM + labels, *data, *sources, origin, machine, *attacks]
     return sha256("\n".join(key).encode())

@@ -84,8 +84,9 @@ def evaluate_places(
 ) -> tuple[list[tuple[Prepared, Scores]], list[dict[str, str]]]:
     """Score a set at every place of `scoring_places`, and return the scores, and the places skipped with the reason.
 
-    A score of a run's set on another network or under another protocol is added to `leaderboards`, where they are
-    given, as the row of a run with that `eval_network` or `protocol`. Metrics under attack are added to the row and
+    A score of a run's set on another network, on the test split of another dataset or under another protocol is added
+    to `leaderboards`, where they are given, as the row of a run with that `eval_network`, `eval_dataset` or `protocol`.
+    Metrics under attack are added to the row and
     the folder of the run. Raises `DdbenchError` where the set cannot be scored at the first place.
     """
     scored: list[tuple[Prepared, Scores]] = []
@@ -104,7 +105,7 @@ def evaluate_places(
             reporter.say(f"Skipped {', '.join(place.values())}: {error.message}")
             continue
         scored.append((prepared, scores))
-        elsewhere = place.keys() & {opened.network_field, "protocol"}
+        elsewhere = place.keys() & {opened.network_field, opened.dataset_field, "protocol"}
         if leaderboards is not None and (elsewhere or prepared.attacks):
             try:
                 _add_row(opened, prepared, scores, time.monotonic() - started, leaderboards, reporter)
@@ -117,7 +118,7 @@ def evaluate_places(
 def _add_row(
     opened: OpenedSet, prepared: Prepared, scores: Scores, seconds: float, leaderboards: Path, reporter: Reporter
 ) -> None:
-    """Add the row of a run's set on another network or under another protocol, or metrics under attack to the run's.
+    """Add the row of a run's set on another network, dataset or protocol, or metrics under attack to the run's row.
 
     Raises `DdbenchError` with the reason where there can be none.
     """
@@ -132,11 +133,16 @@ def _add_row(
         _add_attacks(folder, record, prepared, scores, leaderboards, reporter)
         return
     if settings.distillation.fingerprint != record.settings.distillation.fingerprint:
-        raise UsageError("more than the network and the protocol differs from the run.", "Leave the other options out.")
+        raise UsageError(
+            "more than the network, the test data and the protocol differs from the run.",
+            "Leave the other options out.",
+        )
     if prepared.record.content_hash != record.dataset.content_hash:
         raise UsageError("the data are not those of the run.", "Get the same copy of the dataset.")
-    names = {"on": settings.eval_network.name, "under": settings.protocol}
-    made = {"on": record.settings.eval_network.name, "under": record.settings.protocol}
+    names, made = (
+        {"on": s.eval_network.name, "to": s.eval_dataset.name if s.eval_dataset else "", "under": s.protocol}
+        for s in (settings, record.settings)
+    )
     where = "".join(
         f"-{word}-{re.sub(r'[^A-Za-z0-9]+', '_', name)}" for word, name in names.items() if name != made[word]
     )
@@ -148,6 +154,7 @@ def _add_row(
             "settings": settings.model_copy(update={"experiment": ""}),
             "fingerprint": settings.fingerprint,
             "dataset": prepared.record,
+            "eval_dataset": prepared.tested_on,
             "metrics": prepared.setting.metrics,
             "attacks": prepared.attacks,
             "protocol": protocol_record(prepared, scores),

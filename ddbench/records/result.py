@@ -62,6 +62,22 @@ class DatasetRecord(_Part):
     sample_shape: tuple[int, ...] = ()
 
 
+class TestRecord(_Part):
+    """The data that scored, where they are of another dataset than the one that was distilled.
+
+    Attributes:
+        name: name of the dataset; with `@` and the beginning of the content hash where the copy is partial.
+        content_hash: SHA-256 over all examples and labels of both splits, as they were converted.
+        partial: true where the copy is not known to be the full original.
+    """
+
+    __test__ = False  # not a test of pytest
+
+    name: str
+    content_hash: str
+    partial: bool
+
+
 class ProtocolRecord(_Part):
     """The protocol that scored the set.
 
@@ -173,6 +189,7 @@ class RunResult(_Part):
         fingerprint: SHA-256 of everything in the settings that can change the number.
         method_source: package and version that the method came from; for a file, a digest of its code.
         dataset: the data.
+        eval_dataset: the data that scored where they are of another dataset; None where they are of the same.
         protocol: the protocol, and what was selected.
         metrics: the metrics of the objective with unit and direction; the first one ranks.
         scores: score by metric.
@@ -198,6 +215,7 @@ class RunResult(_Part):
     fingerprint: str
     method_source: str = ""
     dataset: DatasetRecord | None = None
+    eval_dataset: TestRecord | None = None
     protocol: ProtocolRecord | None = None
     metrics: tuple[Metric, ...] = ()
     scores: dict[str, Score] = {}

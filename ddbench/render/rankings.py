@@ -55,7 +55,7 @@ def matrix(shown: Matrix) -> None:
         # A dataset's name stands above its first column only, which is as wide as the name.
         end, columns, room = start, list[tuple[list[str], int]](), console.width - method_width
         while end < len(records):
-            repeated = end > start and records[end - 1].dataset == records[end].dataset
+            repeated = end > start and headings[end - 1][0] == headings[end][0]
             lines = ["", *headings[end][1:]] if repeated else headings[end]
             width = max(CELL_WIDTH, len(lines[0]))
             room -= width + 1
@@ -81,8 +81,8 @@ def _heading(
 ) -> list[str]:
     """Return dataset, images per class, and what distinguishes a column from others of the same dataset and count."""
 
-    def place(record: RunResult) -> tuple[object, int]:
-        return record.dataset, record.settings.images_per_class
+    def place(record: RunResult) -> tuple[str, int]:
+        return record.dataset.name if record.dataset else "", record.settings.images_per_class
 
     record = records[index]
     alike = [own for other, own in zip(records, parts, strict=True) if place(other) == place(record)]
