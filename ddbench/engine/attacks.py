@@ -38,7 +38,7 @@ def attacked(
     """
     parts = cut(network, images)
     if len(parts) > 1:
-        pairs = zip(parts, labels.split(len(parts[0])), strict=True)
+        pairs = zip(parts, torch.split(labels, len(parts[0])), strict=True)
         return torch.cat([attacked(network, state, part, own, attack, info) for part, own in pairs])
     mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (info.mean, info.std))
     lowest = torch.maximum(images - attack.epsilon / std, (0 - mean) / std)
