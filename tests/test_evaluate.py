@@ -71,7 +71,7 @@ def test_a_score_of_another_question_leaves_no_row(ddbench, tmp_path: Path):
     made = ddbench(*RUN, "--json").json()
     other = ddbench("evaluate", made["run_dir"], "--cross-network", "mlp", "--set", "epochs=2")
     assert other.code == 0, other.err
-    assert "No row for mlp: more than the network and the protocol differs from the run." in other.err
+    assert "No row for mlp: more than the network, the test data and the protocol differs from the run." in other.err
     assert ddbench("evaluate", made["run_dir"], "--network", "mlp").code == 0
     assert ddbench("evaluate", made["run_dir"], "--protocol", "knn/v1").code == 0
     assert rows(tmp_path).keys() == {made["run_id"]}

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddbench.cli.output import explained_failures, print_json
-from ddbench.cli.shared import DEFAULT_LEADERBOARDS, Json, Leaderboards, Plugins, Sets, merged, named, warn_of_plugins
+from ddbench.cli.shared import (
+    DEFAULT_LEADERBOARDS,
+    Attack,
+    Json,
+    Leaderboards,
+    Plugins,
+    Sets,
+    merged,
+    named,
+    warn_of_plugins,
+)
 from ddbench.contract.component import parse_assignments
 from ddbench.contract.spec import HARD, Choice
 from ddbench.errors import UsageError
@@ -61,10 +71,13 @@ def evaluate(
     cross_network: Annotated[
         str | None, named("network", "Score on these architectures too.", metavar="NAME,NAME,...")
     ] = None,
-    also_on: Annotated[str | None, named("dataset", "Score on these datasets too.", metavar="NAME,NAME,...")] = None,
+    also_on: Annotated[
+        str | None, named("dataset", "Score on the test splits of these datasets too.", metavar="NAME,NAME,...")
+    ] = None,
     also_under: Annotated[
         str | None, named("protocol", "Score under these protocols too.", metavar="NAME,NAME,...")
     ] = None,
+    attack: Attack = None,
     family: Annotated[
         str | None,
         typer.Option(
@@ -106,8 +119,8 @@ def evaluate(
 ) -> None:
     """Score a distilled set again, under its own setting or another.
 
-    `--cross-network` and `--also-under` on a run folder add a row for each network and protocol; everything else
-    writes nothing.
+    `--cross-network`, `--also-on` and `--also-under` on a run folder add a row for each network, dataset and protocol,
+    `--attack` adds metrics to the run's own row; everything else writes nothing.
 
     Released files of the field are known by their content, or by `--from`: dc, dsa, dm, cafe, idm, datadam, mtt, tesla,
     datm, idc, dream, ncfm, kip, frepo, rat_bptt, sre2l, rded, d4m, minimax, wang2018, folder, plain. What is known of a
@@ -128,6 +141,7 @@ def evaluate(
         "eval_init": init,
         "protocol": protocol,
         "eval_networks": eval_networks,
+        "attack": attack,
         "device": device,
     }
     with explained_failures(as_json=as_json, verbose=ctx.obj):
@@ -166,10 +180,11 @@ def evaluate(
                 fields.setdefault("eval_network", fields["network"])
             spec = merged(fields, flags, settings, set())
             others = [{opened.network_field: name} for name in _names(cross_network)]
-            others += [{"dataset": name} for name in _names(also_on)]
+            others += [{opened.dataset_field: name} for name in _names(also_on)]
             others += [{"protocol": name} for name in _names(also_under)]
             places = scoring_places(opened, spec, others, catalog)
-            to = leaderboards if (cross_network or also_under) and opened.network_field == "eval_network" else None
+            adds = cross_network or also_on or also_under or spec.attack
+            to = leaderboards if adds and opened.network_field == "eval_network" else None
             scored, skipped = evaluate_places(opened, places, catalog, reporter, to)
         if as_json:
             path = opened.path
@@ -185,9 +200,8 @@ def evaluate(
             return
         for prepared, scores in scored:
             if len(scored) > 1:
-                typer.echo(
-                    f"{prepared.settings.eval_network.name} on {prepared.record.name}, {prepared.settings.protocol}"
-                )
+                tested = (prepared.tested_on or prepared.record).name
+                typer.echo(f"{prepared.settings.eval_network.name} on {tested}, {prepared.settings.protocol}")
             typer.echo("\n".join(_lines(prepared, scores)))
 
 
@@ -199,7 +213,7 @@ def _choice_of_dataset(name: str | None, assigned: dict[str, Any]) -> Choice | N
 
 def _lines(prepared: "Prepared", scores: "Scores") -> "Iterator[str]":
     """Yield a score with its companions, and the kind of labels it was reached with."""
-    from ddbench.render.tables import fairness_lines, score_lines
+    from ddbench.render.tables import beside_lines, fairness_lines, score_lines
 
     objective, regime = prepared.setting.objective, scores.label_regime
     before = scores.before[objective.primary]
@@ -207,6 +221,7 @@ def _lines(prepared: "Prepared", scores: "Scores") -> "Iterator[str]":
     width = max(map(len, (objective.primary, "before training", *scores.companions)))
     yield f"{'labels':<{width}}  {regime}"
     yield from fairness_lines(_fairness(prepared, scores))
+    yield from beside_lines(prepared.setting.metrics, scores.after, scores.companions, prepared.attacks)
 
 
 def _fairness(prepared: "Prepared", scores: "Scores") -> dict[str, float]:
@@ -223,11 +238,13 @@ def _document(prepared: "Prepared", scores: "Scores") -> dict[str, Any]:
         "status": "ok",
         "settings": prepared.settings.model_dump(mode="json"),
         "dataset": prepared.record.model_dump(mode="json"),
+        "eval_dataset": prepared.tested_on and prepared.tested_on.model_dump(mode="json"),
         "primary": primary,
         "score": scores.after[primary].model_dump(),
         "scores": {name: score.model_dump() for name, score in scores.after.items()},
         "before": {name: score.model_dump() for name, score in scores.before.items()},
         "companions": {name: score.model_dump() for name, score in scores.companions.items()},
+        "attacks": [attack.model_dump() for attack in prepared.attacks],
         "selected": scores.selected,
         "label_regime": scores.label_regime,
         "fairness": _fairness(prepared, scores),

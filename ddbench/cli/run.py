@@ -13,6 +13,7 @@ from ddbench.cli import completion
 from ddbench.cli.output import explained_failures, print_json
 from ddbench.cli.shared import (
     DEFAULT_LEADERBOARDS,
+    Attack,
     Emit,
     Json,
     Launcher,
@@ -45,6 +46,9 @@ def run(
     ] = None,
     eval_network: Annotated[
         str | None, named("network", "Network that scores the result. [the same]", "--eval-network")
+    ] = None,
+    eval_dataset: Annotated[
+        str | None, named("dataset", "Dataset whose test split scores the result. [the same]", "--eval-dataset")
     ] = None,
     init: Annotated[str | None, named("init", "Init distribution. [random]")] = None,
     eval_init: Annotated[
@@ -89,6 +93,7 @@ def run(
     best_coreset: Annotated[
         bool, typer.Option("--best-coreset", help="Show the score beside that of the best coreset too.")
     ] = False,
+    attack: Attack = None,
     assignments: Sets = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with fields of the run spec.", metavar="FILE")] = None,
     experiment: Annotated[
@@ -134,6 +139,7 @@ def run(
         "dataset": dataset,
         "network": network,
         "eval_network": eval_network,
+        "eval_dataset": eval_dataset,
         "init": init,
         "eval_init": eval_init,
         "objective": objective,
@@ -154,6 +160,7 @@ def run(
         "device": device,
         "smoke": smoke or None,
         "best_coreset": best_coreset or None,
+        "attack": attack,
     }
     with explained_failures(as_json=as_json, verbose=ctx.obj) as attempt:
         from ddbench.discovery.catalog import Catalog

@@ -34,6 +34,10 @@ Emit = Annotated[
     Path | None,
     typer.Option(help="Write a file for each run that is missing, for `ddbench work`, and stop.", metavar="DIR"),
 ]
+Attack = Annotated[
+    str | None,
+    typer.Option("--attack", help="Score under attacks on test images too: fgsm, pgd. [none]", metavar="NAME,NAME"),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option(

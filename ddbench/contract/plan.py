@@ -47,6 +47,7 @@ class EvaluationPlan:
         init: the component that networks to distil for are drawn from: the adaptation target if there is one.
         eval_init: the component that networks to score on are drawn from.
         adaptation: the answer of the adaptation target; None if there is no target.
+        eval_dataset: the dataset whose test split scores; None where it is `dataset`.
     """
 
     settings: Settings
@@ -58,11 +59,13 @@ class EvaluationPlan:
     init: Component
     eval_init: Component
     adaptation: AdaptationTarget | None
+    eval_dataset: Component | None
 
     @property
     def components(self) -> tuple[Component, ...]:
         """The components of the plan."""
-        return self.dataset, self.network, self.eval_network, self.objective, self.init, self.eval_init
+        datasets = (self.dataset,) if self.eval_dataset is None else (self.dataset, self.eval_dataset)
+        return *datasets, self.network, self.eval_network, self.objective, self.init, self.eval_init
 
     @property
     def distributions(self) -> dict[str, str]:
@@ -84,6 +87,7 @@ class Plan(EvaluationPlan):
         init: the component that networks to distil for are drawn from: the adaptation target if there is one.
         eval_init: the component that networks to score on are drawn from.
         adaptation: the answer of the adaptation target; None if there is no target.
+        eval_dataset: the dataset whose test split scores; None where it is `dataset`.
         method: the method that `settings` names.
         recipe: the options that the method's recipe has set; `settings` holds them too.
     """

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
+from ddbench.contract.attack import AttackName
 from ddbench.contract.component import did_you_mean
 from ddbench.contract.documented import with_fields
 from ddbench.errors import UsageError
@@ -23,7 +24,7 @@ Precision = Literal["float32", "tf32"]
 Split = Literal["test", "validation"]
 """Splits that a set can be scored on; only scores on the test split make rows."""
 
-PARTS = ("method", "dataset", "network", "eval_network", "init", "eval_init", "objective", "target")
+PARTS = ("method", "dataset", "eval_dataset", "network", "eval_network", "init", "eval_init", "objective", "target")
 DEFAULT_STEPS = 10
 HARD, STORED_SOFT, TEACHER_ONLINE = LABEL_REGIMES = ("hard", "stored soft", "teacher online")
 """Kinds of labels that networks are scored with; records of two kinds are never ranked together."""
@@ -88,6 +89,11 @@ def parse_duration(value: object) -> object:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def _split_names(value: object) -> object:
+    """Return the names of `fgsm,pgd`; anything but text as it is."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
 def _check_device(value: str) -> str:
     if not re.fullmatch(r"auto|[a-z]+(:\d+)?", value):
         raise ValueError("must be a device such as auto, cpu, cuda or cuda:1")
@@ -99,6 +105,9 @@ class _Fields(_Frozen):
 
     method: Named = Field(description="distillation method")
     dataset: Named = Field(Choice(name="digits"), description="dataset that is distilled")
+    eval_dataset: Named | None = Field(
+        None, description="dataset whose test split scores; none: that of the dataset that is distilled"
+    )
     sample_shape: tuple[Length, Length, Length] | None = Field(
         None, description="channels, height and width that images are converted to; none: as they are"
     )
@@ -140,6 +149,9 @@ class _Fields(_Frozen):
         description="examples sent forward through networks after which the method stops; none: no limit",
     )
     split: Split = Field("test", description="split that scores; a score on the validation slice leaves no row")
+    attack: Annotated[tuple[AttackName, ...], BeforeValidator(_split_names)] = Field(
+        (), description="attacks on test images that trained networks are scored under too"
+    )
     trials: int = Field(0, ge=0, description="options tried on the validation slice before these were chosen")
 
 
@@ -177,8 +189,8 @@ class RunSpec(_Fields):
 class Settings(_Fields):
     """Everything that decides what a run computes, complete: every default is filled in, every option spelt out.
 
-    Only `target`, `sample_shape`, `time_limit`, `step_limit`, `pass_limit`, `byte_budget` and `whitening` may be None,
-    which then means none.
+    Only `target`, `eval_dataset`, `sample_shape`, `time_limit`, `step_limit`, `pass_limit`, `byte_budget` and
+    `whitening` may be None, which then means none.
     """
 
     network: Named = Field(description="network")
@@ -232,10 +244,10 @@ class Settings(_Fields):
         return RunSpec.model_validate(self.model_dump())
 
 
-SCORING = ("eval_network", "protocol", "protocol_content", "eval_networks")
+SCORING = ("eval_network", "eval_dataset", "protocol", "protocol_content", "eval_networks")
 """Fields about scoring alone: a set is the same whatever they are."""
-NOT_COMPUTED = ("device", "experiment", "best_coreset", "trials")
-"""Fields that change nothing of what is computed."""
+NOT_COMPUTED = ("device", "experiment", "best_coreset", "attack", "trials")
+"""Fields that do not change the set or its score in the metric that ranks."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +266,7 @@ BORN_LATER: dict[str, Any] = {
     "step_limit": None,
     "pass_limit": None,
     "split": "test",
+    "eval_dataset": None,
 }
 """Fields younger than the first record, with the JSON defaults they were born with. Such a default never changes."""
 

@@ -19,7 +19,7 @@ from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import HARD, STORED_SOFT
 from ddbench.contract.state import State
 from ddbench.discovery.catalog import Catalog
-from ddbench.engine.networks import forward, measure
+from ddbench.engine.networks import forward
 from ddbench.errors import DdbenchError, Interrupted, PluginError, Unsupported, blamed_on
 from ddbench.machine.environment import describe
 from ddbench.machine.files import atomic_write, sha256
@@ -103,7 +103,7 @@ def _score_best_coreset(
     Each makes one set with its default options. A few networks choose; the test split is read for the best alone.
     """
     objective, protocol, networks = setting.objective, prepared.plan.protocol, prepared.eval_networks
-    on_validation = replace(setting, test=setting.validation)
+    on_validation = replace(setting, test=setting.validation, under_attack=None)
     best: tuple[str, DistilledSet, float] | None = None
     for method in catalog.components("method"):
         if not method.facts.get("coreset") or method.name == prepared.settings.method.name:
@@ -153,8 +153,8 @@ def _score_full_data(setting: Setting) -> Companion:
     take long.
     """
     trained = setting.full_data(PATIENCE)
-    metrics = [measure(setting.module, state, setting.test, setting.objective) for state in trained]
-    scores = {metric.name: [values[metric.name] for values in metrics] for metric in setting.objective.metrics}
+    metrics = [setting.measure(setting.module, state) for state in trained]
+    scores = {metric.name: [values[metric.name] for values in metrics] for metric in setting.metrics}
     return _companion(finite(scores, setting), setting.objective.primary, HARD)
 
 
@@ -168,8 +168,8 @@ def _score_teachers(prepared: Prepared, setting: Setting, reporter: Reporter) ->
     groups = [needed] if isinstance(needed, TrainedNetworks) else needed
     if not isinstance(groups, Sequence) or not all(isinstance(group, TrainedNetworks) for group in groups):
         return {}
-    metrics = [measure(group.module, state, setting.test, setting.objective) for group in groups for state in group]
-    scores = {metric.name: [values[metric.name] for values in metrics] for metric in setting.objective.metrics}
+    metrics = [setting.measure(group.module, state) for group in groups for state in group]
+    scores = {metric.name: [values[metric.name] for values in metrics] for metric in setting.metrics}
     return {LABELLER: _companion(finite(scores, setting), setting.objective.primary, HARD)}
 
 
@@ -257,5 +257,9 @@ def _key(prepared: Prepared, method: Component, labels: str) -> str:
     labeller = _labeller(prepared) if labels else None
     if labeller is not None:
         sources += [labeller.distribution, prepared.settings.method.model_dump_json()]
-    key = [FORM + labels, settings.canonical(), prepared.record.content_hash, *sources, origin, machine]
+    # The fingerprint leaves attacks out, and a score without them lacks their metrics.
+    attacks = [attack.model_dump_json() for attack in prepared.attacks]
+    tested = [prepared.tested_on.content_hash] if prepared.tested_on else []
+    data = [settings.canonical(), prepared.record.content_hash, *tested]
+    key = [FORM + labels, *data, *sources, origin, machine, *attacks]
     return sha256("\n".join(key).encode())

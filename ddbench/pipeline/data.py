@@ -134,9 +134,9 @@ class Data:
         """Return the first `train` training examples of each class, and the first `test` of the other two."""
         return replace(
             self,
-            train=_first_of_each_class(self.train, train),
-            validation=_first_of_each_class(self.validation, test),
-            test=_first_of_each_class(self.test, test),
+            train=first_of_each_class(self.train, train),
+            validation=first_of_each_class(self.validation, test),
+            test=first_of_each_class(self.test, test),
         )
 
     def to(self, device: torch.device) -> Self:
@@ -184,6 +184,7 @@ def check_network(module: object, who: str, info: DatasetInfo) -> None:
         )
 
 
-def _first_of_each_class(examples: ExampleSet, count: int) -> ExampleSet:
+def first_of_each_class(examples: ExampleSet, count: int) -> ExampleSet:
+    """Return the first `count` examples of each class."""
     chosen = [examples.of_class(label)[:count] for label in range(len(examples.info.classes))]
     return examples[torch.cat(chosen)]

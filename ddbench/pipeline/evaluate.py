@@ -23,7 +23,8 @@ from ddbench.pipeline.plan import plan_evaluation
 from ddbench.pipeline.prepare import Prepared, made_with, prepare
 from ddbench.protocols import Setting, label_regime, protocol_hash
 from ddbench.records import store
-from ddbench.records.result import NO_ADAPTATION, Companion, ProtocolRecord, RunFolder
+from ddbench.records.attacks import with_attacks_of
+from ddbench.records.result import NO_ADAPTATION, Companion, ProtocolRecord, RunFolder, RunResult
 from ddbench.records.stats import Score, summarise
 
 
@@ -83,9 +84,10 @@ def evaluate_places(
 ) -> tuple[list[tuple[Prepared, Scores]], list[dict[str, str]]]:
     """Score a set at every place of `scoring_places`, and return the scores, and the places skipped with the reason.
 
-    A score of a run's set on another network or under another protocol is added to `leaderboards`, where they are
-    given, as the row of a run with that `eval_network` or `protocol`. Raises `DdbenchError` where the set cannot be
-    scored at the first place.
+    A score of a run's set on another network, on the test split of another dataset or under another protocol is added
+    to `leaderboards`, where they are given, as the row of a run with that `eval_network`, `eval_dataset` or `protocol`.
+    Metrics under attack are added to the row and
+    the folder of the run. Raises `DdbenchError` where the set cannot be scored at the first place.
     """
     scored: list[tuple[Prepared, Scores]] = []
     skipped: list[dict[str, str]] = []
@@ -103,18 +105,20 @@ def evaluate_places(
             reporter.say(f"Skipped {', '.join(place.values())}: {error.message}")
             continue
         scored.append((prepared, scores))
-        if leaderboards is not None and place.keys() & {opened.network_field, "protocol"}:
+        elsewhere = place.keys() & {opened.network_field, opened.dataset_field, "protocol"}
+        if leaderboards is not None and (elsewhere or prepared.attacks):
             try:
                 _add_row(opened, prepared, scores, time.monotonic() - started, leaderboards, reporter)
             except DdbenchError as error:
-                reporter.say(f"No row for {', '.join(place.values())}: {error.message} {error.hint}")
+                where = ", ".join(place.values()) or "the attacks"
+                reporter.say(f"No row for {where}: {error.message} {error.hint}")
     return scored, skipped
 
 
 def _add_row(
     opened: OpenedSet, prepared: Prepared, scores: Scores, seconds: float, leaderboards: Path, reporter: Reporter
 ) -> None:
-    """Add the row of a run's set on another network or under another protocol.
+    """Add the row of a run's set on another network, dataset or protocol, or metrics under attack to the run's row.
 
     Raises `DdbenchError` with the reason where there can be none.
     """
@@ -126,13 +130,19 @@ def _add_row(
     assert isinstance(distilled, DistilledSet), "a file of ddbench holds a set"
     settings = prepared.settings
     if settings.fingerprint == record.fingerprint:
+        _add_attacks(folder, record, prepared, scores, leaderboards, reporter)
         return
     if settings.distillation.fingerprint != record.settings.distillation.fingerprint:
-        raise UsageError("more than the network and the protocol differs from the run.", "Leave the other options out.")
+        raise UsageError(
+            "more than the network, the test data and the protocol differs from the run.",
+            "Leave the other options out.",
+        )
     if prepared.record.content_hash != record.dataset.content_hash:
         raise UsageError("the data are not those of the run.", "Get the same copy of the dataset.")
-    names = {"on": settings.eval_network.name, "under": settings.protocol}
-    made = {"on": record.settings.eval_network.name, "under": record.settings.protocol}
+    names, made = (
+        {"on": s.eval_network.name, "to": s.eval_dataset.name if s.eval_dataset else "", "under": s.protocol}
+        for s in (settings, record.settings)
+    )
     where = "".join(
         f"-{word}-{re.sub(r'[^A-Za-z0-9]+', '_', name)}" for word, name in names.items() if name != made[word]
     )
@@ -144,7 +154,9 @@ def _add_row(
             "settings": settings.model_copy(update={"experiment": ""}),
             "fingerprint": settings.fingerprint,
             "dataset": prepared.record,
-            "metrics": prepared.setting.objective.metrics,
+            "eval_dataset": prepared.tested_on,
+            "metrics": prepared.setting.metrics,
+            "attacks": prepared.attacks,
             "protocol": protocol_record(prepared, scores),
             "artifact": record.artifact and record.artifact.model_copy(update={"label_regime": scores.label_regime}),
             "scores": scores.after,
@@ -157,6 +169,35 @@ def _add_row(
         }
     )
     store.ensure(leaderboards, folder, row, reporter)
+
+
+def _add_attacks(
+    folder: RunFolder, record: RunResult, prepared: Prepared, scores: Scores, leaderboards: Path, reporter: Reporter
+) -> None:
+    """Add metrics under attack to the record of a run, in its folder and in `leaderboards`.
+
+    Raises `DdbenchError` where the networks score otherwise than in the record.
+    """
+    if not prepared.attacks:
+        return
+    scored = record.model_copy(
+        update={
+            "metrics": prepared.setting.metrics,
+            "attacks": prepared.attacks,
+            "scores": scores.after,
+            "companions": scores.companions,
+        }
+    )
+    joined = with_attacks_of(record, scored)
+    if joined is record:
+        if record.scores[record.primary].values == scored.scores[record.primary].values:
+            reporter.say("The record has these metrics already.")
+            return
+        raise DdbenchError(
+            "networks score otherwise here than in the record.", "Evaluate on the machine of the run, or run again."
+        )
+    folder.write_result(joined)
+    store.ensure(leaderboards, folder, joined, reporter)
 
 
 def score(

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ddbench.formats.conversion import convert
 from ddbench.formats.families import family_of
 from ddbench.formats.reading import Family, Overrides, Source
 from ddbench.pipeline.data import info_from_facts
-from ddbench.pipeline.plan import plan_evaluation
+from ddbench.pipeline.plan import check_classes, plan_evaluation
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,11 @@ class OpenedSet:
     def network_field(self) -> str:
         """The field of the spec that names the network to score on; a set of ddbench also has one it was made for."""
         return "eval_network" if isinstance(self.distilled, DistilledSet) else "network"
+
+    @property
+    def dataset_field(self) -> str:
+        """The field of the spec that names another dataset to score on; a set of ddbench keeps its own beside it."""
+        return "eval_dataset" if isinstance(self.distilled, DistilledSet) else "dataset"
 
     @property
     def classes(self) -> str | None:
@@ -164,10 +168,4 @@ def _check_classes(path: Path, stated: str, dataset: str, classes: Sequence[obje
         names = [str(name) for name in json.loads(stated)]
     except (json.JSONDecodeError, TypeError) as error:
         raise UsageError(f"{path} does not say what its classes are.", "Take a file as ddbench wrote it.") from error
-    for label, pair in enumerate(zip_longest(names, map(str, classes))):
-        if pair[0] != pair[1]:
-            stated_name, other_name = ("no class" if name is None else repr(name) for name in pair)
-            raise UsageError(
-                f"label {label} is {stated_name} in {path} and {other_name} in {dataset}.",
-                "Score it on a dataset with the same classes in the same order.",
-            )
+    check_classes(str(path), names, dataset, classes)

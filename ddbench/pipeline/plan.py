@@ -1,7 +1,8 @@
 """From a spec to a plan: names resolved, defaults filled in, nothing loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import zip_longest
 from typing import Any
 
 from ddbench.contract.component import Component
@@ -17,9 +18,10 @@ from ddbench.protocols.base import Protocol
 
 USUAL_IMAGES_PER_CLASS = 10
 """Images per class if neither the spec nor the dataset sets the number."""
+NO_ATTACK = "Leave out --attack."
 _EXTENT = {
     "seed", "time_limit", "step_limit", "pass_limit", "split", "trials", "eval_networks", "smoke", "device",
-    "experiment", "best_coreset",
+    "experiment", "best_coreset", "attack",
 }  # fmt: skip
 """Fields that may differ between an experiment and a run that carries it out."""
 _POOL_OPTIONS = ("count", "held_out", "steps", "lr")
@@ -141,6 +143,13 @@ def _decide(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
         network_choice = network_choice or Choice(name=adaptation.network)
         shape = adaptation.sample_shape or shape
     dataset, dataset_choice = catalog.resolve("dataset", dataset_choice)
+    eval_dataset, eval_dataset_choice = None, None
+    if spec.eval_dataset is not None:
+        eval_dataset, eval_dataset_choice = catalog.resolve("dataset", spec.eval_dataset)
+        if eval_dataset_choice == dataset_choice:
+            eval_dataset, eval_dataset_choice = None, None
+        else:
+            _check_eval_dataset(spec, dataset, eval_dataset, catalog)
     objective, objective_choice = catalog.resolve("objective", spec.objective)
     info = info_from_facts(dataset, shape)
     network, network_choice = catalog.resolve("network", network_choice or usual_network(dataset), info)
@@ -148,11 +157,14 @@ def _decide(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
     if spec.eval_network is not None and spec.eval_network != network_choice:
         eval_network, eval_network_choice = catalog.resolve("network", spec.eval_network, info)
     _check_modality(protocol, dataset, [network, eval_network], catalog)
+    if spec.attack:
+        _check_attack(spec, protocol, modality_of(dataset, catalog).name)
     images_per_class = spec.images_per_class or dataset.facts.get("images_per_class", USUAL_IMAGES_PER_CLASS)
     settings = Settings.model_validate(
         {
             **spec.model_dump(),
             "dataset": dataset_choice,
+            "eval_dataset": eval_dataset_choice,
             "network": network_choice,
             "eval_network": eval_network_choice,
             "sample_shape": shape,
@@ -166,7 +178,9 @@ def _decide(spec: RunSpec, catalog: Catalog) -> EvaluationPlan:
             "steps": spec.steps or default_steps(images_per_class),
         }
     )
-    return EvaluationPlan(settings, protocol, dataset, network, eval_network, objective, init, eval_init, adaptation)
+    return EvaluationPlan(
+        settings, protocol, dataset, network, eval_network, objective, init, eval_init, adaptation, eval_dataset
+    )
 
 
 def _check_modality(protocol: Protocol, dataset: Component, networks: list[Component], catalog: Catalog) -> None:
@@ -185,6 +199,40 @@ def _check_modality(protocol: Protocol, dataset: Component, networks: list[Compo
             f"{protocol.name} augments images ({', '.join(unsuited)}); {dataset.name} holds {modality.name}.",
             "Choose a --protocol without augmentation, such as train/v1.",
         )
+
+
+def _check_eval_dataset(spec: RunSpec, dataset: Component, other: Component, catalog: Catalog) -> None:
+    """Raise `UsageError` where networks for one dataset cannot be scored on the test split of the other."""
+    if spec.split != "test":
+        raise UsageError("another dataset scores by its test split alone.", "Leave out --on, or the other dataset.")
+    modalities = [modality_of(component, catalog).name for component in (dataset, other)]
+    if modalities[0] != modalities[1]:
+        raise UsageError(
+            f"{dataset.name} holds {modalities[0]} and {other.name} {modalities[1]}.",
+            "Score on a dataset of the same kind.",
+        )
+    check_classes(dataset.name, dataset.facts["classes"], other.name, other.facts["classes"])
+
+
+def check_classes(source: str, stated: Sequence[object], dataset: str, classes: Sequence[object]) -> None:
+    """Raise `UsageError` where labels of `source` stand for other classes than those of a dataset."""
+    for label, pair in enumerate(zip_longest(map(str, stated), map(str, classes))):
+        if pair[0] != pair[1]:
+            stated_name, other_name = ("no class" if name is None else repr(name) for name in pair)
+            raise UsageError(
+                f"label {label} is {stated_name} in {source} and {other_name} in {dataset}.",
+                "Score on a dataset with the same classes in the same order.",
+            )
+
+
+def _check_attack(spec: RunSpec, protocol: Protocol, modality: str) -> None:
+    """Raise `UsageError` where there are no networks or no pixels that an attack is stated for."""
+    if modality != "image":
+        raise UsageError(f"attacks are on images; {spec.dataset.name} holds {modality}.", NO_ATTACK)
+    if spec.whitening is not None:
+        raise UsageError("attacks change raw pixels, and these images are whitened.", NO_ATTACK)
+    if not protocol.networks_needed(1):
+        raise UsageError(f"attacks are on networks, and {protocol.name} trains none.", NO_ATTACK)
 
 
 def _resolve_init(spec: RunSpec, catalog: Catalog) -> tuple[Component, Choice, AdaptationTarget | None]:

@@ -11,31 +11,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddbench.contract.attack import attacks_named
 from ddbench.contract.component import Component
-from ddbench.contract.examples import ExampleSet
+from ddbench.contract.examples import DatasetInfo, ExampleSet
 from ddbench.contract.inits import InitDistribution, InitRequest, Side
 from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Reporter, Silent
 from ddbench.contract.plan import EvaluationPlan
 from ddbench.contract.sets import DistilledSet
-from ddbench.contract.spec import Choice, Settings, Split
+from ddbench.contract.spec import Choice, Settings
 from ddbench.contract.state import State
 from ddbench.contract.task import AdaptationTarget, Budget, Networks, Objective, Task
 from ddbench.discovery.catalog import Catalog
 from ddbench.discovery.decoders import Decoders
+from ddbench.engine.attacks import UnderAttack
 from ddbench.engine.fit import Recipe
 from ddbench.engine.networks import unstack
 from ddbench.errors import PluginError, UsageError, blamed_on
 from ddbench.machine import passes
 from ddbench.machine.environment import resolve_device
 from ddbench.machine.files import sha256
-from ddbench.pipeline.data import Data, build, check_network
+from ddbench.pipeline.data import Data, build, check_network, first_of_each_class, load_examples
 from ddbench.pipeline.experts import ExpertSource, expert_source
+from ddbench.pipeline.plan import NO_ATTACK
 from ddbench.pipeline.pools import Architecture, Pools
 from ddbench.pipeline.teachers import TeacherSource
 from ddbench.protocols import Setting
 from ddbench.protocols.base import FULL_NETWORKS
-from ddbench.records.result import DatasetRecord
+from ddbench.records.attacks import AttackRecord
+from ddbench.records.result import DatasetRecord, TestRecord
 
 SMOKE_TRAIN, SMOKE_TEST = 50, 20
 """Examples of each class that a smoke run keeps."""
@@ -59,6 +63,7 @@ class Prepared:
         teachers: the teachers that methods ask for.
         weights: files of pretrained weights that were read, `{name: {"sha256": ...}}`.
         record: the facts about the data that the record holds.
+        tested_on: the facts about the data that score, where they are of another dataset; else None.
         device: the device that data and networks are on.
         decode: the decoders of parametrised sets.
     """
@@ -74,6 +79,7 @@ class Prepared:
     teachers: TeacherSource
     weights: Mapping[str, dict[str, Any]]
     record: DatasetRecord
+    tested_on: TestRecord | None
     device: torch.device
     decode: Decoders
 
@@ -92,6 +98,12 @@ class Prepared:
         """The number of networks that score the result."""
         asked = self.settings.eval_networks
         return min(asked, SMOKE_NETWORKS) if self.settings.smoke else asked
+
+    @property
+    def attacks(self) -> tuple[AttackRecord, ...]:
+        """The attacks that trained networks are scored under too."""
+        under = self.setting.under_attack
+        return tuple(AttackRecord.of(attack, len(under.examples)) for attack in under.attacks) if under else ()
 
     @property
     def everything(self) -> ExampleSet:
@@ -204,6 +216,13 @@ def prepare(
         eval_network = Architecture(plan.eval_network, settings.eval_network)
         eval_module = build(plan.eval_network, settings.eval_network, info).to(device)
     objective = _build_objective(plan.objective, settings.objective, data.validation)
+    test, tested_on = data.test if settings.split == "test" else data.validation, None
+    if plan.eval_dataset is not None:
+        test = _other_test_split(plan.eval_dataset, settings, info, catalog, reporter, download=download).to(device)
+        tested_on = TestRecord(name=test.info.label, content_hash=test.info.content_hash, partial=test.info.partial)
+    under_attack = UnderAttack.choose(attacks_named(settings.attack), test) if settings.attack else None
+    if under_attack and not objective.metric.bounded_by_full_data:
+        raise UsageError(f"attacks are on classifiers; {settings.objective.name} is another objective.", NO_ATTACK)
     if protocol.teacher and not objective.metric.bounded_by_full_data:
         raise UsageError(
             f"{protocol.name} has labels given by a classifier; {settings.objective.name} is another objective.",
@@ -240,11 +259,12 @@ def prepare(
         setting=Setting(
             module=eval_module,
             validation=data.validation,
-            test=data.test if settings.split == "test" else data.validation,
+            test=test,
             objective=objective,
             budget=Budget(settings.images_per_class, settings.steps, settings.epochs, settings.byte_budget),
             networks=networks,
             full_data=full_data,
+            under_attack=under_attack,
         ),
         module=module,
         init=init,
@@ -252,7 +272,8 @@ def prepare(
         experts=expert_source(settings, network, data, pools, catalog, reporter or Silent(), may_train=download),
         teachers=TeacherSource(network, data.validation, catalog, device, open_pools, settings.smoke),
         weights=_weights_read(plan.adaptation),
-        record=_record(data, settings.split),
+        record=_record(data, len(test)),
+        tested_on=tested_on,
         device=device,
         decode=Decoders(catalog, info),
     )
@@ -316,7 +337,39 @@ def _weights_read(adaptation: AdaptationTarget | None) -> dict[str, dict[str, An
     return {Path(file).name: {"sha256": sha256(Path(file).read_bytes())} for file in files}
 
 
-def _record(data: Data, split: Split) -> DatasetRecord:
+def _other_test_split(
+    dataset: Component,
+    settings: Settings,
+    info: DatasetInfo,
+    catalog: Catalog,
+    reporter: Reporter | None,
+    *,
+    download: bool,
+) -> ExampleSet:
+    """Return the test split of the dataset that scores, in the shape of the examples that networks are trained on.
+
+    It is normalised by its own training split, as every dataset is.
+    """
+    assert settings.eval_dataset is not None
+    shape = None if tuple(dataset.facts["sample_shape"]) == info.sample_shape else info.sample_shape
+    _, test = load_examples(
+        dataset,
+        settings.eval_dataset,
+        shape,
+        download=download,
+        catalog=catalog,
+        whitening=settings.whitening,
+        reporter=reporter,
+    )
+    if test.info.sample_shape != info.sample_shape:
+        raise UsageError(
+            f"examples of {test.info.name} have shape {list(test.info.sample_shape)}, not {list(info.sample_shape)}.",
+            "Score on a dataset whose examples have the shape of the set.",
+        )
+    return first_of_each_class(test, SMOKE_TEST) if settings.smoke else test
+
+
+def _record(data: Data, scored: int) -> DatasetRecord:
     info = data.train.info
     return DatasetRecord(
         name=info.label,
@@ -324,7 +377,7 @@ def _record(data: Data, split: Split) -> DatasetRecord:
         partial=info.partial,
         train=len(data.train),
         validation=len(data.validation),
-        test=len(data.test if split == "test" else data.validation),
+        test=scored,
         sample_shape=info.sample_shape,
     )
 

@@ -210,6 +210,7 @@ class StartedRun:
         _announce(self.plan, prepared, self.folder, self.reporter)
         origin = prepared.provenance()
         identity = settings.fingerprint + prepared.record.content_hash
+        identity += prepared.tested_on.content_hash if prepared.tested_on else ""
         identity += json.dumps(origin, sort_keys=True) if origin else ""
         method_run = Run(
             self.folder.path,
@@ -294,7 +295,9 @@ def _prepared_facts(prepared: Prepared) -> dict[str, Any]:
     """Return the fields of the result that a prepared run adds."""
     return {
         "dataset": prepared.record,
-        "metrics": prepared.setting.objective.metrics,
+        "eval_dataset": prepared.tested_on,
+        "metrics": prepared.setting.metrics,
+        "attacks": prepared.attacks,
         "environment": describe(prepared.device),
     }
 
@@ -360,6 +363,10 @@ def _announce(plan: Plan, prepared: Prepared, folder: RunFolder, reporter: Repor
     converted = conversion(tuple(plan.dataset.facts["sample_shape"]), record.sample_shape)  # type: ignore[arg-type]
     if converted and prepared.train.info.modality == "image":
         reporter.say(f"Images   converted: {converted}")
+    if prepared.tested_on is not None and plan.eval_dataset is not None:
+        converted = conversion(tuple(plan.eval_dataset.facts["sample_shape"]), record.sample_shape)  # type: ignore[arg-type]
+        also = f", converted: {converted}" if converted and prepared.train.info.modality == "image" else ""
+        reporter.say(f"Tested   on {prepared.tested_on.name} (sha256 {prepared.tested_on.content_hash[:12]}){also}")
     origin = f"{'target' if settings.target else 'init'} {settings.init.name}"
     if settings.eval_init != settings.init:
         origin += f", scored from {settings.eval_init.name}"

@@ -69,19 +69,21 @@ def verify(
     distilled = DistilledSet.load(path)
     settings, unknown = settings_of(distilled)
     notice_unknown(path, unknown)
-    settings = settings.scored_as(record.settings)
+    # A leaderboard keeps the means of other metrics alone, with which networks do not compare one by one.
+    settings = settings.scored_as(record.settings).model_copy(update={"attack": ()})
     count = min(networks or recorded.n, recorded.n)
     if count < recorded.n:
         settings = settings.model_copy(update={"eval_networks": count})
     prepared, scores = evaluate(
         distilled, settings.asked(), catalog=catalog, reporter=reporter, companions=False, fetch=fetch
     )
-    if prepared.record.content_hash != record.dataset.content_hash:
-        raise MissingPrerequisite(
-            f"the data here are not those of {record.run_id}: "
-            f"{prepared.record.content_hash[:12]}, not {record.dataset.content_hash[:12]}.",
-            "Get the same copy of the dataset.",
-        )
+    for here, then in ((prepared.record, record.dataset), (prepared.tested_on, record.eval_dataset)):
+        if here is not None and then is not None and here.content_hash != then.content_hash:
+            raise MissingPrerequisite(
+                f"the data here are not those of {record.run_id}: "
+                f"{here.content_hash[:12]}, not {then.content_hash[:12]}.",
+                "Get the same copy of the dataset.",
+            )
     for problem in _contradictions(record, prepared, scores, all_networks=count == recorded.n):
         raise _invalid(record, problem)
     return _verdict(scores.after[record.primary], recorded, count)

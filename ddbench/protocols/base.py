@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from ddbench.contract.examples import ExampleSet
 from ddbench.contract.journal import Journal, digest
+from ddbench.contract.metric import Metric
 from ddbench.contract.observer import Pace, Reporter
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.state import State
 from ddbench.contract.task import Budget, Loss, Networks, Objective, Side
+from ddbench.engine.attacks import UnderAttack
 from ddbench.engine.example_weights import weigh, weighted_loss
 from ddbench.engine.networks import measure, unstack
 from ddbench.engine.workers import for_each_network
@@ -32,6 +34,7 @@ class Setting:
     `networks(side, generator)` opens one side of the init distribution, drawn with `generator`. `full_data(patience)`
     are the states of networks trained on all that methods are given; it raises `MissingPrerequisite` where that would
     take longer than `patience` seconds. `journal` keeps the values of networks already scored; the default keeps none.
+    `under_attack` are the attacks that trained networks are scored under too; None for none.
     """
 
     module: nn.Module
@@ -42,6 +45,18 @@ class Setting:
     networks: Callable[[Side, torch.Generator], Networks]
     full_data: Callable[[float], Sequence[State]]
     journal: Journal = field(default_factory=Journal)
+    under_attack: UnderAttack | None = None
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics of the objective, and those that attacks add."""
+        attacks = self.under_attack.attacks if self.under_attack else ()
+        return (*self.objective.metrics, *(attack.metric(self.objective.metric) for attack in attacks))
+
+    def measure(self, network: nn.Module, state: State) -> dict[str, float]:
+        """Return every one of `metrics` of one trained network on the test split."""
+        values = measure(network, state, self.test, self.objective)
+        return {**values, **(self.under_attack.measure(network, state, self.objective) if self.under_attack else {})}
 
     def scoring(self, name: str) -> "Setting":
         """Return the same setting, whose journal keeps the values of what is scored apart from others by `name`."""
@@ -218,7 +233,8 @@ def score_networks(
     students = [Student(number, drawn[number % len(drawn)], number % len(sets)) for number in range(total)]
 
     def score(network: nn.Module, student: Student, trained: State) -> Sequence[dict[str, float]]:
-        first, after = (measure(network, s, setting.test, setting.objective) for s in (student.start, trained))
+        first = measure(network, student.start, setting.test, setting.objective)
+        after = setting.measure(network, trained)
         pair = [{name: float(value) for name, value in metrics.items()} for metrics in (first, after)]
         journal.put(pair, network=student.number)
         return pair

@@ -131,6 +131,8 @@ def _malformed(record: RunResult) -> Iterator[str]:
     for name, value in hashes.items():
         if not _SHA256.fullmatch(value):
             yield f"its {name} is not named by a SHA-256"
+    if (record.eval_dataset is None) != (record.settings.eval_dataset is None):
+        yield "its settings and its data do not agree on the dataset that scored"
     if artifact.label_regime not in LABEL_REGIMES:
         yield f"its label regime {artifact.label_regime!r} is not one of {', '.join(LABEL_REGIMES)}"
     if protocol.name != record.settings.protocol:

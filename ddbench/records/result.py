@@ -13,6 +13,7 @@ from ddbench.contract.metric import Metric
 from ddbench.contract.spec import HARD, TEACHER_ONLINE, RunSpec, Settings
 from ddbench.errors import UnknownFields, UsageError
 from ddbench.machine.files import atomic_write
+from ddbench.records.attacks import AttackRecord
 from ddbench.records.migrations import VERSION, migrate
 from ddbench.records.stats import Score
 
@@ -61,6 +62,22 @@ class DatasetRecord(_Part):
     validation: int
     test: int
     sample_shape: tuple[int, ...] = ()
+
+
+class TestRecord(_Part):
+    """The data that scored, where they are of another dataset than the one that was distilled.
+
+    Attributes:
+        name: name of the dataset; with `@` and the beginning of the content hash where the copy is partial.
+        content_hash: SHA-256 over all examples and labels of both splits, as they were converted.
+        partial: true where the copy is not known to be the full original.
+    """
+
+    __test__ = False  # not a test of pytest
+
+    name: str
+    content_hash: str
+    partial: bool
 
 
 class ProtocolRecord(_Part):
@@ -176,11 +193,13 @@ class RunResult(_Part):
         fingerprint: SHA-256 of everything in the settings that can change the number.
         method_source: package and version that the method came from; for a file, a digest of its code.
         dataset: the data.
+        eval_dataset: the data that scored where they are of another dataset; None where they are of the same.
         protocol: the protocol, and what was selected.
         metrics: the metrics of the objective with unit and direction; the first one ranks.
         scores: score by metric.
         before: score by metric before any step on the set.
         companions: score of each companion in the metric that ranks.
+        attacks: attacks that the networks were scored under, each with a metric of its own.
         pretrained: pools of networks and weights files that were drawn on.
         loop: the outer loop.
         artifact: the distilled set.
@@ -200,11 +219,13 @@ class RunResult(_Part):
     fingerprint: str
     method_source: str = ""
     dataset: DatasetRecord | None = None
+    eval_dataset: TestRecord | None = None
     protocol: ProtocolRecord | None = None
     metrics: tuple[Metric, ...] = ()
     scores: dict[str, Score] = {}
     before: dict[str, Score] = {}
     companions: dict[str, Companion] = {}
+    attacks: tuple[AttackRecord, ...] = ()
     pretrained: dict[str, dict[str, Any]] = {}
     loop: LoopRecord = LoopRecord()
     artifact: Artifact | None = None

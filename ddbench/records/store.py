@@ -22,6 +22,7 @@ from ddbench.contract.observer import Reporter
 from ddbench.contract.spec import Settings
 from ddbench.errors import DdbenchError, UsageError
 from ddbench.machine.files import atomic_write, sha256, tensor_file_header
+from ddbench.records.attacks import with_attacks_of
 from ddbench.records.columns import COLUMNS, Column
 from ddbench.records.migrations import VERSION, row_2_to_3
 from ddbench.records.result import LOG_PLACE, NewerRecord, RunFolder, RunResult, notice_unknown, parse
@@ -75,6 +76,7 @@ def identity(record: RunResult) -> tuple[str, ...]:
 def ensure(leaderboards: Path, folder: RunFolder, result: RunResult, reporter: Reporter) -> bool:
     """Add the record of a finished run, unless the same spec, data and version of the method have one.
 
+    Such a record gets the metrics under attack that it lacks (`with_attacks_of`).
     The distilled set and the curve are copied from the run's folder, and the board's CSV is written anew, also where
     the record was there already and the CSV lacks it. Returns whether a record was added; a smoke run, one
     that was scored on the validation slice, and one that gave no score have none.
@@ -96,7 +98,12 @@ def ensure(leaderboards: Path, folder: RunFolder, result: RunResult, reporter: R
     existing = next(path.parent.glob(f"*-{_digest(result)}.json"), None)
     if existing is not None:
         recorded = _load(existing)[0]
-        if (recorded.run_id, recorded.created) != (result.run_id, result.created):
+        joined = with_attacks_of(recorded, result)
+        if joined is not recorded:
+            _write(existing, joined)
+            write_csv(leaderboards, path.parent.name)
+            reporter.say(f"{existing} has the metrics under attack too.")
+        elif (recorded.run_id, recorded.created) != (result.run_id, result.created):
             reporter.say(f"No second record: {existing} is of this spec already. {comparison(result, recorded)}")
         if csv_path in outdated(leaderboards):
             # A process that was killed after it added the record did not come to the CSV.

@@ -56,7 +56,7 @@ def matrix(shown: Matrix) -> None:
         # A dataset's name stands above its first column only, which is as wide as the name.
         end, columns, room = start, list[tuple[list[str], int]](), console.width - method_width
         while end < len(records):
-            repeated = end > start and records[end - 1].dataset == records[end].dataset
+            repeated = end > start and headings[end - 1][0] == headings[end][0]
             lines = ["", *headings[end][1:]] if repeated else headings[end]
             width = max(CELL_WIDTH, len(lines[0]))
             room -= width + 1
@@ -82,8 +82,8 @@ def _heading(
 ) -> list[str]:
     """Return dataset, images per class, and what distinguishes a column from others of the same dataset and count."""
 
-    def place(record: RunResult) -> tuple[object, int]:
-        return record.dataset, record.settings.images_per_class
+    def place(record: RunResult) -> tuple[str, int]:
+        return record.dataset.name if record.dataset else "", record.settings.images_per_class
 
     record = records[index]
     alike = [own for other, own in zip(records, parts, strict=True) if place(other) == place(record)]
@@ -149,8 +149,8 @@ def title_parts(record: RunResult) -> list[str]:
 
 
 def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
-    first, metric = lines[0].first, lines[0].first.metric
-    beside = [other for other in first.metrics if other.beside and other.name in first.scores]
+    metric = lines[0].first.metric
+    beside = beside_metrics(lines)
     companions = sorted({name for line in lines for name in line.first.companions})
     cost = ("kB", "time") if wide else ()
     table = Table(box=None, pad_edge=False)
@@ -175,7 +175,7 @@ def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
             number(metric, mean) + MARK * bool(line.missed),
             _interval(metric, line.score),
             f"{seeds} x {line.score.n}" if seeds > 1 else str(line.score.n),
-            *(number(m, sum(each.scores[m.name].mean for each in line.records) / seeds) for m in beside),
+            *(number(m, line.means[m.name]) if m.name in line.means else "" for m in beside),
             *(_gain(record, mean, companion) for companion in companions),
             *(_cost(record) if wide else ()),
             # A run goes by the beginning of its fingerprint, too.
@@ -183,6 +183,12 @@ def _ranking_table(lines: Sequence[Line], *, wide: bool) -> Table:
             + (f" and {seeds - 1} other{'s' * (seeds > 2)}" if seeds > 1 else ""),
         )
     return table
+
+
+def beside_metrics(lines: Sequence[Line]) -> list[Metric]:
+    """Return the metrics that stand beside the one that ranks, in any line; not all are scored under attack."""
+    metrics = {m.name: m for line in lines for m in line.first.metrics if m.beside and m.name in line.means}
+    return list(metrics.values())
 
 
 def notes(lines: Sequence[Line]) -> Iterator[str]:

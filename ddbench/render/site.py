@@ -24,7 +24,7 @@ from ddbench.records.result import FULL_DATA, NO_ADAPTATION, RunResult
 from ddbench.records.store import artifact_path, curve_path
 from ddbench.render.charts import charts, javascript
 from ddbench.render.pictures import contact_sheet
-from ddbench.render.rankings import line_names, notes, title, title_parts
+from ddbench.render.rankings import beside_metrics, line_names, notes, title, title_parts
 from ddbench.render.tables import bounds, companion_remarks
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _ranking(
         "metric": metric.name,
         "percent": metric.unit == "share",
         "higher": metric.higher_is_better,
-        "beside": [other.name for other in record.metrics[1:] if other.beside and other.name in record.scores],
+        "beside": [other.name for other in beside_metrics(lines)],
         "notes": list(notes(lines)),
         "lines": entries,
     }

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from ddbench.contract.attack import attacks_named
 from ddbench.contract.metric import Metric, missed_thresholds
 from ddbench.contract.spec import Choice, Settings, Sweep
+from ddbench.records.attacks import AttackRecord
 from ddbench.records.columns import phrases
 from ddbench.records.result import NO_ADAPTATION, Artifact, Companion, RunFolder, RunResult
 from ddbench.records.stats import Score
@@ -94,6 +96,22 @@ def companion_remarks(metrics: Sequence[Metric], name: str, companion: Companion
     return remarks if name == NO_ADAPTATION else remarks + shortfalls(metrics, companion.metrics)
 
 
+def beside_lines(
+    metrics: Sequence[Metric],
+    scores: Mapping[str, Score],
+    companions: Mapping[str, Companion],
+    attacks: Sequence[AttackRecord],
+) -> Iterator[str]:
+    """Yield each metric beside the one that ranks, with the means of companions in it, and the budgets of attacks."""
+    for metric in metrics:
+        if metric.beside and metric.name in scores:
+            means = {name: companion.metrics.get(metric.name) for name, companion in companions.items()}
+            others = "".join(f"; {name} {number(metric, mean)}" for name, mean in means.items() if mean is not None)
+            yield f"{metric.name}  {score_text(metric, scores[metric.name])}{others}"
+    for attack in attacks:
+        yield f"{attack}"
+
+
 def fairness_lines(scores: Mapping[str, float]) -> Iterator[str]:
     """Yield IOR, HLR and LRS where all three apply."""
     if "LRS" in scores:
@@ -169,9 +187,8 @@ def _score_in_context(result: RunResult) -> Iterator[str]:
         yield f"  {line}"
     for line in fairness_lines(fairness_of(result)):
         yield f"  {line}"
-    for metric in result.metrics:
-        if metric.beside and metric.name in result.scores:
-            yield f"  {metric.name}  {score_text(metric, result.scores[metric.name])}"
+    for line in beside_lines(result.metrics, result.scores, result.companions, result.attacks):
+        yield f"  {line}"
     if result.protocol.selected != "nothing":
         yield f"  selected: {result.protocol.selected}"
     passes = f" ({loop.passes:,} passes)" if loop.passes else ""
@@ -255,6 +272,7 @@ def plan_lines(planned: "DryRun") -> Iterator[str]:
         "objective": named(spec.objective),
         "budget": f"{spec.images_per_class} images per class, {spec.steps} steps x {spec.epochs} epochs",
         "scoring": f"{spec.protocol} on {spec.eval_networks} networks",
+        **({"attacks": "; ".join(map(str, attacks_named(spec.attack)))} if spec.attack else {}),
         "seed": str(spec.seed),
         "memory": memory,
         "time limit": duration(spec.time_limit) if spec.time_limit else "none",

@@ -112,7 +112,7 @@ def plan(catalog: Catalog, tiny: Tiny, method: Component) -> Plan:
     choices = {"network": network_choice, "eval_network": network_choice, "init": init_choice, "eval_init": init_choice}
     decided = {**choices, "objective": objective_choice, "images_per_class": tiny.images_per_class}
     settings = Settings.model_validate({**asked.model_dump(), **decided})
-    shared = EvaluationPlan(settings, REPLAY_V1, dataset, network, network, objective, init, init, None)
+    shared = EvaluationPlan(settings, REPLAY_V1, dataset, network, network, objective, init, init, None, None)
     return plan_method(shared, method, {})
 
 
