@@ -109,7 +109,9 @@ def test_metrics_of_networks_that_score_otherwise_are_not_added(ddbench, tmp_pat
     scored = ddbench("evaluate", made["run_dir"], "--attack", "pgd")
     assert scored.code == 0
     assert "No row for the attacks: networks score otherwise here than in the record." in scored.err
-    assert "attacks" not in record_of(tmp_path)["scores"]
+    elsewhere = ddbench("evaluate", made["run_dir"], "--network", "mlp", "--attack", "pgd")
+    assert "No row for the attacks: the scoring is not that of the run." in elsewhere.err
+    assert record_of(tmp_path)["attacks"] == []
     assert json.loads(path.read_text())["attacks"] == []
     assert with_attacks_of(record, record) is record
 

@@ -714,12 +714,10 @@ def test_a_set_of_other_classes_is_refused_before_anything_is_scored(ddbench, ar
     result = ddbench(*own, "--json")
     assert result.code == 0, result.err
     assert result.json()["others"] == []
-    for flag in ("--dataset", "--also-on"):
+    for flag, source in (("--dataset", "own.safetensors"), ("--also-on", "digits")):
         refused = ddbench(*own, flag, "fashion_mnist")
-        assert (
-            refused.code == 2
-            and "label 0 is '0' in own.safetensors and 'T-shirt' in fashion_mnist" in refused.message()
-        )
+        assert refused.code == 2
+        assert f"label 0 is '0' in {source} and 'T-shirt' in fashion_mnist" in refused.message()
         assert "Scoring" not in refused.err
     for classes, message in (("1023456789", "label 0 is '1'"), ("012345678", "label 9 is no class")):
         assert message in ddbench(*artefact(tuple(classes))).message()

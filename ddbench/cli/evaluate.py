@@ -183,7 +183,7 @@ def evaluate(
             others += [{opened.dataset_field: name} for name in _names(also_on)]
             others += [{"protocol": name} for name in _names(also_under)]
             places = scoring_places(opened, spec, others, catalog)
-            adds = cross_network or also_on or also_under or spec.attack
+            adds = cross_network or also_on or also_under or attack
             to = leaderboards if adds and opened.network_field == "eval_network" else None
             scored, skipped = evaluate_places(opened, places, catalog, reporter, to)
         if as_json:

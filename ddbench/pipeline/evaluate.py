@@ -86,8 +86,8 @@ def evaluate_places(
 
     A score of a run's set on another network, on the test split of another dataset or under another protocol is added
     to `leaderboards`, where they are given, as the row of a run with that `eval_network`, `eval_dataset` or `protocol`.
-    Metrics under attack are added to the row and
-    the folder of the run. Raises `DdbenchError` where the set cannot be scored at the first place.
+    Metrics under attack are added to the row and the folder of the run. Raises `DdbenchError` where the set cannot be
+    scored at the first place.
     """
     scored: list[tuple[Prepared, Scores]] = []
     skipped: list[dict[str, str]] = []
@@ -108,7 +108,8 @@ def evaluate_places(
         elsewhere = place.keys() & {opened.network_field, opened.dataset_field, "protocol"}
         if leaderboards is not None and (elsewhere or prepared.attacks):
             try:
-                _add_row(opened, prepared, scores, time.monotonic() - started, leaderboards, reporter)
+                seconds = time.monotonic() - started
+                _add_row(opened, prepared, scores, seconds, leaderboards, reporter, elsewhere=bool(elsewhere))
             except DdbenchError as error:
                 where = ", ".join(place.values()) or "the attacks"
                 reporter.say(f"No row for {where}: {error.message} {error.hint}")
@@ -116,11 +117,19 @@ def evaluate_places(
 
 
 def _add_row(
-    opened: OpenedSet, prepared: Prepared, scores: Scores, seconds: float, leaderboards: Path, reporter: Reporter
+    opened: OpenedSet,
+    prepared: Prepared,
+    scores: Scores,
+    seconds: float,
+    leaderboards: Path,
+    reporter: Reporter,
+    *,
+    elsewhere: bool,
 ) -> None:
-    """Add the row of a run's set on another network, dataset or protocol, or metrics under attack to the run's row.
+    """Add the row of a run's set that is scored `elsewhere`: on another network, dataset or protocol.
 
-    Raises `DdbenchError` with the reason where there can be none.
+    Where it is scored as in the run, metrics under attack are added to the run's own row. Raises `DdbenchError` with
+    the reason where there can be no row.
     """
     folder = RunFolder(opened.path.parent)
     record = folder.read_result() if opened.path == folder.artifact else None
@@ -132,6 +141,10 @@ def _add_row(
     if settings.fingerprint == record.fingerprint:
         _add_attacks(folder, record, prepared, scores, leaderboards, reporter)
         return
+    if not elsewhere:
+        raise UsageError(
+            "the scoring is not that of the run.", "Leave the other options out; --cross-network and the like add rows."
+        )
     if settings.distillation.fingerprint != record.settings.distillation.fingerprint:
         raise UsageError(
             "more than the network, the test data and the protocol differs from the run.",
