@@ -86,6 +86,20 @@ def test_the_usual_view_is_that_of_most_lines():
     assert network_of(scored(0.5, protocol="knn/v1", network="one")) == ""
 
 
+def test_learned_images_decide_the_usual_view_before_the_number_of_lines():
+    chosen = [scored(0.5, protocol="a/v1", network="one", method=name, outer_steps=0) for name in ("x", "y", "z")]
+    learned = scored(0.5, protocol="a/v1", network="two", method="w", outer_steps=10)
+    assert usual(groups([*chosen, learned])) == ("a/v1", "two")
+
+
+def test_an_architecture_is_named_with_its_options_in_one_order():
+    names = {
+        network_of(scored(0.5, network="convnet", network_options=options))
+        for options in ('{"width": 16, "depth": 3}', '{"depth": 3, "width": 16}')
+    }
+    assert names == {"convnet(depth=3, width=16)"}
+
+
 @pytest.mark.slow
 def test_the_terminal_shows_the_matrix_then_the_largest_ranking(ddbench, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")

@@ -66,7 +66,7 @@ def leaderboard(
             if (dataset is None or (record.dataset and record.dataset.name.split("@")[0] == dataset.split("@")[0]))
             and method in (None, record.settings.method.name)
             and protocol in (None, record.settings.protocol)
-            and network in (None, network_of(record))
+            and network in (None, network_of(record), network_of(record).partition("(")[0])
         ]
         figures = [f for f in published(leaderboards) if dataset in (None, f.dataset) and method in (None, f.method)]
         filtered = bool(dataset or method or protocol or network)
@@ -114,7 +114,7 @@ def _print_rankings(records: "list[RunResult]", *, in_full: bool) -> None:
         {f"--protocol {lines[0].first.settings.protocol}" for lines in rankings} - {f"--protocol {protocol}"}
     )
     networks = {network_of(lines[0].first) for lines in rankings} - {network, ""}
-    others += [f"--network {name}" for name in sorted(networks)]
+    others += [f"--network '{name}'" if "(" in name else f"--network {name}" for name in sorted(networks)]
     count = len(rankings) - 1
     typer.echo(f"{count} more ranking{'s' * (count != 1)}: add --dataset NAME or --method NAME.")
     if others:

@@ -45,6 +45,10 @@ class Choice(_Frozen):
         """Return the choice of a bare name or a mapping of the fields."""
         return cls.model_validate(_from_name(value))
 
+    def __str__(self) -> str:
+        options = ", ".join(f"{key}={value}" for key, value in self.options.items() if value is not None)
+        return f"{self.name}({options})" if options else self.name
+
 
 def parse_choice(part: str, value: object) -> Choice:
     """Return the choice of a plain value: a name, or a mapping of the fields.

@@ -117,19 +117,36 @@ def _place(ranking: Sequence[Line]) -> tuple[object, ...]:
 
 
 def network_of(record: RunResult) -> str:
-    """Return the name of the architecture that scored; empty under a protocol that uses none."""
-    return "" if "eval_network" in ignored_fields(record) else record.settings.eval_network.name
+    """Return the architecture that scored, such as `convnet(width=16)`; empty under a protocol that uses none.
+
+    Options are in the order of the alphabet: old records hold them in another order than new ones.
+    """
+    if "eval_network" in ignored_fields(record):
+        return ""
+    network = record.settings.eval_network
+    return str(network.model_copy(update={"options": dict(sorted(network.options.items()))}))
 
 
 def usual(rankings: Iterable[Sequence[Line]]) -> tuple[str, str]:
-    """Return the protocol of most lines, and the network of most of its lines; empty for no lines."""
+    """Return the protocol of most lines, and the network of most of its lines; empty for no lines.
+
+    Lines of methods that take outer steps count first: there are more ways to choose real images than to distil them,
+    and the board is one of distillation.
+    """
     counts: Counter[tuple[str, str]] = Counter()
-    protocols: Counter[str] = Counter()
+    learned: Counter[tuple[str, str]] = Counter()
     for ranking in rankings:
         record = ranking[0].first
-        protocols[record.settings.protocol] += len(ranking)
-        counts[record.settings.protocol, network_of(record)] += len(ranking)
-    if not protocols:
+        pair = record.settings.protocol, network_of(record)
+        counts[pair] += len(ranking)
+        learned[pair] += sum(line.first.loop.steps > 0 for line in ranking)
+    if not counts:
         return "", ""
-    protocol = max(protocols, key=lambda name: (protocols[name], name))
-    return max((pair for pair in counts if pair[0] == protocol), key=lambda pair: (counts[pair], pair))
+
+    def of_protocol(name: str) -> tuple[int, int, str]:
+        own = [pair for pair in counts if pair[0] == name]
+        return sum(learned[pair] for pair in own), sum(counts[pair] for pair in own), name
+
+    protocol = max({name for name, _ in counts}, key=of_protocol)
+    of_its_own = (pair for pair in counts if pair[0] == protocol)
+    return max(of_its_own, key=lambda pair: (learned[pair], counts[pair], pair))

@@ -17,7 +17,7 @@ from ddbench.records.matrix import Cell, Matrix, baselines, network_of
 from ddbench.records.ranking import Line, ignored_fields, ranks
 from ddbench.records.result import NO_ADAPTATION, TIME_LIMIT, RunResult
 from ddbench.records.stats import Difference, Score
-from ddbench.render.tables import bounds, distilling, kilobytes, named, number, points, shortfalls
+from ddbench.render.tables import bounds, distilling, kilobytes, number, points, shortfalls
 
 MARK = "†"
 """Mark of a figure whose row or companion misses a threshold; notes below the table say which."""
@@ -140,10 +140,10 @@ def title_parts(record: RunResult) -> list[str]:
     if "steps" not in ignored:
         parts.append(f"{settings.steps} x {settings.epochs} steps")
     if "eval_network" not in ignored:
-        parts.append(f"{named(settings.eval_network)} from {settings.eval_init.name}")
+        parts.append(f"{network_of(record)} from {settings.eval_init.name}")
     parts.append(settings.protocol)
     if settings.objective.name != Settings.model_fields["objective"].default.name:
-        parts.append(named(settings.objective))
+        parts.append(str(settings.objective))
     parts += phrases(record)
     return parts + ([f"target {settings.target.name}"] if settings.target else [])
 
@@ -239,8 +239,8 @@ def line_names(lines: Sequence[Line]) -> list[str]:
         {
             **_ignored(line.first),
             **line.first.settings.method.options,
-            "network": named(line.first.settings.network),
-            "init": named(line.first.settings.init),
+            "network": str(line.first.settings.network),
+            "init": str(line.first.settings.init),
             "from": line.first.method_source.rpartition("@")[2],
             "pools": line.first.pretrained,
         }
@@ -263,7 +263,7 @@ def _ignored(record: RunResult) -> dict[str, object]:
     for name in ("eval_network", "eval_init"):
         # Scored as it was distilled: the network and the init say it already.
         if name in ignored and getattr(settings, name) != getattr(settings, name.removeprefix("eval_")):
-            facts[name] = named(getattr(settings, name))
+            facts[name] = str(getattr(settings, name))
     return facts
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ddbench.contract.attack import attacks_named
 from ddbench.contract.metric import Metric, missed_thresholds
-from ddbench.contract.spec import Choice, Settings, Sweep
+from ddbench.contract.spec import Settings, Sweep
 from ddbench.records.attacks import AttackRecord
 from ddbench.records.columns import phrases
 from ddbench.records.result import NO_ADAPTATION, Artifact, Companion, RunFolder, RunResult
@@ -228,21 +228,15 @@ def published_lines(experiment: "Experiment", result: RunResult) -> Iterator[str
 
 def inits(settings: Settings) -> str:
     """Return the init distribution, and that of scoring where it is another."""
-    init, scored = named(settings.init), named(settings.eval_init)
+    init, scored = str(settings.init), str(settings.eval_init)
     return init if settings.eval_init == settings.init else f"{init}, scored from {scored}"
 
 
 def setting(settings: Settings) -> str:
     """Return `mlp from random, 1 x 3 steps, replay/v1`."""
-    network, steps = named(settings.network), f"{settings.steps} x {settings.epochs} steps"
+    network, steps = str(settings.network), f"{settings.steps} x {settings.epochs} steps"
     split = "" if settings.split == "test" else f" on the {settings.split} slice"
     return f"{network} from {inits(settings)}, {steps}, {settings.protocol}{split}"
-
-
-def named(choice: Choice) -> str:
-    """Return `convnet(width=32)`."""
-    options = ", ".join(f"{key}={value}" for key, value in choice.options.items() if value is not None)
-    return f"{choice.name}({options})" if options else choice.name
 
 
 def planned_data(planned: "DryRun") -> str:
@@ -264,12 +258,12 @@ def plan_lines(planned: "DryRun") -> Iterator[str]:
         memory = "not known yet" if planned.missing else "not looked at"
     yield f"Would skip this run: {planned.skipped}" if planned.skipped else "Would run:"
     for key, value in {
-        "method": named(spec.method),
+        "method": str(spec.method),
         **({"recipe": planned.recipe} if planned.recipe else {}),
         "data": planned_data(planned),
-        "network": named(spec.network),
+        "network": str(spec.network),
         "init": inits(spec),
-        "objective": named(spec.objective),
+        "objective": str(spec.objective),
         "budget": f"{spec.images_per_class} images per class, {spec.steps} steps x {spec.epochs} epochs",
         "scoring": f"{spec.protocol} on {spec.eval_networks} networks",
         **({"attacks": "; ".join(map(str, attacks_named(spec.attack)))} if spec.attack else {}),
