@@ -52,11 +52,6 @@ const read = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)
 const address = changes => "#" + new URLSearchParams(Object.entries({...state, run: "", at: "", ...changes}).filter(([, value]) => value)).toString();
 const go = changes => { location.hash = address(changes); };
 
-function mostLines(of, rankings) {
-  const counts = new Map();
-  for (const r of rankings) counts.set(of(r), (counts.get(of(r)) ?? 0) + r.lines.length);
-  return [...counts].sort((a, b) => b[1] - a[1])[0]?.[0];
-}
 // The filters with a value each: what an address from elsewhere asks for and no row has, filters nothing.
 function chosen() {
   const values = {};
@@ -64,7 +59,7 @@ function chosen() {
   const within = data.rankings.filter(r => r.protocol === values.protocol);
   for (const [key, , of] of FILTERS.slice(1)) {
     const known = within.some(r => of(r) === state[key]);
-    values[key] = known || state[key] === ANY ? state[key] : key === "network" ? mostLines(of, within) : ANY;
+    values[key] = known || state[key] === ANY ? state[key] : key === "network" ? data.usual.networks[values.protocol] || "none" : ANY;
   }
   return values;
 }

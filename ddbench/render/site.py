@@ -55,10 +55,15 @@ def write_site(
         loader=jinja2.PackageLoader("ddbench.render", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     rankings = Matrix.build(groups(records)).rankings
-    protocol, network = usual(rankings)
+    by_protocol: dict[str, list[Sequence[Line]]] = {}
+    for lines in rankings:
+        by_protocol.setdefault(lines[0].first.settings.protocol, []).append(lines)
     methods = sorted({record.settings.method.name for record in records})
     content = {
-        "usual": {"protocol": protocol, "network": network},
+        "usual": {
+            "protocol": usual(rankings)[0],
+            "networks": {protocol: usual(own)[1] for protocol, own in by_protocol.items()},
+        },
         "rankings": [_ranking(lines, records, leaderboards, catalog, beside) for lines in rankings],
         "published": [figure.model_dump() for figure in published],
         "methods": {name: card for name in methods if (card := _card(name, catalog)) is not None},
