@@ -15,6 +15,7 @@ from ddbench.engine.fit import Recipe, train_each
 from ddbench.engine.stacks import stack_size
 from ddbench.protocols import PROTOCOLS
 from ddbench.unroll import SGD, Adam, Checkpoint, Recompute, Reverse, Store, choose_engine, loss_on, meta_gradient
+from tests.doubled import double
 
 NETS = 3
 ACCELERATOR = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
@@ -107,30 +108,6 @@ def test_steps_of_adam_with_own_rows_and_views(make_prepared, monkeypatch):
         assert_close(getattr(stacked, part), getattr(single, part))
     for name, value in single.start.items():
         assert_close(stacked.start[name], value)
-
-
-def double(setting):
-    """Return a setting whose networks and data are float64."""
-    module = setting.module.double()
-
-    def networks(side, generator):
-        drawn = setting.networks(side, generator)
-
-        class Doubled:
-            def sample(self, n):
-                state = drawn.sample(n)
-                return State(*({k: t.double() for k, t in part.items()} for part in (state.params, state.buffers)))
-
-        return Doubled()
-
-    def full_data(patience):
-        return [State({k: t.double() for k, t in s.params.items()}, s.buffers) for s in setting.full_data(patience)]
-
-    examples = (dataclasses.replace(part, inputs=part.inputs.double()) for part in (setting.validation, setting.test))
-    validation, test = examples
-    return dataclasses.replace(
-        setting, module=module, networks=networks, full_data=full_data, validation=validation, test=test
-    )
 
 
 @pytest.mark.slow
