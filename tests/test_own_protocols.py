@@ -3,17 +3,21 @@
 import dataclasses
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import ddbench
+from ddbench import ExampleSet
 from ddbench.contract.observer import Silent
 from ddbench.contract.sets import DistilledSet
 from ddbench.contract.spec import RunSpec
 from ddbench.engine.kernels import relu_ntk
 from ddbench.errors import UsageError
+from ddbench.pipeline import baselines
 from ddbench.pipeline.plan import plan_run
 from ddbench.protocols import PROTOCOLS, get_protocol, protocol_hash, protocol_of
 from ddbench.protocols.krr import KRR_V1
@@ -39,6 +43,26 @@ def test_the_rate_of_the_set_is_the_rate_of_training(make_prepared):
     assert scalar.scores["loss"] == pytest.approx(expected.scores["loss"], rel=1e-5)
     with pytest.raises(UsageError, match="needs the rate of the set"):
         short.evaluate([real(prepared)], prepared.setting, 2, Silent())
+
+
+def test_companions_bring_no_rate_and_train_at_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DDBENCH_CACHE", str(tmp_path))
+    (tmp_path / "short.toml").write_text('rate = "set"\nepochs = 100\n')
+    spec = RunSpec(
+        method="dm", network="linear", images_per_class=2, eval_networks=2, protocol=f"file:{tmp_path / 'short.toml'}"
+    )
+
+    def choose(examples: ExampleSet) -> DistilledSet:
+        return DistilledSet(examples.inputs[None, :20], examples.labels[None, :20], torch.tensor(0.03))
+
+    def scored() -> float:
+        _, scores = ddbench.evaluate(choose, spec)
+        return scores.companions["random_subset"].mean
+
+    assert scored() > 0.4
+    monkeypatch.setattr(baselines, "RATE", 1e-9)
+    shutil.rmtree(tmp_path / "companions")
+    assert scored() < 0.2
 
 
 def test_kernel_regression_against_linear_algebra(make_prepared):

@@ -44,7 +44,8 @@ def _read(source: Source) -> ReleasedSet:
     images, labels = (torch.cat([step[i].detach() for step in content[:steps]]) for i in (0, 1))
     released = ReleasedSet.checked(source.path, images, labels)
     return replace(released, steps=steps, lrs=rates.view(-1, steps)).noting(
-        f"The file has {len(content)} gradient steps: {steps} batches, {len(content) // steps} times in order."
+        f"The file has {len(content)} gradient steps: {steps} batch{'' if steps == 1 else 'es'}, "
+        f"{len(content) // steps} times in order."
     )
 
 

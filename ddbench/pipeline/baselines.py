@@ -35,6 +35,8 @@ from ddbench.records.stats import summarise
 CHOOSING_NETWORKS = 5
 FORM = "companion/2"
 """Form of the files in the cache; those of an earlier form lack the label regime and are computed again."""
+RATE = 0.01
+"""Rate that students of companions train at where sets bring their own: that of train-dsa/v1."""
 PATIENCE = 60
 """Seconds that networks are trained on the full data for unasked."""
 
@@ -239,6 +241,8 @@ def _distil(prepared: Prepared, method: Component, seed: int) -> DistilledSet:
         task = prepared.task(run.generator)
         distilled: DistilledSet = method.call(plan.settings.method.options, task, run)
         distilled.validate(task)
+    if prepared.plan.protocol.rate_of_set and distilled.lrs is None:
+        distilled = replace(distilled, lrs=torch.tensor(RATE))
     return prepared.decoded(distilled)
 
 

@@ -106,6 +106,11 @@ class Protocol(Structural):
         ...
 
     @property
+    def rate_of_set(self) -> bool:
+        """True where networks train at the rate that the set brings, without which it is refused."""
+        ...
+
+    @property
     def ignores(self) -> frozenset[str]:
         """Fields of the settings that the score of a set does not depend on, so that rankings leave them out."""
         ...

@@ -36,6 +36,7 @@ class Knn:
     teacher: bool = False
     operations: tuple[str, ...] = ()
     stored: bool = False
+    rate_of_set: bool = False
     ignores: frozenset[str] = frozenset({"steps", "epochs", "eval_network", "eval_init"})
 
     @property

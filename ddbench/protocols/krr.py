@@ -32,6 +32,7 @@ class Krr:
     teacher: bool = False
     operations: tuple[str, ...] = ()
     stored: bool = False
+    rate_of_set: bool = False
     ignores: frozenset[str] = frozenset({"steps", "epochs", "eval_network", "eval_init"})
 
     @property

@@ -60,6 +60,7 @@ class Replay:
     teacher: bool = False
     operations: tuple[str, ...] = ()
     stored: bool = False
+    rate_of_set: bool = False
     ignores: frozenset[str] = frozenset()
     own_momentum: bool = False
 

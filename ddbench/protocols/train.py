@@ -115,6 +115,11 @@ class Train:
         return self.labels == "views"
 
     @property
+    def rate_of_set(self) -> bool:
+        """See `Protocol.rate_of_set`."""
+        return self.rate == "set"
+
+    @property
     def ignores(self) -> frozenset[str]:
         """See `Protocol.ignores`."""
         return frozenset({"steps", "epochs"})
@@ -181,11 +186,11 @@ class Train:
 
     def _base_rate(self, distilled: DistilledSet) -> float:
         """Return the rate before the schedule."""
-        return float(distilled.lrs.mean()) if distilled.lrs is not None and self.rate == "set" else float(self.rate)
+        return float(distilled.lrs.mean()) if distilled.lrs is not None and self.rate_of_set else float(self.rate)
 
     def _check(self, distilled: DistilledSet, setting: Setting) -> None:
         """Raise `UsageError` where a set or the objective does not go with this training."""
-        if self.rate == "set" and distilled.lrs is None:
+        if self.rate_of_set and distilled.lrs is None:
             raise UsageError(
                 f"{self.name} needs the rate of the set, and this set has none.",
                 "Score it under train-dsa/v1, which has a rate of its own; a released file takes --file-rate too.",
