@@ -53,14 +53,14 @@ def _peak_memory(
 
 
 TUNED = ("mnist", "fashion_mnist", "usps", "svhn", "cifar10")
-"""Datasets on which the defaults, which suit small images such as `digits`, diverge or do not begin to learn."""
+"""Datasets of larger images than `digits`, which the defaults suit; on MNIST they diverge in long runs."""
 
 
 def tuned(request: RecipeRequest) -> Mapping[str, Any]:
-    """Chosen for ddbench on validation images of MNIST and SVHN."""
+    """Chosen for ddbench on validation images of MNIST."""
     if request.dataset not in TUNED:
         return {}
-    return dict(outer_lr=0.02, start="means", clip=0.0, running_clip=2.0)
+    return dict(outer_lr=0.01, start="means", clip=0.1)
 
 
 @ddbench.method(peak_memory=_peak_memory, supports=shared.uneven_steps, recipe=tuned)

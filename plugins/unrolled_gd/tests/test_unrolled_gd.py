@@ -124,18 +124,18 @@ def test_the_papers_experiments_are_complete_specs_with_published_figures(catalo
 
 
 @pytest.mark.parametrize(
-    ("asked", "start", "running_clip"),
+    ("asked", "start", "clip"),
     [
-        ({"method": "unrolled_gd", "dataset": "svhn"}, "means", 2.0),
-        ({"method": "unrolled_gd", "dataset": "digits"}, "noise", 0.0),
-        ({"method": {"name": "unrolled_gd", "options": {"start": "noise"}}, "dataset": "svhn"}, "noise", 2.0),
+        ({"method": "unrolled_gd", "dataset": "svhn"}, "means", 0.1),
+        ({"method": "unrolled_gd", "dataset": "digits"}, "noise", 1.0),
+        ({"method": {"name": "unrolled_gd", "options": {"start": "noise"}}, "dataset": "svhn"}, "noise", 0.1),
         ({"experiment": "wang2018/mnist-random-10x3"}, "noise", 0.0),
     ],
 )
 def test_settings_follow_the_dataset_unless_they_are_named(
-    catalog: Catalog, asked: dict[str, Any], start: str, running_clip: float
+    catalog: Catalog, asked: dict[str, Any], start: str, clip: float
 ):
     name = asked.get("experiment")
     spec = RunSpec.parse(asked if name is None else catalog.experiment(name).spec)
     options = plan_run(spec, catalog).settings.method.options
-    assert options["start"] == start and options.get("running_clip", 0.0) == running_clip
+    assert options["start"] == start and options["clip"] == clip
