@@ -72,7 +72,7 @@ def load_tensors(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"{path} was not loaded: it does not hold tensors only, and could run code.",
-            "Where you trust it, load it in Python, and save its tensors alone with torch.save.",
+            "Where you trust it, load it in Python, and save its tensors alone, with torch.save or as safetensors.",
         ) from error
     except Exception as error:
         # A file of another kind can make the reader raise any type of exception.
