@@ -2,6 +2,7 @@
 
 import copy
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddbench import networks, unroll
+from ddbench.contract.observer import Silent
 from ddbench.contract.run import Run
 from ddbench.contract.state import State
 from ddbench.errors import Interrupted
@@ -43,6 +45,23 @@ def test_a_limit_stops_a_loop_and_schedules_end_with_it(tmp_path: Path):
         small_network()[0](torch.zeros(8, 1, 8, 8))
     assert (run.steps_done, run.passes, run.stopped_by) == (3, 24, "pass limit")
     assert shares == [0, 0.4, 0.8]
+
+
+def test_the_time_that_is_left_follows_the_limit(tmp_path: Path):
+    class Times(Silent):
+        def __init__(self) -> None:
+            self.left: list[float | None] = []
+
+        def progress(self, done, total, values, seconds_left) -> None:
+            self.left.append(seconds_left)
+
+    times = Times()
+    run = Run(tmp_path, most_passes=20, reporter=times)
+    for _ in run.loop(100_000, {}):
+        time.sleep(0.01)
+        small_network()[0](torch.zeros(8, 1, 8, 8))
+    # Two more steps after the first, none after the third; 100 000 would take a quarter of an hour.
+    assert 0.02 < times.left[0] < 60 and times.left[-1] == 0
 
 
 def test_interruptions_do_not_move_the_count(tmp_path: Path):

@@ -56,11 +56,13 @@ class Pace:
     def __init__(self) -> None:
         self._last = time.monotonic()
         self._step: float | None = None
+        self.steps = 0
 
     def tick(self) -> None:
         """Count one more step."""
         now = time.monotonic()
         took, self._last = now - self._last, now
+        self.steps += 1
         self._step = took if self._step is None else self._step + 0.1 * (took - self._step)
 
     def left(self, steps: int) -> float | None:

@@ -196,7 +196,7 @@ class Run:
             return
         if self._rollback_loop != self._current or self._rollback_point is None:
             self._rollback_point, self._rollback_loop = start, self._current
-        step, pace = start.step, Pace()
+        step, pace, passes_before = start.step, Pace(), self.passes
         if step:
             self.say(f"Resumed at outer step {step} of {total}.")
         with self._interrupts.waiting(), self._taking(share):
@@ -222,7 +222,7 @@ class Run:
                     continue
                 self._record(step - 1, total)
                 pace.tick()
-                self._report(step, total, pace)
+                self._report(step, total, pace, passes_before)
                 if step % SNAPSHOT_EVERY == 0:
                     self._rollback_point = self._snapshot(step, state)
                 if self._interrupts.count or self._checkpoint_is_cheap():
@@ -325,8 +325,12 @@ class Run:
         self._loops[self._current], self._rollback_point = last, None
         self._save()
 
-    def _report(self, step: int, total: int, pace: Pace) -> None:
-        left = pace.left(total - step)
+    def _report(self, step: int, total: int, pace: Pace, passes_before: int) -> None:
+        steps_left = total - step
+        if self._most_passes is not None and self.passes > passes_before:
+            each = (self.passes - passes_before) / pace.steps
+            steps_left = min(steps_left, math.ceil((self._most_passes - self.passes) / each))
+        left = pace.left(max(0, steps_left))
         if left is not None:
             left = min(left, self.time_left)
         self._reporter.progress(step, total, self._values, left)
