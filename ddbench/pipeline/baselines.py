@@ -29,14 +29,15 @@ from ddbench.pipeline.plan import plan_method, reason_to_skip
 from ddbench.pipeline.prepare import SMOKE_STEPS, Prepared
 from ddbench.protocols import Setting, label_regime
 from ddbench.protocols.base import better, finite
+from ddbench.protocols.train import TRAIN_DSA_V1
 from ddbench.records.result import BEST_CORESET, FULL_DATA, LABELLER, TEACHER, Companion
 from ddbench.records.stats import summarise
 
 CHOOSING_NETWORKS = 5
 FORM = "companion/2"
 """Form of the files in the cache; those of an earlier form lack the label regime and are computed again."""
-RATE = 0.01
-"""Rate that students of companions train at where sets bring their own: that of train-dsa/v1."""
+RATE = TRAIN_DSA_V1.rate
+"""Rate that students of companions train at where sets bring their own."""
 PATIENCE = 60
 """Seconds that networks are trained on the full data for unasked."""
 

@@ -147,7 +147,7 @@ def datm(
 
     The published figures use --whitening zca and the experts of FTD, trained with GSAM for flat trajectories; here they
     are those of MTT. They are the best of many evaluations on test data. The set brings its rate, so score it under
-    train-dsa-rate/v1, as published. Small settings, which took 9 minutes of a core with scoring and reached 36.8 %
+    train-dsa-rate/v1, as published. Small settings, which took 10 minutes of a core with scoring and reached 36.8 %
     (random images 23.6) under train/v1 on 13 500 images of CIFAR-10: --set network.width=32 --set experts=3 --set
     expert_epochs=15 --set span=4 --set first_max_start=4 --set max_start=8 --set image_lr=1000 --set label_lr=5 --set
     ema=0.9 --set inner_steps=20 --set rate=0.01 --set rate_lr=1e-7 --set batch=50 --set outer_steps=300.

@@ -91,8 +91,8 @@ def mtt(
     The published figures for 1 and 10 images of CIFAR-10 use --whitening zca. They are the best of many evaluations on
     test data, where ddbench takes the last images. Small settings, which took 12 minutes of a core with scoring and
     reached 35.0 % (random images 23.6) under train/v1 on 13 500 images of CIFAR-10: --set network.width=32 --set
-    experts=3 --set expert_epochs=15 --set span=4 --set max_start=6 --set inner_steps=20 --set rate=0.01 --set
-    rate_lr=1e-7 --set batch=50 --set outer_steps=300.
+    experts=3 --set expert_epochs=15 --set span=4 --set max_start=6 --set inner_steps=20 --set image_lr=1000 --set
+    rate=0.01 --set rate_lr=1e-7 --set batch=50 --set outer_steps=300.
     """
     trained = segments.open_experts(
         task, experts=experts, expert_epochs=expert_epochs, expert_lr=expert_lr, augment=augment, span=span

@@ -57,7 +57,7 @@ TUNED = ("mnist", "fashion_mnist", "usps", "svhn", "cifar10")
 
 
 def tuned(request: RecipeRequest) -> Mapping[str, Any]:
-    """Chosen for ddbench on validation images of MNIST."""
+    """Chosen for ddbench on validation images of MNIST; measured on those of USPS and Fashion-MNIST."""
     if request.dataset not in TUNED:
         return {}
     return dict(outer_lr=0.01, start="means", clip=0.1)
